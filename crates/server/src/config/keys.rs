@@ -1,0 +1,388 @@
+//! THE TABLE of configuration keys. From it come the defaults, the commented `trunkline.toml`, the reference in
+//! `docs/configuration.md`, the check for unknown keys, and what a reload can apply.
+//!
+//! A new key is one row here and one field in [`super::Config`]; a test fails when one of them is missing.
+
+use super::value::Kind;
+
+/// What it takes for a changed value to take effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Apply {
+    /// `trunkline reload` or SIGHUP.
+    Reload,
+    /// The server has to be started again.
+    Restart,
+}
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// The dotted name; `*` stands for a name that the operator chooses.
+    pub name: &'static str,
+    /// What the value looks like.
+    pub kind: Kind,
+    /// The default as TOML; `None`: no value, or (for `domain`) required.
+    pub default: Option<&'static str>,
+    /// What it takes for a change to take effect.
+    pub apply: Apply,
+    /// What it does, for the operator.
+    pub doc: &'static str,
+    /// A value for the reference, where there is no default.
+    pub example: Option<&'static str>,
+}
+
+const fn key(name: &'static str, kind: Kind) -> Key {
+    Key { name, kind, default: None, apply: Apply::Reload, doc: "", example: None }
+}
+
+impl Key {
+    const fn default(self, default: &'static str) -> Key {
+        Key { default: Some(default), ..self }
+    }
+    const fn restart(self) -> Key {
+        Key { apply: Apply::Restart, ..self }
+    }
+    const fn doc(self, doc: &'static str) -> Key {
+        Key { doc, ..self }
+    }
+    const fn example(self, example: &'static str) -> Key {
+        Key { example: Some(example), ..self }
+    }
+
+    /// Whether the path (already split into its segments) is this key.
+    pub(crate) fn matches(&self, path: &[String]) -> bool {
+        let mut names = self.name.split('.');
+        path.iter().all(|segment| names.next().is_some_and(|name| name == "*" || name == segment))
+            && names.next().is_none()
+    }
+
+    /// The section it stands in, `""` at the top: everything before the last segment.
+    pub(crate) fn section(&self) -> &'static str {
+        self.name.rsplit_once('.').map_or("", |(section, _)| section)
+    }
+
+    /// The last segment.
+    pub(crate) fn leaf(&self) -> &'static str {
+        self.name.rsplit_once('.').map_or(self.name, |(_, leaf)| leaf)
+    }
+}
+
+/// The row for a path, if there is one.
+pub fn find(path: &[String]) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.matches(path))
+}
+
+/// The sections with their heading text, in the order of the file.
+pub const SECTIONS: &[(&str, &str)] = &[
+    ("", "The provider itself"),
+    ("tls", "The certificate. One certificate may cover several domains; a host may have its own."),
+    (
+        "hosts.*",
+        "Further domains on this server, one table each: [hosts.\"example.net\"]. An empty table is enough.",
+    ),
+    ("clients", "Where the provider's own users connect"),
+    ("accounts", "Who may have an account"),
+    (
+        "federation",
+        "Other providers' servers. They have their own listeners, threads and budgets, so that no flood from outside touches your users.",
+    ),
+    ("federation.routes", "Where a peer domain is reached, instead of asking DNS"),
+    ("federation.domains.*", "Exceptions for one peer domain: [federation.domains.\"peer.example\"]"),
+    ("components", "External components (XEP-0114): gateways and services in programs of their own"),
+    ("components.entries.*", "One table for each component: [components.entries.\"gateway.example.org\"]"),
+    ("web", "Metrics and health over HTTP"),
+    ("store", "Where everything that must survive is kept"),
+    (
+        "limits",
+        "Bounds for everything that others can make grow. The defaults suit a provider with some thousand users on a small machine.",
+    ),
+    ("log", "What the server writes about itself. Never message content, never passwords."),
+    ("contact", "Whom to contact about this server (XEP-0157), published to everybody"),
+];
+
+use Kind::{
+    Addresses, Allow, Bool, Bytes, Domain, Duration, Int, Listen, OneOf, Path, Route, Secret, StoreUrl,
+    Table, Text, Uris,
+};
+
+/// Every key.
+pub const KEYS: &[Key] = &[
+    // --- the provider
+    key("domain", Domain).restart().example("\"example.org\"").doc("The domain in your users' addresses. Required."),
+    key("data_dir", Path).restart().default("\"data\"").doc("The directory for the database and the control socket."),
+    // --- certificates
+    key("tls.certificate", Path).example("\"/etc/letsencrypt/live/example.org/fullchain.pem\"").doc(
+        "The certificate with its chain, PEM. The files are read again on reload, without dropping a connection.",
+    ),
+    key("tls.key", Path)
+        .example("\"/etc/letsencrypt/live/example.org/privkey.pem\"")
+        .doc("The private key of the certificate, PEM. Readable by the server only."),
+    // --- further domains
+    key("hosts.*", Table).restart().doc("A further domain."),
+    key("hosts.*.certificate", Path)
+        .example("\"/etc/letsencrypt/live/example.net/fullchain.pem\"")
+        .doc("This domain's own certificate; without it tls.certificate must cover the domain."),
+    key("hosts.*.key", Path)
+        .example("\"/etc/letsencrypt/live/example.net/privkey.pem\"")
+        .doc("The private key of this domain's own certificate."),
+    // --- clients
+    key("clients.listen", Listen).restart().default("[\"[::]:5222\"]").doc("Addresses for clients with STARTTLS."),
+    key("clients.listen_tls", Listen)
+        .restart()
+        .default("[\"[::]:5223\"]")
+        .doc("Addresses for clients with TLS from the first byte (direct TLS, XEP-0368)."),
+    key("clients.tls", OneOf(&["required", "optional"])).restart().default("\"required\"").doc(
+        "Whether clients on clients.listen must use TLS. \"optional\" is for tests: it is accepted only when every address of clients.listen is loopback.",
+    ),
+    key("clients.threads", Int(0, 256))
+        .restart()
+        .default("0")
+        .doc("Worker threads for clients and all inside traffic; 0 means one for each processor."),
+    key("clients.max_connections", Int(1, i64::MAX))
+        .default("20000")
+        .doc("Connections at most. Beyond it new ones are closed at once."),
+    key("clients.max_connections_per_address", Int(1, i64::MAX)).default("500").doc(
+        "Connections at most from one address (IPv6: one /64). Households, schools and mobile networks share addresses.",
+    ),
+    key("clients.max_sessions_per_account", Int(1, 1000))
+        .default("20")
+        .doc("Devices of one account that are connected at once."),
+    key("clients.login_timeout", Duration)
+        .default("\"60 s\"")
+        .doc("How long a connection may take until it has logged in."),
+    key("clients.login_failures_per_address", Int(1, i64::MAX))
+        .default("60")
+        .doc("Failed logins from one address within 10 minutes, before further attempts are refused."),
+    key("clients.login_failures_per_account", Int(1, i64::MAX))
+        .default("20")
+        .doc("Failed logins to one account within 10 minutes, before further attempts are refused."),
+    key("clients.idle_check", Duration).default("\"5 min\"").doc(
+        "A connection silent for this long is asked whether it is still there, and closed when no answer comes for a minute.",
+    ),
+    key("clients.resume_timeout", Duration)
+        .default("\"10 min\"")
+        .doc("How long a session waits for a client whose connection broke (XEP-0198)."),
+    // --- accounts
+    key("accounts.admins", Addresses)
+        .default("[]")
+        .example("[\"me@example.org\"]")
+        .doc("Administrators: accounts on this server that may use the administration commands."),
+    key("accounts.registration", OneOf(&["closed", "invite", "open"])).default("\"closed\"").doc(
+        "Who may make an account from a client. \"open\" attracts spammers within days; prefer \"invite\".",
+    ),
+    key("accounts.registrations_per_address", Int(1, i64::MAX))
+        .default("3")
+        .doc("New accounts from one address (IPv6: one /64) within an hour."),
+    key("accounts.invite_lifetime", Duration).default("\"7 days\"").doc("How long an invitation can be used."),
+    key("accounts.password_iterations", Int(4096, 10_000_000)).default("10000").doc(
+        "The work factor of stored passwords (SCRAM, PBKDF2). Clients do this work at each login. Applies when a password is set.",
+    ),
+    // --- federation
+    key("federation.listen", Listen)
+        .restart()
+        .default("[\"[::]:5269\"]")
+        .doc("Addresses for other servers with STARTTLS."),
+    key("federation.listen_tls", Listen)
+        .restart()
+        .default("[\"[::]:5270\"]")
+        .doc("Addresses for other servers with TLS from the first byte (direct TLS, XEP-0368)."),
+    key("federation.enabled", Bool).default("true").doc(
+        "false cuts the outside off: no stream to or from another domain, while everything inside goes on.",
+    ),
+    key("federation.trust", Path)
+        .example("\"/etc/trunkline/partners.pem\"")
+        .doc("A PEM file with further root certificates for other servers, beside the system's."),
+    key("federation.dialback", Allow).default("true").doc(
+        "Whether a server without a certificate for its domain may prove the domain by dialback (XEP-0220). TLS is required in any case.",
+    ),
+    key("federation.allow_private", Bool).default("false").doc(
+        "Whether to connect to private and loopback addresses that DNS gives for a peer. Routes are not affected.",
+    ),
+    key("federation.threads", Int(0, 256))
+        .restart()
+        .default("0")
+        .doc("Worker threads for federation; 0 means one for each two processors."),
+    key("federation.max_connections", Int(1, i64::MAX)).default("5000").doc("Incoming connections at most."),
+    key("federation.max_connections_per_address", Int(1, i64::MAX))
+        .default("100")
+        .doc("Incoming connections at most from one address (IPv6: one /64)."),
+    key("federation.handshake_timeout", Duration)
+        .default("\"60 s\"")
+        .doc("How long an incoming stream may take to prove a domain."),
+    key("federation.connect_timeout", Duration)
+        .default("\"30 s\"")
+        .doc("How long an attempt to reach a peer may take, with all its addresses, until it counts as failed."),
+    key("federation.retry_max", Duration)
+        .default("\"15 min\"")
+        .doc("The longest pause between two attempts to reach a peer."),
+    key("federation.idle_timeout", Duration)
+        .default("\"15 min\"")
+        .doc("A stream without stanzas for this long is closed."),
+    key("federation.ping_interval", Duration)
+        .default("\"2 min\"")
+        .doc("How often a silent stream is tested with a whitespace ping."),
+    key("federation.queue_stanzas", Int(1, i64::MAX))
+        .default("1000")
+        .doc("Stanzas to one peer domain that wait in memory, at most."),
+    key("federation.queue_bytes", Bytes)
+        .default("\"4 MB\"")
+        .doc("Bytes to one peer domain that wait in memory, at most."),
+    key("federation.queue_kept", Int(1, i64::MAX))
+        .default("20000")
+        .doc("Messages to one peer domain that wait on disk, at most. Beyond it senders get an error at once."),
+    key("federation.queue_age", Duration)
+        .default("\"2 days\"")
+        .doc("How long a message waits for a peer that can't be reached, before its sender gets an error."),
+    key("federation.routes.*", Route)
+        .example("\"192.0.2.7:5269\"")
+        .doc("host:port of the peer domain, or \"tls://host:port\" for direct TLS. The certificate is checked as always."),
+    key("federation.domains.*", Table).doc("Exceptions for one peer domain."),
+    key("federation.domains.*.dialback", Allow)
+        .example("false")
+        .doc("Overrides federation.dialback for this domain."),
+    key("federation.domains.*.block", Bool)
+        .example("true")
+        .doc("true: nothing goes to this domain and nothing is accepted from it, its subdomains included."),
+    // --- components
+    key("components.listen", Listen)
+        .restart()
+        .default("[]")
+        .example("[\"127.0.0.1:5347\"]")
+        .doc("Addresses for components. The protocol has no TLS: use loopback or a private network."),
+    key("components.entries.*", Table).doc("A component's domain."),
+    key("components.entries.*.secret", Secret)
+        .example("\"a long random text\"")
+        .doc("The secret that the component shows. Required."),
+    key("components.entries.*.side", OneOf(&["inside", "outside"])).example("\"inside\"").doc(
+        "\"inside\" (the default): trusted as a part of this provider. \"outside\": treated like another provider, with its budgets and without knowledge of who exists.",
+    ),
+    // --- web
+    key("web.listen", Listen)
+        .restart()
+        .default("[\"127.0.0.1:5280\"]")
+        .doc("Addresses for /metrics (Prometheus) and /healthz. Plain HTTP without a login: keep it on loopback."),
+    // --- store
+    key("store.url", StoreUrl)
+        .restart()
+        .default("\"sqlite:trunkline.db\"")
+        .doc("The database: \"sqlite:FILE\", relative to data_dir."),
+    // --- limits
+    key("limits.enabled", Bool).default("true").doc(
+        "false switches rate limits and connection limits per address off, for benchmarks. Bounds on memory stay.",
+    ),
+    key("limits.stanza_bytes", Bytes).default("\"256 KiB\"").doc("The largest stanza from our own users."),
+    key("limits.stanza_bytes_outside", Bytes)
+        .default("\"256 KiB\"")
+        .doc("The largest stanza from other servers. Below 256 KiB messages of other providers' users may be refused."),
+    key("limits.stanza_bytes_unauthenticated", Bytes)
+        .default("\"16 KiB\"")
+        .doc("The largest element before a login (RFC 6120 s.13.12: not below 10000)."),
+    key("limits.header_bytes", Bytes).default("\"8 KiB\"").doc("The largest stream header."),
+    key("limits.depth", Int(8, 1024)).default("64").doc("How deep elements may be nested."),
+    key("limits.attributes", Int(16, 4096)).default("64").doc("Attributes on one element."),
+    key("limits.namespaces", Int(8, 1024)).default("16").doc("Namespace declarations on one element."),
+    key("limits.nodes", Int(256, 1_048_576)).default("16384").doc("Elements within one stanza."),
+    key("limits.element_timeout", Duration)
+        .default("\"60 s\"")
+        .doc("How long a stanza may take from its first byte to its last."),
+    key("limits.socket_bytes", Bytes)
+        .default("\"64 kB\"")
+        .doc("Bytes read ahead from one connection; then reading stops until they are handled."),
+    key("limits.outbox_stanzas", Int(16, i64::MAX))
+        .default("256")
+        .doc("Stanzas waiting to be written to one client. From outside at most half of it."),
+    key("limits.outbox_bytes", Bytes)
+        .default("\"1 MB\"")
+        .doc("Bytes waiting to be written to one client. From outside at most half of it."),
+    key("limits.outbox_standstill", Duration)
+        .default("\"60 s\"")
+        .doc("A connection that takes no byte for this long while its outbox is full is closed."),
+    key("limits.unacked_stanzas", Int(16, i64::MAX))
+        .default("500")
+        .doc("Stanzas sent to one client that it has not acknowledged (XEP-0198)."),
+    key("limits.unacked_bytes", Bytes)
+        .default("\"2 MB\"")
+        .doc("Bytes sent to one client that it has not acknowledged (XEP-0198)."),
+    key("limits.crossing_stanzas", Int(16, i64::MAX))
+        .restart()
+        .default("4096")
+        .doc("Stanzas from all peers that wait to cross to the inside."),
+    key("limits.crossing_bytes", Bytes)
+        .restart()
+        .default("\"8 MB\"")
+        .doc("Bytes from all peers that wait to cross to the inside."),
+    key("limits.crossing_peer_stanzas", Int(1, i64::MAX))
+        .restart()
+        .default("256")
+        .doc("Stanzas of one peer domain that wait to cross to the inside."),
+    key("limits.crossing_share", Int(1, 100))
+        .restart()
+        .default("50")
+        .doc("Per cent of the inside's time that stanzas from outside may take when both sides are busy."),
+    key("limits.store_statements", Int(64, i64::MAX))
+        .restart()
+        .default("4096")
+        .doc("Statements waiting for the database writer; beyond it readers wait."),
+    key("limits.client_stanzas", Int(1, i64::MAX))
+        .default("50")
+        .doc("Stanzas a second from one client, on average. Above it reading is slowed down, nothing is refused."),
+    key("limits.client_stanzas_burst", Int(1, i64::MAX))
+        .default("500")
+        .doc("Stanzas at once from one client before limits.client_stanzas applies."),
+    key("limits.client_bytes", Bytes)
+        .default("\"256 kB\"")
+        .doc("Bytes a second from one client, on average."),
+    key("limits.client_bytes_burst", Bytes)
+        .default("\"2 MB\"")
+        .doc("Bytes at once from one client before limits.client_bytes applies."),
+    key("limits.peer_stanzas", Int(1, i64::MAX))
+        .default("200")
+        .doc("Stanzas a second from one peer domain, on average. Above it reading is slowed down."),
+    key("limits.peer_stanzas_burst", Int(1, i64::MAX))
+        .default("2000")
+        .doc("Stanzas at once from one peer domain before limits.peer_stanzas applies."),
+    key("limits.peer_bytes", Bytes)
+        .default("\"1 MB\"")
+        .doc("Bytes a second from one peer domain, on average."),
+    key("limits.peer_bytes_burst", Bytes)
+        .default("\"8 MB\"")
+        .doc("Bytes at once from one peer domain before limits.peer_bytes applies."),
+    key("limits.connections_per_minute", Int(1, i64::MAX))
+        .default("120")
+        .doc("New connections a minute from one address (IPv6: one /64), to each kind of listener."),
+    key("limits.offline_messages", Int(0, i64::MAX))
+        .default("2000")
+        .doc("Messages kept for one account that nobody has picked up."),
+    key("limits.held_requests", Int(1, i64::MAX))
+        .default("200")
+        .doc("Subscription requests of others that wait for one account's answer."),
+    key("limits.roster_items", Int(1, i64::MAX)).default("2000").doc("Contacts of one account."),
+    key("limits.blocked_items", Int(1, i64::MAX)).default("2000").doc("Blocked addresses of one account."),
+    key("limits.directed_presence", Int(1, i64::MAX))
+        .default("500")
+        .doc("Addresses outside the roster that one session has sent presence to."),
+    key("limits.vcard_bytes", Bytes).default("\"128 KiB\"").doc("The largest vCard, picture included."),
+    key("limits.private_bytes", Bytes).default("\"256 KiB\"").doc("Private XML of one account, all together."),
+    key("limits.iq_timeout", Duration)
+        .default("\"2 min\"")
+        .doc("How long the server waits for the answer to a request of its own."),
+    // --- log
+    key("log.level", Text)
+        .default("\"info\"")
+        .example("\"info,trunkline_server::net=debug\"")
+        .doc("error, warn, info, debug or trace, also per part of the server: \"info,trunkline_server::federation=debug\"."),
+    key("log.format", OneOf(&["text", "journal", "json"])).restart().default("\"text\"").doc(
+        "\"text\" with time stamps, \"journal\" without (the journal adds them), or \"json\".",
+    ),
+    // --- contact
+    key("contact.abuse", Uris)
+        .default("[]")
+        .example("[\"mailto:abuse@example.org\"]")
+        .doc("For reports of spam and abuse. Other providers look here first."),
+    key("contact.admin", Uris).default("[]").doc("The administrators."),
+    key("contact.feedback", Uris).default("[]").doc("For feedback."),
+    key("contact.sales", Uris).default("[]").doc("For sales."),
+    key("contact.security", Uris).default("[]").doc("For reports of security holes."),
+    key("contact.status", Uris).default("[]").doc("Where the state of the service is published."),
+    key("contact.support", Uris).default("[]").doc("For help."),
+];

@@ -1,0 +1,546 @@
+//! The configuration: one TOML file that an operator can read.
+//!
+//! [`keys::KEYS`] is the one table of keys; the structs here are its typed form. Loading goes
+//! text -> [`value::Kind`] checks with line numbers -> defaults filled in -> structs -> checks across keys.
+//! A [`Config`] that exists is valid.
+
+mod check;
+pub mod keys;
+pub mod overrides;
+pub mod value;
+mod write;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use toml::Value;
+
+pub use keys::{Apply, KEYS};
+pub use write::{reference, template};
+
+/// The whole configuration, complete and checked. Paths are absolute or relative to the working directory.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The first domain.
+    pub domain: String,
+    /// Where the database and the control socket live.
+    pub data_dir: PathBuf,
+    /// Further domains. See [`Config::domains`] for all of them.
+    #[serde(default)]
+    pub hosts: BTreeMap<String, Host>,
+    /// The certificate for all hosts that have none of their own.
+    pub tls: Tls,
+    /// Listeners and limits for our users.
+    pub clients: Clients,
+    /// Who may have an account.
+    pub accounts: Accounts,
+    /// Other providers' servers.
+    pub federation: Federation,
+    /// External components.
+    pub components: Components,
+    /// Metrics and health.
+    pub web: Web,
+    /// The database.
+    pub store: Store,
+    /// Bounds.
+    pub limits: Limits,
+    /// Logging.
+    pub log: Log,
+    /// XEP-0157 contact addresses: kind (`abuse`, `admin` ...) to URIs.
+    pub contact: BTreeMap<String, Vec<String>>,
+    #[serde(skip)]
+    source: Source,
+}
+
+/// Where a configuration came from.
+#[derive(Clone, Default)]
+struct Source {
+    file: PathBuf,
+    /// Every value, canonical, by its dotted key: what [`Config::diff`] compares.
+    values: BTreeMap<String, (Vec<String>, Value)>,
+    /// Lines of the keys that the file sets.
+    lines: BTreeMap<String, usize>,
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the values: there are secrets among them.
+        f.debug_struct("Source").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+/// A certificate and its key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// PEM, chain included.
+    pub certificate: Option<PathBuf>,
+    /// PEM.
+    pub key: Option<PathBuf>,
+}
+
+/// A further domain.
+pub type Host = Tls;
+
+/// `[clients]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Clients {
+    /// STARTTLS listeners.
+    pub listen: Vec<SocketAddr>,
+    /// Direct TLS listeners.
+    pub listen_tls: Vec<SocketAddr>,
+    /// Whether TLS is required on `listen`.
+    pub tls: TlsPolicy,
+    /// Worker threads; 0: one per processor.
+    pub threads: usize,
+    /// All connections.
+    pub max_connections: usize,
+    /// Connections from one address (IPv6: /64).
+    pub max_connections_per_address: usize,
+    /// Connected devices of one account.
+    pub max_sessions_per_account: usize,
+    /// From accept to the end of SASL.
+    pub login_timeout: Duration,
+    /// In 10 minutes.
+    pub login_failures_per_address: u32,
+    /// In 10 minutes.
+    pub login_failures_per_account: u32,
+    /// Silence before a connection is tested.
+    pub idle_check: Duration,
+    /// XEP-0198 `max`.
+    pub resume_timeout: Duration,
+}
+
+/// Whether clients must use TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TlsPolicy {
+    /// No login without TLS.
+    Required,
+    /// Loopback listeners only.
+    Optional,
+}
+
+/// `[accounts]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Accounts {
+    /// Bare addresses.
+    pub admins: BTreeSet<String>,
+    /// Who may make an account from a client.
+    pub registration: Registration,
+    /// In an hour.
+    pub registrations_per_address: u32,
+    /// How long an invitation can be used.
+    pub invite_lifetime: Duration,
+    /// PBKDF2 iterations for new passwords.
+    pub password_iterations: u32,
+}
+
+/// Who may make an account from a client (XEP-0077).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Registration {
+    /// Nobody.
+    Closed,
+    /// Who has an invitation.
+    Invite,
+    /// Everybody.
+    Open,
+}
+
+/// `[federation]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Federation {
+    /// STARTTLS listeners.
+    pub listen: Vec<SocketAddr>,
+    /// Direct TLS listeners.
+    pub listen_tls: Vec<SocketAddr>,
+    /// false: no stream to or from another domain.
+    pub enabled: bool,
+    /// PEM file with further roots.
+    pub trust: Option<PathBuf>,
+    /// Whether dialback may prove a domain; see [`Federation::dialback_with`].
+    pub dialback: bool,
+    /// Whether DNS may send us to private addresses.
+    pub allow_private: bool,
+    /// Worker threads; 0: one per two processors.
+    pub threads: usize,
+    /// Incoming connections.
+    pub max_connections: usize,
+    /// Incoming connections from one address (IPv6: /64).
+    pub max_connections_per_address: usize,
+    /// From accept to the first proved domain.
+    pub handshake_timeout: Duration,
+    /// One attempt with all addresses of a peer.
+    pub connect_timeout: Duration,
+    /// Longest pause between attempts.
+    pub retry_max: Duration,
+    /// Silence in stanzas before a stream is closed.
+    pub idle_timeout: Duration,
+    /// Silence before a whitespace ping.
+    pub ping_interval: Duration,
+    /// Per peer domain, in memory.
+    pub queue_stanzas: usize,
+    /// Per peer domain, in memory.
+    pub queue_bytes: usize,
+    /// Per peer domain, on disk.
+    pub queue_kept: usize,
+    /// Until a message bounces.
+    pub queue_age: Duration,
+    /// Static routes by peer domain.
+    #[serde(default)]
+    pub routes: BTreeMap<String, Route>,
+    /// Exceptions by peer domain; see [`Federation::dialback_with`] and [`Federation::blocked`].
+    #[serde(default)]
+    pub domains: BTreeMap<String, PeerPolicy>,
+}
+
+/// A static route.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    /// A name or an IP address (without brackets).
+    pub host: String,
+    /// Never 0.
+    pub port: u16,
+    /// TLS from the first byte.
+    pub direct_tls: bool,
+}
+
+/// Exceptions for one peer domain.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerPolicy {
+    /// Overrides [`Federation::dialback`].
+    pub dialback: Option<bool>,
+    /// Nothing to it, nothing from it.
+    #[serde(default)]
+    pub block: bool,
+}
+
+impl Federation {
+    /// Whether dialback may prove `domain`.
+    pub fn dialback_with(&self, domain: &str) -> bool {
+        self.domains.get(domain).and_then(|policy| policy.dialback).unwrap_or(self.dialback)
+    }
+
+    /// Whether the operator blocked `domain` or a domain above it.
+    pub fn blocked(&self, domain: &str) -> bool {
+        let mut rest = Some(domain);
+        while let Some(name) = rest {
+            if self.domains.get(name).is_some_and(|policy| policy.block) {
+                return true;
+            }
+            rest = name.split_once('.').map(|(_, parent)| parent);
+        }
+        false
+    }
+}
+
+/// `[components]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Components {
+    /// XEP-0114 listeners.
+    pub listen: Vec<SocketAddr>,
+    /// By domain.
+    #[serde(default)]
+    pub entries: BTreeMap<String, Component>,
+}
+
+/// One component.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Component {
+    /// Shared secret.
+    pub secret: String,
+    /// How far it is trusted.
+    #[serde(default)]
+    pub side: Side,
+}
+
+impl fmt::Debug for Component {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Component").field("side", &self.side).finish_non_exhaustive()
+    }
+}
+
+/// On which side of the federation edge something stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Side {
+    /// A part of this provider.
+    #[default]
+    Inside,
+    /// Like another provider.
+    Outside,
+}
+
+/// `[web]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Web {
+    /// HTTP listeners.
+    pub listen: Vec<SocketAddr>,
+}
+
+/// `[store]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Store {
+    /// See [`Config::database`].
+    pub url: String,
+}
+
+/// `[limits]`: sizes are bytes, rates are per second.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(
+    missing_docs,
+    reason = "each field is documented in keys::KEYS, where the operator's reference comes from"
+)]
+pub struct Limits {
+    pub enabled: bool,
+    pub stanza_bytes: usize,
+    pub stanza_bytes_outside: usize,
+    pub stanza_bytes_unauthenticated: usize,
+    pub header_bytes: usize,
+    pub depth: usize,
+    pub attributes: usize,
+    pub namespaces: usize,
+    pub nodes: usize,
+    pub element_timeout: Duration,
+    pub socket_bytes: usize,
+    pub outbox_stanzas: usize,
+    pub outbox_bytes: usize,
+    pub outbox_standstill: Duration,
+    pub unacked_stanzas: usize,
+    pub unacked_bytes: usize,
+    pub crossing_stanzas: usize,
+    pub crossing_bytes: usize,
+    pub crossing_peer_stanzas: usize,
+    pub crossing_share: usize,
+    pub store_statements: usize,
+    pub client_stanzas: u32,
+    pub client_stanzas_burst: u32,
+    pub client_bytes: u32,
+    pub client_bytes_burst: u32,
+    pub peer_stanzas: u32,
+    pub peer_stanzas_burst: u32,
+    pub peer_bytes: u32,
+    pub peer_bytes_burst: u32,
+    pub connections_per_minute: u32,
+    pub offline_messages: usize,
+    pub held_requests: usize,
+    pub roster_items: usize,
+    pub blocked_items: usize,
+    pub directed_presence: usize,
+    pub vcard_bytes: usize,
+    pub private_bytes: usize,
+    pub iq_timeout: Duration,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    /// `tracing` filter directives.
+    pub level: String,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people, with time stamps.
+    Text,
+    /// For people, without time stamps.
+    Journal,
+    /// For programs.
+    Json,
+}
+
+/// Why a configuration can't be used: every problem found, not only the first.
+#[derive(Debug)]
+pub struct ConfigError {
+    /// The file.
+    pub file: PathBuf,
+    /// In the order of the file.
+    pub problems: Vec<Problem>,
+}
+
+/// One thing wrong with a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// From 1; `None` for what is missing.
+    pub line: Option<usize>,
+    /// The dotted key; empty for the file as a whole.
+    pub key: String,
+    /// What is wrong and what to do.
+    pub text: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.problems.iter().enumerate() {
+            if index > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "{}", self.file.display())?;
+            if let Some(line) = problem.line {
+                write!(f, ":{line}")?;
+            }
+            if !problem.key.is_empty() {
+                write!(f, ": {}", problem.key)?;
+            }
+            write!(f, ": {}", problem.text)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn load(file: &Path) -> Result<Config, ConfigError> {
+        match std::fs::read_to_string(file) {
+            Ok(text) => Config::parse(&text, file),
+            Err(error) => Err(ConfigError {
+                file: file.to_owned(),
+                problems: vec![Problem {
+                    line: None,
+                    key: String::new(),
+                    text: match error.kind() {
+                        std::io::ErrorKind::NotFound => {
+                            "no such file; `trunkline init --domain example.org` writes one".into()
+                        }
+                        _ => format!("can't be read: {error}"),
+                    },
+                }],
+            }),
+        }
+    }
+
+    /// Checks `text`, which stands in `file`; relative paths are relative to the directory of `file`.
+    pub fn parse(text: &str, file: &Path) -> Result<Config, ConfigError> {
+        let mut problems = Vec::new();
+        let config = check::read(text, file, &mut problems);
+        match config {
+            Some(config) if problems.is_empty() => Ok(config),
+            _ => {
+                problems.sort_by_key(|problem| problem.line.unwrap_or(usize::MAX));
+                Err(ConfigError { file: file.to_owned(), problems })
+            }
+        }
+    }
+
+    /// The file it was read from.
+    pub fn file(&self) -> &Path {
+        &self.source.file
+    }
+
+    /// All our domains, the first one first.
+    pub fn domains(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.domain.as_str()).chain(self.hosts.keys().map(String::as_str))
+    }
+
+    /// Whether `domain` (canonical) is ours.
+    pub fn is_our_domain(&self, domain: &str) -> bool {
+        self.domains().any(|ours| ours == domain)
+    }
+
+    /// Certificate and key of one of our domains: its own, or the common one.
+    pub fn certificate(&self, domain: &str) -> Option<(&Path, &Path)> {
+        let own = self.hosts.get(domain).filter(|host| host.certificate.is_some());
+        let tls = own.unwrap_or(&self.tls);
+        Some((tls.certificate.as_deref()?, tls.key.as_deref()?))
+    }
+
+    /// The SQLite file.
+    pub fn database(&self) -> PathBuf {
+        self.data_dir.join(self.store.url.strip_prefix("sqlite:").unwrap_or(&self.store.url))
+    }
+
+    /// The control socket.
+    pub fn control_socket(&self) -> PathBuf {
+        self.data_dir.join("control.sock")
+    }
+
+    /// What can't be seen in the file itself: certificates and other files that are missing. `serve` and `reload`
+    /// refuse to go on with any of these; commands that don't need them do.
+    pub fn missing_files(&self) -> Result<(), ConfigError> {
+        let problems = check::missing_files(self);
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(ConfigError { file: self.source.file.clone(), problems })
+        }
+    }
+
+    /// What changed from `old` to `new`, and what of it a reload can apply.
+    pub fn diff(old: &Config, new: &Config) -> Reload {
+        let mut reload = Reload::default();
+        let names: BTreeSet<&String> = old.source.values.keys().chain(new.source.values.keys()).collect();
+        for name in names {
+            let (before, after) = (old.source.values.get(name), new.source.values.get(name));
+            if before == after {
+                continue;
+            }
+            let path = after.or(before).map(|(path, _)| path.as_slice()).unwrap_or_default();
+            // A key of a table that comes or goes shares the table's fate.
+            let added = |end: usize| {
+                let table = check::dotted(&path[..end]);
+                old.source.values.contains_key(&table) != new.source.values.contains_key(&table)
+            };
+            let rows = (1..path.len()).filter(|end| added(*end)).chain([path.len()]);
+            let restart =
+                rows.filter_map(|end| keys::find(&path[..end])).any(|key| key.apply == Apply::Restart);
+            if restart {
+                reload.needs_restart.push(name.clone());
+            } else {
+                reload.applied.push(name.clone());
+            }
+        }
+        reload
+    }
+
+    /// What is in effect after a reload from `old` to this: keys that need a restart keep their old value.
+    pub fn with_restart_keys_of(&self, old: &Config) -> Config {
+        let needs_restart = Config::diff(old, self).needs_restart;
+        let mut values = self.source.values.clone();
+        for name in needs_restart {
+            match old.source.values.get(&name) {
+                Some(value) => values.insert(name, value.clone()),
+                None => values.remove(&name),
+            };
+        }
+        let mut config =
+            check::build(&values).expect("invariant: each value is canonical, from a valid configuration");
+        config.source = Source { values, ..self.source.clone() };
+        check::resolve_paths(&mut config, self.source.file.parent().unwrap_or(Path::new("")));
+        config
+    }
+}
+
+/// What a reload does with each changed key. Certificates are read again in any case.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, Deserialize)]
+pub struct Reload {
+    /// Keys with a new value that is in effect.
+    pub applied: Vec<String>,
+    /// Keys with a new value that waits for a restart.
+    pub needs_restart: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,3 @@
+//! The exchange: an XMPP provider server and federation edge.
+
+pub mod config;
