@@ -298,6 +298,11 @@ impl<'a> Node<'a> {
         self.following().filter(|child| child.at < self.next())
     }
 
+    /// All elements inside this one, in document order.
+    pub fn descendants(self) -> impl Iterator<Item = Node<'a>> {
+        self.subtree().skip(1)
+    }
+
     /// This element and all inside it, in document order.
     fn subtree(self) -> impl Iterator<Item = Node<'a>> {
         let end = self.next();
@@ -458,7 +463,12 @@ impl<'a> Attr<'a> {
 
     /// The whole attribute as written, from the name to the closing quote.
     pub fn raw(self) -> &'a [u8] {
-        &self.element.bytes[self.words[0] as usize..(self.words[1] + self.words[2]) as usize + 1]
+        &self.element.bytes[self.range()]
+    }
+
+    /// Where the attribute stands in [`Element::bytes`].
+    pub fn range(self) -> Range<usize> {
+        self.words[0] as usize..(self.words[1] + self.words[2]) as usize + 1
     }
 }
 
@@ -488,5 +498,10 @@ impl<'a> NsDecl<'a> {
     /// The declaration as written.
     pub fn raw(self) -> &'a [u8] {
         self.attr.raw()
+    }
+
+    /// Where the declaration stands in [`Element::bytes`].
+    pub fn range(self) -> Range<usize> {
+        self.attr.range()
     }
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use trunkline_xml::{Element, Event, Limits, Scanner, XML_NS};
 
 fn parse(xml: &str) -> Element {
-    Element::parse(xml.as_bytes().to_vec(), "jabber:client").unwrap()
+    Element::parse(xml.as_bytes().to_vec(), "jabber:client").expect("an element")
 }
 
 /// The first element of a stream with this header.
