@@ -17,6 +17,7 @@ import time
 import traceback
 from pathlib import Path
 
+import real_clients
 import scenarios
 from clients import Timeout
 from dns import Dns
@@ -144,9 +145,11 @@ async def main():
                 report.fail(f"{pair}", "there is no trunkline binary (--trunkline)")
             else:
                 await federation(report, world, kinds)
-        if not arguments.no_clients and binary:
-            import real_clients
-            await real_clients.run(report, world)
+        if not arguments.no_clients:
+            if "prosody-ejabberd" in arguments.pairs:
+                await real_clients.run(report, world, ("prosody", "ejabberd"))
+            if set(arguments.pairs) != {"prosody-ejabberd"} and binary and binary.exists():
+                await real_clients.run(report, world, ("trunkline", "prosody"))
     finally:
         for server in world.servers:
             await server.kill()
