@@ -24,6 +24,7 @@ async def run(report, world, kinds=("trunkline", "prosody")):
                            login(direct, mechanism)))
     for scenario in (wrong_password, roster, carbons, resumption):
         checks.append((f"{name} slixmpp: {scenario.__name__}", scenario))
+    checks.append((f"{name} trunkline-client: logins, acknowledgements, resumption", own_client))
     checks.append((f"{name} profanity: local chat", profanity_local))
     checks.append((f"{name} profanity: chat with {kinds[1]}", profanity_federated))
     if not any(report.wanted(check) for check, _ in checks):
@@ -151,6 +152,23 @@ async def resumption(pair):
         await romeo.absent("second copy", message(ids[0]), 0.5)
     finally:
         await asyncio.gather(romeo.logout(), juliet.logout())
+
+
+async def own_client(pair):
+    """The client of crates/client, on which the demo, the crash test and the load generator stand."""
+    server, program = pair.left, pair.left.world.client_check
+    if not (program and program.exists()):
+        raise RuntimeError("there is no client-check binary (--client-check)")
+    process = await asyncio.create_subprocess_exec(
+        str(program), f"{server.address}:{server.c2s}", f"{server.address}:{server.c2s_tls}", server.domain,
+        str(server.world.pki.ca_file), "romeo", "secret",
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
+    try:
+        out, _ = await asyncio.wait_for(process.communicate(), 60)
+    except TimeoutError:
+        process.kill()
+        raise
+    assert process.returncode == 0, out.decode(errors="replace")
 
 
 class Profanity:

@@ -125,6 +125,7 @@ async def federation(report, world, kinds):
 async def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trunkline", type=Path, help="the binary under test")
+    parser.add_argument("--client-check", type=Path, help="the example of crates/client")
     parser.add_argument("--pairs", nargs="*", default=PAIRS, choices=PAIRS)
     parser.add_argument("--only", nargs="*", help="only checks whose name contains one of these")
     parser.add_argument("--no-clients", action="store_true", help="leave out the clients' checks")
@@ -135,7 +136,8 @@ async def main():
     if arguments.keep:
         shutil.rmtree(root, ignore_errors=True)
     binary = arguments.trunkline.resolve() if arguments.trunkline else None
-    world = World(root.resolve(), Pki(root.resolve() / "pki"), Dns(), binary)
+    client_check = arguments.client_check.resolve() if arguments.client_check else None
+    world = World(root.resolve(), Pki(root.resolve() / "pki"), Dns(), binary, client_check)
     await world.dns.start()
     try:
         for pair in arguments.pairs:

@@ -28,6 +28,7 @@ class World:
     pki: object
     dns: object
     trunkline: Path | None = None
+    client_check: Path | None = None
     servers: list = field(default_factory=list)
     count: int = 0
 
