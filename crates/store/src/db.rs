@@ -308,9 +308,9 @@ impl Inner {
     fn close(&self) {
         match &self.mode {
             Mode::Threads { writer, readers } => {
-                // Readers first: the last connection to close copies the log into the database.
-                self.queue.close();
+                // Readers first: the last connection to close copies the log into the database, and they may not.
                 readers.close();
+                self.queue.close();
                 if let Some(writer) = writer.lock().take() {
                     reader::join(writer);
                 }
