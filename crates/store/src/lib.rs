@@ -36,6 +36,8 @@ mod migrate;
 mod queue;
 mod reader;
 mod statement;
+#[cfg(feature = "test-vfs")]
+pub mod testvfs;
 mod value;
 
 pub use db::{Db, Options, Stats};
