@@ -1,1 +1,10 @@
-//! .
+//! The vocabulary of XMPP: addresses, namespaces, errors, stanzas, authentication, forms.
+//!
+//! Nothing here does I/O or knows about a runtime. What needs to ask somebody (a credential store, a clock) hands
+//! out a question and takes the answer.
+
+pub mod jid;
+pub mod ns;
+mod prep;
+
+pub use jid::{Jid, JidError};
