@@ -1,6 +1,9 @@
 //! The exchange: an XMPP provider server and federation edge.
 
+pub mod admin;
 pub mod config;
 pub mod logging;
 pub mod metrics;
+pub mod notify;
+pub mod schema;
 pub mod web;

@@ -409,6 +409,13 @@ fn open_reader(options: &Options) -> Result<Connection, OpenError> {
     })
 }
 
+/// How many of `migrations` the database at `path` has. Reads only: the file may be in use, and stays as it is.
+pub fn inspect(path: &Path, migrations: &[Migration]) -> Result<usize, OpenError> {
+    let options = Options::file(path, migrations);
+    let conn = open_reader(&options)?;
+    migrate::inspect(&conn, path, migrations)
+}
+
 /// What writer and readers have in common.
 fn connect(options: &Options, flags: OpenFlags) -> rusqlite::Result<Connection> {
     // Each connection stays on one thread at a time, so SQLite need not lock it.

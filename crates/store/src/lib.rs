@@ -40,7 +40,7 @@ mod statement;
 pub mod testvfs;
 mod value;
 
-pub use db::{Db, Options, Stats};
+pub use db::{Db, Options, Stats, inspect};
 pub use error::{OpenError, StoreError, Violation};
 pub use migrate::Migration;
 pub use statement::{Batch, Lane, Statement, sql};

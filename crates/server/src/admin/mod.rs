@@ -1,0 +1,306 @@
+//! Administration: ONE set of operations, whatever asks for them.
+//!
+//! The command line reaches a running server through [`socket`]; without a running server [`offline`] does what the
+//! store alone can do. [`accounts`] is what both do to the accounts table. Deliberately absent: an operation that one
+//! face has and another can't have.
+
+pub mod output;
+pub mod socket;
+
+use std::fmt;
+use std::future::Future;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::config::Reload;
+
+/// Runs operations: the exchange does, and [`offline::Offline`] for those that need no running server.
+pub trait Admin: Send + Sync + 'static {
+    /// Runs one operation to its end: when it returns `Ok`, what it did is durable.
+    fn run(&self, operation: Operation) -> impl Future<Output = Result<Outcome, OpError>> + Send;
+}
+
+/// What can be asked for. Addresses are as people write them; whoever runs the operation parses them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Operation {
+    /// Makes an account.
+    UserAdd {
+        /// `user@domain`
+        address: String,
+        /// Its password.
+        password: Password,
+    },
+    /// Sets a new password. Sessions that are logged in stay.
+    UserPasswd {
+        /// `user@domain`
+        address: String,
+        /// The new one.
+        password: Password,
+    },
+    /// Removes an account with everything it owns.
+    UserRemove {
+        /// `user@domain`
+        address: String,
+    },
+    /// Lists accounts, in the order of their addresses, a page at a time.
+    UserList {
+        /// Of this domain only.
+        domain: Option<String>,
+        /// After this address: the last one of the page before.
+        after: Option<String>,
+    },
+    /// Reads the configuration and the certificates again.
+    Reload,
+    /// How the server is.
+    Status,
+    /// How the streams to other servers are.
+    FederationStatus,
+    /// Cuts off one domain, or all of the outside, until opened again or restarted.
+    FederationClose {
+        /// `None`: all.
+        domain: Option<String>,
+    },
+    /// Takes a close back.
+    FederationOpen {
+        /// `None`: all.
+        domain: Option<String>,
+    },
+    /// Ends the sessions of an account, or one of them.
+    Kick {
+        /// `user@domain` or `user@domain/resource`
+        address: String,
+    },
+    /// Makes an invitation: a link with which one account can be registered.
+    InviteCreate {
+        /// On this domain; `None`: the first.
+        domain: Option<String>,
+    },
+}
+
+/// How many accounts one page of a list has at most.
+pub const PAGE: usize = 500;
+
+/// What an operation came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "kebab-case")]
+pub enum Outcome {
+    /// It is done. The text says what.
+    Done {
+        /// One sentence.
+        text: String,
+    },
+    /// A page of accounts.
+    Users {
+        /// In the order of their addresses.
+        users: Vec<User>,
+        /// Whether there are more after the last of these.
+        more: bool,
+    },
+    /// The configuration was read.
+    Reloaded {
+        /// What changed.
+        #[serde(flatten)]
+        reload: Reload,
+    },
+    /// How the server is.
+    Status(Box<Status>),
+    /// How federation is.
+    Federation(FederationStatus),
+    /// An invitation.
+    Invitation {
+        /// `xmpp:...?register;preauth=...`
+        uri: String,
+        /// Milliseconds since 1970.
+        expires_at: i64,
+    },
+}
+
+/// One account.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    /// `user@domain`
+    pub address: String,
+    /// Milliseconds since 1970.
+    pub created_at: i64,
+    /// No login possible.
+    pub disabled: bool,
+    /// Connected devices; `None` when the server is not running.
+    pub sessions: Option<u32>,
+}
+
+/// How the server is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Of the program.
+    pub version: String,
+    /// Of the process.
+    pub pid: u32,
+    /// Milliseconds since 1970.
+    pub started_at: i64,
+    /// Our domains with the ends of their certificates.
+    pub domains: Vec<DomainStatus>,
+    /// What is listened on: `clients 127.0.0.1:5222`.
+    pub listeners: Vec<ListenerStatus>,
+    /// Accounts in the database.
+    pub accounts: u64,
+    /// Sessions with a resource.
+    pub sessions: u64,
+    /// Of these, how many wait for their client to come back.
+    pub sessions_waiting: u64,
+    /// Peer domains with at least one stream.
+    pub peers: u64,
+    /// false: the outside is cut off.
+    pub federation_open: bool,
+    /// Bytes of memory in use.
+    pub memory: Option<u64>,
+    /// Bytes of the database file.
+    pub database: Option<u64>,
+    /// Keys that were changed and wait for a restart.
+    pub needs_restart: Vec<String>,
+    /// What is not well, in words: the failed lines of `/healthz`.
+    pub problems: Vec<String>,
+}
+
+/// One of our domains.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DomainStatus {
+    /// Its name.
+    pub name: String,
+    /// When its certificate ends: milliseconds since 1970.
+    pub certificate_expires_at: Option<i64>,
+}
+
+/// One listener.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerStatus {
+    /// The key of the configuration, such as `clients.listen`.
+    pub name: String,
+    /// Where it listens, with the port the system chose for port 0.
+    pub address: String,
+}
+
+/// How federation is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FederationStatus {
+    /// false: the outside is cut off.
+    pub open: bool,
+    /// By domain.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// One peer domain.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// The peer's domain.
+    pub domain: String,
+    /// In a word: `connected`, `connecting`, `waiting` (for the next attempt), `idle`, `blocked`, `closed`.
+    pub state: String,
+    /// To and from it.
+    pub streams: Vec<StreamStatus>,
+    /// Stanzas that wait in memory.
+    pub queue_stanzas: u64,
+    /// Bytes that wait in memory.
+    pub queue_bytes: u64,
+    /// Messages that wait on disk.
+    pub queue_kept: u64,
+    /// The next attempt: milliseconds since 1970.
+    pub retry_at: Option<i64>,
+    /// The last thing that went wrong, in words.
+    pub last_error: Option<LastError>,
+}
+
+/// One federation stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamStatus {
+    /// `in`, `out` or `both` (XEP-0288).
+    pub direction: String,
+    /// Our domain.
+    pub us: String,
+    /// The peer's socket address.
+    pub address: String,
+    /// How the peer proved its domain: `external`, `dialback`, or nothing yet.
+    pub they_proved: Option<String>,
+    /// How we proved ours.
+    pub we_proved: Option<String>,
+    /// `1.3` or `1.2`.
+    pub tls: Option<String>,
+    /// TLS from the first byte.
+    pub direct_tls: bool,
+    /// Acknowledged by XEP-0198.
+    pub acks: bool,
+    /// Milliseconds since 1970.
+    pub since: i64,
+}
+
+/// What went wrong.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastError {
+    /// Milliseconds since 1970.
+    pub at: i64,
+    /// For the operator.
+    pub text: String,
+}
+
+/// Why an operation was not done. The texts are for the person who asked.
+#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
+#[serde(tag = "error", content = "about", rename_all = "kebab-case")]
+pub enum OpError {
+    /// Theirs: not an address.
+    #[error("{0}")]
+    BadAddress(String),
+    /// Theirs: not a domain of ours.
+    #[error("{0} is not a domain of this server (`domain` and [hosts] in the configuration)")]
+    UnknownDomain(String),
+    /// Theirs: there already.
+    #[error("{0} exists already")]
+    Exists(String),
+    /// Theirs: not there.
+    #[error("there is no account {0}")]
+    NoSuchUser(String),
+    /// Theirs: can't be used as a password.
+    #[error("this password can't be used: {0}")]
+    BadPassword(String),
+    /// Theirs: the new configuration has errors; nothing was changed. One line for each problem.
+    #[error("the configuration has errors, nothing was changed:\n{0}")]
+    Config(String),
+    /// Theirs: not possible in this state.
+    #[error("{0}")]
+    NotPossible(String),
+    /// Theirs: only a running server can do it.
+    #[error("the server is not running: start it with `trunkline serve`")]
+    NotRunning,
+    /// A program's: not a request of this protocol.
+    #[error("the request was not understood: {0}")]
+    BadRequest(String),
+    /// Ours: the store failed.
+    #[error("the database failed: {0}")]
+    Store(String),
+    /// Ours: shutting down.
+    #[error("the server is shutting down")]
+    Closing,
+}
+
+/// A password on its way to becoming SCRAM keys. Never shown, never logged.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Password(String);
+
+impl Password {
+    /// Takes a password as typed.
+    pub fn new(password: impl Into<String>) -> Password {
+        Password(password.into())
+    }
+
+    /// The password itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(..)")
+    }
+}

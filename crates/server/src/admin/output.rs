@@ -1,0 +1,307 @@
+//! What the command line prints: tables for people. Programs use `--json`.
+
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use super::{FederationStatus, Outcome, PeerStatus, Status, StreamStatus, User};
+
+/// An outcome for people, at the time `now` (milliseconds since 1970).
+pub fn human(outcome: &Outcome, now: i64) -> String {
+    match outcome {
+        Outcome::Done { text } => format!("{text}\n"),
+        Outcome::Users { users, .. } => user_table(users),
+        Outcome::Reloaded { reload } => {
+            let mut out = String::new();
+            if reload.applied.is_empty() && reload.needs_restart.is_empty() {
+                out.push_str("Nothing changed; the certificates were read again.\n");
+            }
+            for key in &reload.applied {
+                let _ = writeln!(out, "applied: {key}");
+            }
+            for key in &reload.needs_restart {
+                let _ = writeln!(out, "needs a restart: {key}");
+            }
+            out
+        }
+        Outcome::Status(status) => status_text(status, now),
+        Outcome::Federation(status) => federation_text(status, now),
+        Outcome::Invitation { uri, expires_at } => {
+            format!("{uri}\nIt can be used once, until {}.\n", time(*expires_at))
+        }
+    }
+}
+
+/// Accounts as a table.
+pub fn user_table(users: &[User]) -> String {
+    if users.is_empty() {
+        return "No accounts.\n".into();
+    }
+    let mut rows = vec![vec!["ADDRESS".to_owned(), "CREATED".into(), "DEVICES".into(), String::new()]];
+    for user in users {
+        let sessions = user.sessions.map_or("-".into(), |sessions| sessions.to_string());
+        let disabled = if user.disabled { "disabled" } else { "" };
+        rows.push(vec![printable(&user.address), time(user.created_at), sessions, disabled.into()]);
+    }
+    table(&rows)
+}
+
+fn status_text(status: &Status, now: i64) -> String {
+    let mut rows = vec![
+        vec!["version".to_owned(), status.version.clone()],
+        vec!["running".into(), format!("{} (pid {})", span(now - status.started_at), status.pid)],
+    ];
+    for domain in &status.domains {
+        let certificate = match domain.certificate_expires_at {
+            Some(end) if end <= now => "certificate EXPIRED".into(),
+            Some(end) => format!("certificate valid for {}", span(end - now)),
+            None => "no certificate".into(),
+        };
+        rows.push(vec!["domain".into(), format!("{} ({certificate})", domain.name)]);
+    }
+    for listener in &status.listeners {
+        rows.push(vec!["listener".into(), format!("{} {}", listener.address, listener.name)]);
+    }
+    rows.push(vec!["accounts".into(), status.accounts.to_string()]);
+    let waiting = match status.sessions_waiting {
+        0 => String::new(),
+        waiting => format!(" ({waiting} waiting to be resumed)"),
+    };
+    rows.push(vec!["sessions".into(), format!("{}{waiting}", status.sessions)]);
+    let federation =
+        if status.federation_open { format!("open, {} peers", status.peers) } else { "CLOSED".into() };
+    rows.push(vec!["federation".into(), federation]);
+    rows.extend(status.memory.map(|bytes| vec!["memory".to_owned(), size(bytes)]));
+    rows.extend(status.database.map(|bytes| vec!["database".to_owned(), size(bytes)]));
+    if !status.needs_restart.is_empty() {
+        rows.push(vec!["needs a restart".into(), status.needs_restart.join(", ")]);
+    }
+    for problem in &status.problems {
+        rows.push(vec!["PROBLEM".into(), printable(problem)]);
+    }
+    table(&rows)
+}
+
+fn federation_text(status: &FederationStatus, now: i64) -> String {
+    let mut out = String::new();
+    if !status.open {
+        out.push_str("Federation is CLOSED.\n");
+    }
+    if status.peers.is_empty() {
+        out.push_str("No peers yet.\n");
+    }
+    let mut rows = Vec::new();
+    for peer in &status.peers {
+        rows.push(vec![printable(&peer.domain), peer.state.clone(), queue(peer), retry(peer, now)]);
+    }
+    if !rows.is_empty() {
+        rows.insert(0, vec!["PEER".into(), "STATE".into(), "QUEUE".into(), String::new()]);
+        out.push_str(&table(&rows));
+    }
+    for peer in status.peers.iter().filter(|peer| !peer.streams.is_empty() || peer.last_error.is_some()) {
+        let _ = writeln!(out, "\n{}", printable(&peer.domain));
+        for stream in &peer.streams {
+            let _ = writeln!(out, "  {}", stream_text(stream, now));
+        }
+        if let Some(error) = &peer.last_error {
+            let _ = writeln!(out, "  last error, {} ago: {}", span(now - error.at), printable(&error.text));
+        }
+    }
+    out
+}
+
+fn stream_text(stream: &StreamStatus, now: i64) -> String {
+    let arrow = match stream.direction.as_str() {
+        "in" => "<-",
+        "out" => "->",
+        _ => "<->",
+    };
+    let tls = match (&stream.tls, stream.direct_tls) {
+        (Some(version), true) => format!("TLS {version} (direct)"),
+        (Some(version), false) => format!("TLS {version}"),
+        (None, _) => "no TLS".into(),
+    };
+    let proof = |proof: &Option<String>| printable(proof.as_deref().unwrap_or("nothing yet"));
+    let acks = if stream.acks { ", acknowledged" } else { "" };
+    format!(
+        "{} {arrow} {} {tls}, they proved by {}, we by {}{acks}, for {}",
+        printable(&stream.us),
+        stream.address,
+        proof(&stream.they_proved),
+        proof(&stream.we_proved),
+        span(now - stream.since)
+    )
+}
+
+fn queue(peer: &PeerStatus) -> String {
+    match (peer.queue_stanzas, peer.queue_kept) {
+        (0, 0) => "-".into(),
+        (stanzas, 0) => format!("{stanzas} ({})", size(peer.queue_bytes)),
+        (stanzas, kept) => format!("{stanzas} ({}), {kept} on disk", size(peer.queue_bytes)),
+    }
+}
+
+fn retry(peer: &PeerStatus, now: i64) -> String {
+    peer.retry_at.map_or(String::new(), |at| format!("next attempt in {}", span(at - now)))
+}
+
+/// Columns of equal width, two spaces between them.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut out = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            let _ = write!(line, "{cell:<width$}  ");
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+/// What others chose must not steer the operator's terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+pub(crate) fn time(millis: i64) -> String {
+    Timestamp::from_millisecond(millis)
+        .map(|time| time.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M UTC").to_string())
+        .unwrap_or_else(|_| "-".into())
+}
+
+/// A length of time in its two largest units.
+pub(crate) fn span(millis: i64) -> String {
+    let seconds = millis.max(0) / 1000;
+    match (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60) {
+        (0, 0, 0, seconds) => format!("{seconds} s"),
+        (0, 0, minutes, seconds) => format!("{minutes} min {seconds} s"),
+        (0, hours, minutes, _) => format!("{hours} h {minutes} min"),
+        (1, hours, ..) => format!("1 day {hours} h"),
+        (days, hours, ..) if days < 14 => format!("{days} days {hours} h"),
+        (days, ..) => format!("{days} days"),
+    }
+}
+
+fn size(bytes: u64) -> String {
+    let bytes = bytes as f64;
+    match bytes {
+        b if b < 1e3 => format!("{b} B"),
+        b if b < 1e6 => format!("{:.1} kB", b / 1e3),
+        b if b < 1e9 => format!("{:.1} MB", b / 1e6),
+        b => format!("{:.1} GB", b / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{DomainStatus, LastError, ListenerStatus};
+    use super::*;
+    use crate::config::Reload;
+
+    const NOW: i64 = 1_700_000_000_000;
+
+    #[test]
+    fn users() {
+        let user = |address: &str, sessions, disabled| User {
+            address: address.into(),
+            created_at: NOW,
+            disabled,
+            sessions,
+        };
+        let users =
+            vec![user("romeo@example.org", Some(2), false), user("juliet.capulet@example.org", None, true)];
+        assert_eq!(
+            human(&Outcome::Users { users, more: false }, NOW),
+            "ADDRESS                     CREATED               DEVICES\n\
+             romeo@example.org           2023-11-14 22:13 UTC  2\n\
+             juliet.capulet@example.org  2023-11-14 22:13 UTC  -        disabled\n"
+        );
+    }
+
+    #[test]
+    fn status() {
+        let status = Status {
+            version: "0.1.0".into(),
+            pid: 7,
+            started_at: NOW - 3_725_000,
+            domains: vec![DomainStatus {
+                name: "example.org".into(),
+                certificate_expires_at: Some(NOW + 86_400_000 * 40),
+            }],
+            listeners: vec![ListenerStatus { name: "clients.listen".into(), address: "[::]:5222".into() }],
+            accounts: 3,
+            sessions: 2,
+            sessions_waiting: 1,
+            peers: 1,
+            federation_open: true,
+            memory: Some(12_345_678),
+            needs_restart: vec!["clients.listen".into()],
+            problems: vec!["store: the disk is full".into()],
+            ..Status::default()
+        };
+        let text = human(&Outcome::Status(Box::new(status)), NOW);
+        for part in [
+            "1 h 2 min (pid 7)",
+            "certificate valid for 40 days",
+            "[::]:5222 clients.listen",
+            "2 (1 waiting to be resumed)",
+            "12.3 MB",
+            "needs a restart  clients.listen",
+            "the disk is full",
+        ] {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn federation() {
+        let stream = StreamStatus {
+            direction: "both".into(),
+            us: "example.org".into(),
+            address: "192.0.2.1:5269".into(),
+            they_proved: Some("external".into()),
+            we_proved: Some("dialback".into()),
+            tls: Some("1.3".into()),
+            acks: true,
+            since: NOW - 5000,
+            ..StreamStatus::default()
+        };
+        let peers = vec![
+            PeerStatus {
+                domain: "peer.example".into(),
+                state: "connected".into(),
+                streams: vec![stream],
+                ..PeerStatus::default()
+            },
+            PeerStatus {
+                domain: "far.example".into(),
+                state: "waiting".into(),
+                queue_stanzas: 3,
+                queue_bytes: 1500,
+                queue_kept: 2,
+                retry_at: Some(NOW + 30_000),
+                last_error: Some(LastError { at: NOW - 1000, text: "no route\u{1b}[31m".into() }),
+                ..PeerStatus::default()
+            },
+        ];
+        let text = human(&Outcome::Federation(FederationStatus { open: true, peers }), NOW);
+        assert!(text.contains("example.org <-> 192.0.2.1:5269 TLS 1.3, they proved by external, we by dialback, acknowledged, for 5 s"));
+        assert!(text.contains("3 (1.5 kB), 2 on disk  next attempt in 30 s"));
+        assert!(text.contains("last error, 1 s ago: no route"));
+        assert!(!text.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn reloads() {
+        let reload = Reload { applied: vec!["log.level".into()], needs_restart: vec!["web.listen".into()] };
+        let text = human(&Outcome::Reloaded { reload }, NOW);
+        assert_eq!(text, "applied: log.level\nneeds a restart: web.listen\n");
+    }
+}
