@@ -3,8 +3,11 @@
 //! Nothing here does I/O or knows about a runtime. What needs to ask somebody (a credential store, a clock) hands
 //! out a question and takes the answer.
 
+pub mod error;
 pub mod jid;
 pub mod ns;
 mod prep;
+pub mod stanza;
+pub mod time;
 
 pub use jid::{Jid, JidError};
