@@ -505,9 +505,11 @@ impl Parser {
                     continue;
                 }
                 let same_namespace = prefix == 0
-                    || flags & ATTR_DECL != 0
                     || self.namespace(bytes, (flags >> 16) as u16, scope)
                         == self.namespace(bytes, (other_flags >> 16) as u16, scope);
+                if flags & ATTR_DECL != 0 {
+                    return Err(malformed("a namespace declaration twice"));
+                }
                 if same_namespace {
                     return Err(malformed("an attribute twice"));
                 }
