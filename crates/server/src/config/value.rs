@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use toml::Value;
+use trunkline_xmpp::jid::Jid;
 
 /// The shape of one key's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,29 +135,21 @@ impl Kind {
     }
 }
 
-/// A domain in the form used for comparison. IDN labels are canonicalised where addresses are parsed.
+/// A domain in its canonical form.
 pub(crate) fn domain(name: &str) -> Result<String, String> {
-    let name = name.trim_end_matches('.').to_lowercase();
-    let bad = |c: char| c.is_whitespace() || c.is_control() || "/@:\"'<>&*,;\\".contains(c);
-    match name.chars().find(|c| bad(*c)) {
-        _ if name.is_empty() => Err("the domain name is empty".into()),
-        Some(c) => Err(format!("\"{name}\" is not a domain name: '{c}' can't stand in one")),
-        None if name.split('.').any(str::is_empty) => {
-            Err(format!("\"{name}\" is not a domain name: a label is empty"))
-        }
-        None if name.split('.').any(|label| label.len() > 63) || name.len() > 253 => {
-            Err(format!("\"{name}\" is not a domain name: too long"))
-        }
-        None => Ok(name),
+    match Jid::parse(name) {
+        Ok(jid) if jid.is_domain() => Ok(jid.as_str().to_owned()),
+        Ok(_) => Err(format!("\"{name}\" is an address, not a domain name")),
+        Err(error) => Err(format!("\"{}\" is not a domain name: {error}", name.escape_debug())),
     }
 }
 
+/// A bare address in its canonical form.
 fn address(address: &str) -> Result<String, String> {
-    match address.split_once('@') {
-        Some((local, host)) if !local.is_empty() && !local.contains(['/', ' ']) => {
-            Ok(format!("{}@{}", local.to_lowercase(), domain(host)?))
-        }
-        _ => Err(format!("\"{address}\" is not an address of the form user@domain")),
+    match Jid::parse(address) {
+        Ok(jid) if jid.is_bare() && jid.local().is_some() => Ok(jid.as_str().to_owned()),
+        Ok(_) => Err(format!("\"{address}\" is not an address of the form user@domain")),
+        Err(error) => Err(format!("\"{}\" is not an address: {error}", address.escape_debug())),
     }
 }
 
@@ -332,6 +325,7 @@ mod tests {
     #[test]
     fn domains_are_canonical() {
         assert_eq!(domain("Example.ORG.").unwrap(), "example.org");
+        assert_eq!(domain("xn--bcher-kva.example").unwrap(), "b\u{fc}cher.example");
         assert!(domain("a b").is_err());
         assert!(domain("a..b").is_err());
         assert!(domain("me@example.org").is_err());
