@@ -1,6 +1,7 @@
 //! The exchange: an XMPP provider server and federation edge.
 
 pub mod admin;
+pub mod cli;
 pub mod config;
 pub mod logging;
 pub mod metrics;

@@ -1,7 +1,11 @@
-//! The `trunkline` program.
+//! The `trunkline` program: see [`trunkline_server::cli`].
 
-use std::io::Write as _;
+use std::process::ExitCode;
 
-fn main() -> std::io::Result<()> {
-    std::io::stdout().write_all(trunkline_server::config::reference().as_bytes())
+// Many small, short-lived allocations on several threads: the system's allocator fragments.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    trunkline_server::cli::main()
 }

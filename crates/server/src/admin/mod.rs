@@ -4,6 +4,8 @@
 //! store alone can do. [`accounts`] is what both do to the accounts table. Deliberately absent: an operation that one
 //! face has and another can't have.
 
+pub mod check;
+pub mod init;
 pub mod output;
 pub mod socket;
 

@@ -1,0 +1,142 @@
+//! The program as people run it.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests may fail like tests")]
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+struct Home {
+    directory: tempfile::TempDir,
+}
+
+impl Home {
+    fn empty() -> Home {
+        Home { directory: tempfile::tempdir().unwrap() }
+    }
+
+    /// A provider on loopback.
+    fn init() -> Home {
+        let home = Home::empty();
+        let mut args = vec!["init", "--domain", "example.org", "--dev", "--dir", home.path()];
+        for set in [
+            "clients.listen=127.0.0.1:0",
+            "clients.listen_tls=127.0.0.1:0",
+            "federation.listen=127.0.0.1:0",
+            "federation.listen_tls=127.0.0.1:0",
+            "web.listen=127.0.0.1:0",
+            "accounts.password_iterations=4096",
+            "federation.routes.\"peer.example\"=127.0.0.1:1234",
+        ] {
+            args.extend(["--set", set]);
+        }
+        let output = trunkline(&args, "");
+        assert!(output.status.success(), "{}", text(&output));
+        home
+    }
+
+    fn path(&self) -> &str {
+        self.directory.path().to_str().unwrap()
+    }
+
+    fn file(&self) -> PathBuf {
+        self.directory.path().join("trunkline.toml")
+    }
+
+    /// Runs a command with `--config`.
+    fn run(&self, args: &[&str], input: &str) -> Output {
+        let file = self.file();
+        let mut all = args.to_vec();
+        all.extend(["--config", file.to_str().unwrap()]);
+        trunkline(&all, input)
+    }
+}
+
+fn trunkline(args: &[&str], input: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_trunkline"))
+        .args(args)
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A command that reads nothing may be gone already.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+/// Both streams.
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn assert_says(output: &Output, code: i32, part: &str) {
+    assert_eq!(output.status.code(), Some(code), "{}", text(output));
+    assert!(text(output).contains(part), "`{part}` is missing in:\n{}", text(output));
+}
+
+#[test]
+fn a_second_init_changes_nothing() {
+    let home = Home::init();
+    let before = std::fs::read(home.file()).unwrap();
+    let again = trunkline(&["init", "--domain", "other.example", "--dev", "--dir", home.path()], "");
+    assert_says(&again, 1, "exists already: nothing was changed");
+    assert_eq!(std::fs::read(home.file()).unwrap(), before);
+}
+
+#[test]
+fn bad_presets_are_usage_errors() {
+    let home = Home::empty();
+    let init =
+        |set: &str| trunkline(&["init", "--domain", "example.org", "--dir", home.path(), "--set", set], "");
+    assert_says(&init("clients.lissten=[]"), 2, "the nearest is `clients.listen`");
+    assert_says(&init("clients.tls=optional"), 2, "accepted on loopback only");
+    assert_says(&init("federation.routes.peer.example=127.0.0.1:1"), 2, "there is no such key");
+    assert_eq!(std::fs::read_dir(home.directory.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn commands_that_need_a_server_say_so() {
+    let home = Home::init();
+    for args in [&["status"][..], &["reload"], &["federation", "status"], &["invite", "create"]] {
+        assert_says(&home.run(args, ""), 3, "the server is not running");
+    }
+}
+
+#[test]
+fn check_finds_nothing_broken_after_init() {
+    let home = Home::init();
+    let output = home.run(&["check"], "");
+    assert_says(&output, 0, "covers example.org");
+    assert_says(&output, 0, "self-signed");
+    assert_says(&output, 0, "schema version");
+    std::fs::remove_file(home.directory.path().join("tls/fullchain.pem")).unwrap();
+    let output = home.run(&["check", "--json"], "");
+    assert_says(&output, 1, "\"level\": \"fail\"");
+}
+
+#[test]
+fn help_everywhere() {
+    for args in [
+        &["--help"][..],
+        &["init", "--help"],
+        &["serve", "--help"],
+        &["check", "--help"],
+        &["reload", "--help"],
+        &["status", "--help"],
+        &["federation", "status", "--help"],
+        &["invite", "create", "--help"],
+    ] {
+        assert_says(&trunkline(args, ""), 0, "Usage: trunkline");
+    }
+    assert_says(&trunkline(&["--help"], ""), 0, "Exit codes:");
+    assert_says(&trunkline(&["--version"], ""), 0, env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn no_configuration_says_how_to_get_one() {
+    let home = Home::empty();
+    let output = home.run(&["status"], "");
+    assert_says(&output, 2, "trunkline init --domain example.org");
+}
