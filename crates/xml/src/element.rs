@@ -337,12 +337,13 @@ impl<'a> Node<'a> {
         open_end as usize..close_start as usize
     }
 
-    /// This element as it came.
+    /// This element as it came. Elsewhere it may lack declarations that stand around it: see
+    /// [`Node::to_standalone`].
     pub fn raw(self) -> &'a [u8] {
         &self.element.bytes[self.range()]
     }
 
-    /// What is between this element's tags, as it came.
+    /// What is between this element's tags, as it came. The same holds for it as for [`Node::raw`].
     pub fn raw_inner(self) -> &'a [u8] {
         &self.element.bytes[self.inner_range()]
     }
