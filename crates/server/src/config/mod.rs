@@ -515,6 +515,13 @@ impl Config {
         reload
     }
 
+    /// Reads the file again. Returns what is in effect from now on, and what changed; on an error nothing changes.
+    pub fn reread(&self) -> Result<(Config, Reload), ConfigError> {
+        let new = Config::load(&self.source.file)?;
+        new.missing_files()?;
+        Ok((new.with_restart_keys_of(self), Config::diff(self, &new)))
+    }
+
     /// What is in effect after a reload from `old` to this: keys that need a restart keep their old value.
     pub fn with_restart_keys_of(&self, old: &Config) -> Config {
         let needs_restart = Config::diff(old, self).needs_restart;

@@ -256,3 +256,72 @@ fn secrets_do_not_show() {
     assert!(!format!("{:?}", config.components).contains("hunter2"));
     assert!(!format!("{config:?}").contains("hunter2"));
 }
+
+#[test]
+fn rereading_is_all_or_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("trunkline.toml");
+    let write = |rest: &str| {
+        let tls = "[tls]\ncertificate = \"c.pem\"\nkey = \"k.pem\"\n";
+        std::fs::write(&file, format!("domain = \"example.org\"\n{tls}{rest}")).unwrap();
+    };
+    for name in ["c.pem", "k.pem"] {
+        std::fs::write(directory.path().join(name), "").unwrap();
+    }
+    write("");
+    let config = Config::load(&file).unwrap();
+    write("[federation]\ndialback = false\nthreads = 3\n");
+    let (config, reload) = config.reread().unwrap();
+    assert_eq!(
+        reload,
+        Reload {
+            applied: vec!["federation.dialback".into()],
+            needs_restart: vec!["federation.threads".into()]
+        }
+    );
+    assert!(!config.federation.dialback);
+    assert_eq!(config.federation.threads, 0);
+    write("[federation]\ndialback = 7\n");
+    assert!(config.reread().unwrap_err().to_string().contains(":6: federation.dialback"));
+    std::fs::remove_file(directory.path().join("k.pem")).unwrap();
+    write("");
+    assert!(config.reread().unwrap_err().to_string().contains("k.pem"));
+}
+
+/// Files that are cut off or scrambled are refused or accepted, but nothing panics.
+#[test]
+fn scrambled_files() {
+    let mut presets = Overrides::default();
+    for set in ["domain=example.org", "hosts.\"b.example\"={}", "federation.routes.\"p.example\"=h:1"] {
+        presets.set(set).unwrap();
+    }
+    let whole: String = template(&presets)
+        .lines()
+        .filter(|line| !line.starts_with("# "))
+        .map(|line| line.replace('#', "") + "\n")
+        .collect();
+    parse(&whole).expect("all examples and defaults together are a valid configuration");
+    for end in whole.char_indices().map(|(index, _)| index) {
+        let _ = parse(&whole[..end]);
+    }
+    for (from, to) in
+        [("[", "[["), ("]", ""), ("\"", ""), ("= ", "= {a="), (".", "."), ("=", "=="), ("[\"", "{\"")]
+    {
+        for (at, _) in whole.match_indices(from) {
+            let _ = parse(&format!("{}{to}{}", &whole[..at], &whole[at + from.len()..]));
+        }
+    }
+    for text in [
+        "[[hosts]]\nname = \"b.example\"\n",
+        "hosts = 3\n",
+        "clients.listen.x = 1\n",
+        "federation = []\n",
+        "[federation.domains]\n\"x.example\" = true\n",
+        "components.entries.\"gw.example\" = {}\n",
+        "tls = {}\n",
+        "\"\" = 1\n",
+    ] {
+        let _ = parse(&format!("domain = \"example.org\"\n{text}"));
+    }
+    assert!(parse("domain = \"example.org\"\n[[hosts]]\nname = \"b.example\"\n").is_err());
+}

@@ -83,6 +83,7 @@ pub async fn run(file: &Path) -> Vec<Finding> {
     findings.extend(system::store(&config, running.is_some()));
     findings.extend(certificates::check(&config, jiff::Timestamp::now()));
     findings.extend(system::clock(&config));
+    findings.extend(system::descriptors(&config, running.as_ref().map(|status| status.pid)));
     findings.extend(system::ports(&config, running.is_some()).await);
     findings.extend(dns::check(&config, &dns::System::new()).await);
     findings

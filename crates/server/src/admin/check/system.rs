@@ -132,6 +132,47 @@ pub(super) fn clock(config: &Config) -> Vec<Finding> {
     }]
 }
 
+/// Each connection is an open file: the limit of the running server, or of what would be started from here.
+pub(super) fn descriptors(config: &Config, pid: Option<u32>) -> Vec<Finding> {
+    let process = pid.map_or("self".to_owned(), |pid| pid.to_string());
+    let Some(limit) =
+        fs::read_to_string(format!("/proc/{process}/limits")).ok().and_then(|text| open_files(&text))
+    else {
+        return vec![Finding::note(
+            "limits",
+            "how many files the server may open can't be seen by this user",
+        )];
+    };
+    let wanted =
+        config.clients.max_connections.saturating_add(config.federation.max_connections) as u64 + 100;
+    vec![match (limit >= wanted, pid) {
+        (true, _) => {
+            Finding::ok("limits", format!("{limit} open files are allowed, enough for all connections"))
+        }
+        (false, Some(_)) => Finding::warn(
+            "limits",
+            format!("the server may open {limit} files, but the configuration allows {wanted} connections"),
+            format!(
+                "LimitNOFILE={wanted} in its unit (contrib/trunkline.service has it), or lower max_connections"
+            ),
+        ),
+        (false, None) => Finding::note(
+            "limits",
+            format!(
+                "started from this shell the server could open {limit} files only; the systemd unit sets its own limit"
+            ),
+        ),
+    }]
+}
+
+fn open_files(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    match line.split_whitespace().next()? {
+        "unlimited" => Some(u64::MAX),
+        number => number.parse().ok(),
+    }
+}
+
 pub(super) async fn ports(config: &Config, running: bool) -> Vec<Finding> {
     let lists = [
         ("clients.listen", &config.clients.listen),
@@ -276,6 +317,22 @@ mod tests {
         let future = SystemTime::now() + Duration::from_secs(86_400);
         fs::File::options().append(true).open(config.file()).unwrap().set_modified(future).unwrap();
         assert!(clock(&config)[0].text.contains("the clock is wrong"));
+    }
+
+    #[test]
+    fn open_file_limits() {
+        let text = "Limit                     Soft Limit           Hard Limit           Units     \n\
+                    Max open files            1024                 524288               files     \n";
+        assert_eq!(open_files(text), Some(1024));
+        assert_eq!(open_files(&text.replace("1024  ", "unlimited")), Some(u64::MAX));
+        assert_eq!(open_files(""), None);
+        let directory = tempfile::tempdir().unwrap();
+        let few =
+            config(directory.path(), "[clients]\nmax_connections = 1\n[federation]\nmax_connections = 1\n");
+        assert_eq!(descriptors(&few, Some(std::process::id()))[0].level, Level::Ok);
+        let many = config(directory.path(), "[clients]\nmax_connections = 99999999999\n");
+        assert_eq!(descriptors(&many, Some(std::process::id()))[0].level, Level::Warn);
+        assert_eq!(descriptors(&many, None)[0].level, Level::Note);
     }
 
     #[test]
