@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -132,6 +133,9 @@ async def main():
     parser.add_argument("--keep", type=Path, help="keep servers' directories and logs here")
     parser.add_argument("--json", type=Path, help="write the results here")
     report = Report(arguments := parser.parse_args())
+    # Asked to end, it still stops the servers it has started.
+    me = asyncio.current_task()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
     root = arguments.keep or Path(tempfile.mkdtemp(prefix="trunkline-interop-"))
     if arguments.keep:
         shutil.rmtree(root, ignore_errors=True)

@@ -1,1 +1,98 @@
-fn main() {}
+//! What people type to develop: `cargo xtask test`, `tidy`, `fuzz`, `install-tools`.
+
+mod fuzz;
+mod run;
+mod steps;
+mod tidy;
+mod tools;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "What people type to develop", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run all that must be green before a change is finished; installs what it needs on Debian
+    Test {
+        /// Only these steps
+        #[arg(long, value_delimiter = ',', value_parser = steps::names())]
+        only: Vec<String>,
+        /// How often the crash test kills a server
+        #[arg(long, default_value_t = 60)]
+        kills: u32,
+        /// Show what the steps print while they run
+        #[arg(long, short)]
+        verbose: bool,
+    },
+    /// Check the house rules that compilers don't
+    Tidy,
+    /// Feed mutated input to every parser
+    Fuzz {
+        /// For how long, in seconds, for each target
+        #[arg(long, default_value_t = 300)]
+        seconds: u64,
+    },
+    /// Install the servers and clients that the interop tests need (Debian, Ubuntu)
+    InstallTools,
+}
+
+fn main() -> ExitCode {
+    let place = Place::find();
+    match Arguments::parse().command {
+        Command::Test { only, kills, verbose } => {
+            steps::test(&place, &steps::Choice { only, kills, verbose })
+        }
+        Command::Tidy => {
+            let found = tidy::check(&place.root);
+            for problem in &found.problems {
+                run::say(problem);
+            }
+            run::say(&format!("{} passed, {} failed", found.checked, found.problems.len()));
+            if found.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Command::Fuzz { seconds } => fuzz::run(&place, seconds),
+        Command::InstallTools => match tools::install(&place) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                run::say(&format!("error: {error}"));
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+/// Where things are.
+struct Place {
+    root: PathBuf,
+    target: PathBuf,
+    /// Logs of the steps and the Python environment.
+    work: PathBuf,
+}
+
+impl Place {
+    fn find() -> Place {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let root = here.parent().unwrap_or(here).to_path_buf();
+        let target = match std::env::var_os("CARGO_TARGET_DIR") {
+            Some(directory) => root.join(directory),
+            None => root.join("target"),
+        };
+        Place { work: target.join("xtask"), root, target }
+    }
+
+    fn binary(&self, name: &str) -> PathBuf {
+        self.target.join("debug").join(name)
+    }
+
+    fn python(&self) -> PathBuf {
+        self.work.join("venv/bin/python")
+    }
+}

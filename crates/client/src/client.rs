@@ -32,6 +32,9 @@ pub struct Session {
     pub jid: String,
     /// Counters and unacknowledged stanzas.
     pub acks: Acks,
+    /// Stanzas received, and counted, but not taken by the program: the next [`Client::recv`] gives them.
+    kept: VecDeque<Element>,
+    next_id: u64,
 }
 
 /// How [`Client::resume`] went.
@@ -63,7 +66,7 @@ impl Client {
     /// Connects, logs in and takes up `session` where it was cut (XEP-0198 s.5).
     pub async fn resume(target: &Target, login: &Login, session: Session) -> Result<Resumption, ClientError> {
         within("a resumed session", target.timeout, async {
-            let Session { jid, mut acks } = session;
+            let Session { jid, mut acks, kept, next_id } = session;
             let (mut stream, features) = authenticated(target, login).await?;
             let mut resumed = false;
             if let (Some(id), true) = (&acks.id, features.root().child(acks::NS, "sm").is_some()) {
@@ -85,12 +88,11 @@ impl Client {
                     stream.queue(stanza);
                 }
                 stream.flush().await?;
-                let client =
-                    Client { stream, jid, acks: Some(acks), kept: VecDeque::new(), next_id: 1 << 32 };
+                let client = Client { stream, jid, acks: Some(acks), kept, next_id };
                 return Ok(Resumption::Resumed(client));
             }
             let jid = bind(&mut stream, login).await?;
-            let client = Client { stream, jid, acks: None, kept: VecDeque::new(), next_id: 1 << 32 };
+            let client = Client { stream, jid, acks: None, kept, next_id };
             Ok(Resumption::Fresh { client, unacked: acks.unacked().cloned().collect() })
         })
         .await
@@ -251,7 +253,7 @@ impl Client {
     /// Drops the connection without a word, as when the network goes away. With stream management on, returns what
     /// [`Client::resume`] needs.
     pub fn cut(self) -> Option<Session> {
-        self.acks.map(|acks| Session { jid: self.jid, acks })
+        self.acks.map(|acks| Session { jid: self.jid, acks, kept: self.kept, next_id: self.next_id })
     }
 
     /// One element: `None` if it was not a stanza.

@@ -1,0 +1,144 @@
+//! Installs what the tests need beside the Rust toolchain: Debian's servers and clients, and a Python environment.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::Place;
+use crate::run::{has, say};
+
+/// A program that must be there, and the Debian packages that bring it.
+const NEEDED: [(&str, &[&str]); 7] = [
+    ("prosody", &["prosody", "lua-unbound", "lua-sec"]),
+    ("ejabberdctl", &["ejabberd"]),
+    ("profanity", &["profanity"]),
+    ("tmux", &["tmux"]),
+    ("cc", &["build-essential"]),
+    ("openssl", &["openssl"]),
+    ("python3", &["python3", "python3-venv"]),
+];
+
+/// Debian starts a service when it is installed, unless this program says no.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+pub(crate) fn install(place: &Place) -> Result<(), String> {
+    packages()?;
+    components()?;
+    python(place)
+}
+
+fn packages() -> Result<(), String> {
+    let mut missing: Vec<&str> = NEEDED
+        .iter()
+        .filter(|(program, _)| !has(program))
+        .flat_map(|(_, packages)| *packages)
+        .copied()
+        .collect();
+    // Debian's python3 comes without what makes environments.
+    let ensurepip = Command::new("python3").args(["-c", "import ensurepip, venv"]).output();
+    if !missing.contains(&"python3-venv") && !ensurepip.is_ok_and(|it| it.status.success()) {
+        missing.push("python3-venv");
+    }
+    if !lua_unbound() && !missing.contains(&"lua-unbound") {
+        missing.push("lua-unbound");
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !has("apt-get") {
+        return Err(format!(
+            "these are missing and there is no apt-get to install them: {}",
+            missing.join(" ")
+        ));
+    }
+    say(&format!("installing {}", missing.join(" ")));
+    let policy = !Path::new(POLICY).exists();
+    if policy {
+        root("sh", &["-c", &format!("printf '#!/bin/sh\\nexit 101\\n' > {POLICY} && chmod 755 {POLICY}")])?;
+    }
+    let arguments = [
+        &["DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "-q", "--no-install-recommends"],
+        &missing[..],
+    ]
+    .concat();
+    let done = root("apt-get", &["update", "-q"]).and_then(|()| root("env", &arguments));
+    if policy {
+        root("rm", &["-f", POLICY])?;
+    }
+    done?;
+    if Path::new("/run/systemd/system").exists() {
+        // They were installed for the tests only: not at the next boot either.
+        for service in ["prosody", "ejabberd"].into_iter().filter(|it| missing.contains(it)) {
+            root("systemctl", &["disable", "--now", service])?;
+        }
+    }
+    match NEEDED.iter().find(|(program, _)| !has(program)) {
+        Some((program, _)) => Err(format!("{program} is still missing after installing")),
+        None => Ok(()),
+    }
+}
+
+/// Prosody asks our name server only through this library.
+fn lua_unbound() -> bool {
+    ["/usr/lib", "/usr/share"].iter().any(|base| {
+        fs::read_dir(base).into_iter().flatten().flatten().any(|entry| {
+            let lua = entry.path().join("lua");
+            fs::read_dir(lua).into_iter().flatten().flatten().any(|it| it.path().join("lunbound.so").exists())
+        })
+    })
+}
+
+fn components() -> Result<(), String> {
+    for (program, component) in [("rustfmt", "rustfmt"), ("clippy-driver", "clippy")] {
+        let there = Command::new(program).arg("--version").output().is_ok_and(|it| it.status.success());
+        if !there {
+            checked(Command::new("rustup").args(["component", "add", component]))?;
+        }
+    }
+    Ok(())
+}
+
+/// The Python environment, made anew when the list of requirements has changed.
+fn python(place: &Place) -> Result<(), String> {
+    let list = place.root.join("tests/interop/requirements.txt");
+    let wanted = fs::read_to_string(&list).map_err(|error| format!("{}: {error}", list.display()))?;
+    let venv = place.work.join("venv");
+    let marker = venv.join("installed.txt");
+    if fs::read_to_string(&marker).is_ok_and(|it| it == wanted) && place.python().exists() {
+        return Ok(());
+    }
+    say("installing the Python environment");
+    drop(fs::remove_dir_all(&venv));
+    fs::create_dir_all(&place.work).map_err(|error| format!("{}: {error}", place.work.display()))?;
+    checked(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
+    checked(
+        Command::new(place.python())
+            .args(["-m", "pip", "install", "-q", "--disable-pip-version-check", "-r"])
+            .arg(&list),
+    )?;
+    fs::write(&marker, wanted).map_err(|error| format!("{}: {error}", marker.display()))
+}
+
+/// Runs a command as root.
+fn root(program: &str, arguments: &[&str]) -> Result<(), String> {
+    let owner = fs::metadata("/proc/self").map(|it| std::os::unix::fs::MetadataExt::uid(&it));
+    let mut command = match owner {
+        Ok(0) => Command::new(program),
+        _ => {
+            let mut sudo = Command::new("sudo");
+            sudo.args(["-n", program]);
+            sudo
+        }
+    };
+    checked(command.args(arguments))
+}
+
+fn checked(command: &mut Command) -> Result<(), String> {
+    let shown = format!("{command:?}");
+    let output = command.output().map_err(|error| format!("{shown}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = [output.stdout, output.stderr].concat();
+    Err(format!("{shown}: {}\n{}", output.status, String::from_utf8_lossy(&text)))
+}
