@@ -7,6 +7,7 @@ pub mod error;
 pub mod jid;
 pub mod ns;
 mod prep;
+pub mod sasl;
 pub mod stanza;
 pub mod time;
 

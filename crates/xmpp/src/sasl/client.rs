@@ -1,0 +1,153 @@
+//! The client's side of a login: for our own client, the tests, and servers that log in to others.
+
+use super::scram::{ServerFirst, escape, prepare_password, same, xor};
+use super::{Hash, decode, encode, random_text};
+use crate::prep::{Profile, Unassigned, prepare};
+
+/// Iterations a server may ask for: beyond that it only burns our time.
+const MAX_ITERATIONS: u32 = 10_000_000;
+/// RFC 5802 s.5.1: below that the server, or somebody in between, is after our password.
+const MIN_ITERATIONS: u32 = 4096;
+
+/// Why a login can't go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClientError {
+    /// Our user's fault: user name or password have no prepared form.
+    #[error("the user name or password has characters that can't be used")]
+    Credentials,
+    /// The server's message does not follow the grammar, or comes out of turn.
+    #[error("the server's message is malformed")]
+    Malformed,
+    /// The server's nonce does not begin with ours.
+    #[error("the server did not repeat our nonce")]
+    Nonce,
+    /// The server asks for too few or too many iterations.
+    #[error("the server asks for {0} iterations")]
+    Iterations(u32),
+    /// The server does not know our password either: it is an impostor.
+    #[error("the server did not prove that it knows the password")]
+    ServerSignature,
+    /// No random numbers.
+    #[error("the system gives no random numbers")]
+    Random,
+}
+
+/// RFC 5802 s.7 `gs2-cbind-flag`: what the client says about channel binding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Binding {
+    /// `n`: it can't.
+    Unsupported,
+    /// `y`: it can, but the server did not offer it. If the server did, it will refuse.
+    NotOffered,
+    /// `p`: for a `-PLUS` mechanism.
+    Bound {
+        /// Name of the type, such as `tls-exporter`.
+        name: String,
+        /// What the TLS connection gives for it.
+        data: Vec<u8>,
+    },
+}
+
+/// A SCRAM login.
+pub struct Scram {
+    hash: Hash,
+    password: String,
+    gs2_header: String,
+    binding_data: Vec<u8>,
+    first_bare: String,
+    nonce: String,
+    server_signature: Option<Vec<u8>>,
+}
+
+/// The password stays out of logs.
+impl std::fmt::Debug for Scram {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scram").field("hash", &self.hash).finish_non_exhaustive()
+    }
+}
+
+impl Scram {
+    /// Begins a login of `user` (a local part).
+    pub fn new(hash: Hash, user: &str, password: &str, binding: Binding) -> Result<Scram, ClientError> {
+        let nonce = random_text().map_err(|_| ClientError::Random)?;
+        Scram::with_nonce(hash, (user, password), binding, nonce)
+    }
+
+    pub(super) fn with_nonce(
+        hash: Hash,
+        (user, password): (&str, &str),
+        binding: Binding,
+        nonce: String,
+    ) -> Result<Scram, ClientError> {
+        let user = prepare(user, Profile::Sasl, Unassigned::Allow).map_err(|_| ClientError::Credentials)?;
+        let password = prepare_password(password).map_err(|_| ClientError::Credentials)?;
+        let (flag, binding_data) = match binding {
+            Binding::Unsupported => ("n".to_owned(), Vec::new()),
+            Binding::NotOffered => ("y".to_owned(), Vec::new()),
+            Binding::Bound { name, data } => (format!("p={name}"), data),
+        };
+        Ok(Scram {
+            hash,
+            password: password.into_owned(),
+            gs2_header: format!("{flag},,"),
+            binding_data,
+            first_bare: format!("n={},r={nonce}", escape(&user)),
+            nonce,
+            server_signature: None,
+        })
+    }
+
+    /// The text of `<auth/>`.
+    pub fn initial(&self) -> String {
+        encode(format!("{}{}", self.gs2_header, self.first_bare))
+    }
+
+    /// Takes the text of the `<challenge/>`, gives that of the `<response/>`. Costs milliseconds.
+    pub fn respond(&mut self, challenge: &str) -> Result<String, ClientError> {
+        let message = decode(challenge).map_err(|_| ClientError::Malformed)?;
+        let message = std::str::from_utf8(&message).map_err(|_| ClientError::Malformed)?;
+        let first = ServerFirst::parse(message).ok_or(ClientError::Malformed)?;
+        if !first.nonce.starts_with(&self.nonce) || first.nonce.len() == self.nonce.len() {
+            return Err(ClientError::Nonce);
+        }
+        let iterations = first.iterations.get();
+        if !(MIN_ITERATIONS..=MAX_ITERATIONS).contains(&iterations) {
+            return Err(ClientError::Iterations(iterations));
+        }
+        let hash = self.hash;
+        let salted = hash.hi(self.password.as_bytes(), &first.salt, first.iterations);
+        let mut binding = self.gs2_header.clone().into_bytes();
+        binding.extend_from_slice(&self.binding_data);
+        let without_proof = format!("c={},r={}", encode(binding), first.nonce);
+        let auth_message = format!("{},{message},{without_proof}", self.first_bare);
+        let client_key = hash.hmac(&salted, b"Client Key");
+        let stored_key = hash.h(client_key.as_ref());
+        let signature = hash.hmac(stored_key.as_ref(), auth_message.as_bytes());
+        let proof = xor(client_key.as_ref(), signature.as_ref());
+        let server_key = hash.hmac(&salted, b"Server Key");
+        self.server_signature =
+            Some(hash.hmac(server_key.as_ref(), auth_message.as_bytes()).as_ref().to_vec());
+        Ok(encode(format!("{without_proof},p={}", encode(proof))))
+    }
+
+    /// Takes the text of `<success/>` (or of the last challenge). Only then is the server known to be genuine.
+    pub fn verify(&mut self, success: &str) -> Result<(), ClientError> {
+        let message = decode(success).map_err(|_| ClientError::Malformed)?;
+        let message = std::str::from_utf8(&message).map_err(|_| ClientError::Malformed)?;
+        let verifier =
+            message.split(',').next().and_then(|a| a.strip_prefix("v=")).ok_or(ClientError::Malformed)?;
+        let verifier = decode(verifier).map_err(|_| ClientError::Malformed)?;
+        let expected = self.server_signature.take().ok_or(ClientError::Malformed)?;
+        if same(&verifier, &expected) { Ok(()) } else { Err(ClientError::ServerSignature) }
+    }
+}
+
+/// The text of `<auth/>` for PLAIN. Inside TLS only.
+pub fn plain(user: &str, password: &str) -> String {
+    encode(format!("\0{user}\0{password}"))
+}
+
+/// The text of `<auth/>` for EXTERNAL: the identity asked for; between servers our own domain (XEP-0178 s.3).
+pub fn external(identity: &str) -> String {
+    if identity.is_empty() { "=".to_owned() } else { encode(identity) }
+}
