@@ -4,17 +4,20 @@
 //! running server, directly on the database. Passwords come from a prompt or from standard input, never from an
 //! argument: arguments are visible to everybody on the machine.
 
-use std::io::{self, Write as _};
+use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use thiserror::Error;
+use trunkline_store::OpenError;
 
 use crate::admin::check::{self, Level};
 use crate::admin::init::{self, Certificate, Init, InitError};
+use crate::admin::offline::Offline;
 use crate::admin::socket::{CallError, Control};
-use crate::admin::{OpError, Operation, Outcome, output};
+use crate::admin::{Admin as _, OpError, Operation, Outcome, Password, User, output};
 use crate::config::overrides::{OverrideError, Overrides};
 use crate::config::{self, Config, ConfigError};
 use crate::logging::LogError;
@@ -59,6 +62,9 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
+    /// Accounts: add, passwd, remove, list
+    #[command(subcommand)]
+    User(UserCommand),
     /// Make the running server read its configuration and certificates again
     Reload {
         #[command(flatten)]
@@ -96,6 +102,53 @@ struct InitArgs {
     /// The value is TOML, or else text. Names with dots are quoted: --set 'federation.routes."peer.example"=127.0.0.1:5269'
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum UserCommand {
+    /// Make an account
+    Add {
+        /// Such as romeo@example.org
+        address: String,
+        #[command(flatten)]
+        password: PasswordArgs,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Set a new password
+    Passwd {
+        /// Such as romeo@example.org
+        address: String,
+        #[command(flatten)]
+        password: PasswordArgs,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Remove an account with everything it owns
+    Remove {
+        /// Such as romeo@example.org
+        address: String,
+        /// Don't ask
+        #[arg(long, short)]
+        yes: bool,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// List accounts
+    List {
+        /// Of this domain only
+        #[arg(long)]
+        domain: Option<String>,
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+#[derive(Debug, Args)]
+struct PasswordArgs {
+    /// Read the password from the first line of standard input instead of asking
+    #[arg(long)]
+    password_stdin: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -156,6 +209,12 @@ pub enum CliError {
     /// The server's, or it isn't there.
     #[error(transparent)]
     Call(#[from] CallError),
+    /// The operation's.
+    #[error(transparent)]
+    Operation(#[from] OpError),
+    /// The store's.
+    #[error(transparent)]
+    Open(#[from] OpenError),
     /// The system's, as a rule a closed pipe.
     #[error("input or output: {0}")]
     Io(#[from] io::Error),
@@ -172,8 +231,9 @@ impl CliError {
         match self {
             CliError::Config(_) | CliError::NoConfig | CliError::Override(_) => 2,
             CliError::Init(InitError::Config(_)) => 2,
-            CliError::Call(CallError::Refused(OpError::Config(_))) => 2,
-            CliError::Call(CallError::NotRunning(_)) => 3,
+            CliError::Operation(OpError::Config(_))
+            | CliError::Call(CallError::Refused(OpError::Config(_))) => 2,
+            CliError::Call(CallError::NotRunning(_)) | CliError::Operation(OpError::NotRunning) => 3,
             _ => 1,
         }
     }
@@ -203,6 +263,7 @@ fn run(command: Command) -> Result<(), CliError> {
         Command::Init(args) => init(args),
         Command::Serve { config } => serve(&find_config(config)?),
         Command::Check { common } => check(&common),
+        Command::User(command) => user(command),
         Command::Reload { common } => ask(&common, Operation::Reload),
         Command::Status { common } => ask(&common, Operation::Status),
         Command::Federation(FederationCommand::Status { common }) => {
@@ -241,6 +302,33 @@ fn check(common: &Common) -> Result<(), CliError> {
     if check::worst(&findings) == Level::Fail { Err(CliError::CheckFailed) } else { Ok(()) }
 }
 
+fn user(command: UserCommand) -> Result<(), CliError> {
+    match command {
+        UserCommand::Add { address, password, common } => {
+            let config = load(&common)?;
+            let password = read_password(&password, &address)?;
+            run_anywhere(&common, config, Operation::UserAdd { address, password })
+        }
+        UserCommand::Passwd { address, password, common } => {
+            let config = load(&common)?;
+            let password = read_password(&password, &address)?;
+            run_anywhere(&common, config, Operation::UserPasswd { address, password })
+        }
+        UserCommand::Remove { address, yes, common } => {
+            let config = load(&common)?;
+            if !yes && io::stdin().is_terminal() && !confirm(&address)? {
+                return Err(CliError::Refused("nothing was removed"));
+            }
+            run_anywhere(&common, config, Operation::UserRemove { address })
+        }
+        UserCommand::List { domain, common } => {
+            let config = load(&common)?;
+            let users = runtime()?.block_on(list(config, domain))?;
+            if common.json { print_json(&users) } else { print(&output::user_table(&users)) }
+        }
+    }
+}
+
 fn serve(file: &Path) -> Result<(), CliError> {
     let config = Config::load(file)?;
     config.missing_files()?;
@@ -259,6 +347,69 @@ fn ask(common: &Common, operation: Operation) -> Result<(), CliError> {
     show(common, &outcome)
 }
 
+/// An operation that works with a running server and without.
+fn run_anywhere(common: &Common, config: Config, operation: Operation) -> Result<(), CliError> {
+    let outcome = runtime()?.block_on(async { Reached::find(config).await?.run(operation).await })?;
+    show(common, &outcome)
+}
+
+async fn list(config: Config, domain: Option<String>) -> Result<Vec<User>, CliError> {
+    let mut reached = Reached::find(config).await?;
+    let mut all: Vec<User> = Vec::new();
+    loop {
+        let after = all.last().map(|user| user.address.clone());
+        match reached.run(Operation::UserList { domain: domain.clone(), after }).await? {
+            Outcome::Users { users, more } => {
+                let end = users.is_empty() || !more;
+                all.extend(users);
+                if end {
+                    return Ok(all);
+                }
+            }
+            other => {
+                return Err(
+                    CallError::Answer(format!("a list was asked for, but this came: {other:?}")).into()
+                );
+            }
+        }
+    }
+}
+
+/// Who runs an operation: the server, or this process in its absence.
+enum Reached {
+    Server(Control),
+    Store(Box<Offline>),
+}
+
+impl Reached {
+    async fn find(config: Config) -> Result<Reached, CliError> {
+        // A server that starts or stops just now holds the database without a socket for a moment.
+        let mut patience = 50;
+        loop {
+            match Control::connect(&config.control_socket()).await {
+                Ok(control) => return Ok(Reached::Server(control)),
+                Err(CallError::NotRunning(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+            match Offline::open(config.clone()) {
+                Ok(offline) => return Ok(Reached::Store(Box::new(offline))),
+                Err(OpenError::InUse { .. }) if patience > 0 => {
+                    patience -= 1;
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    async fn run(&mut self, operation: Operation) -> Result<Outcome, CliError> {
+        match self {
+            Reached::Server(control) => Ok(control.call(&operation).await?),
+            Reached::Store(offline) => Ok(offline.run(operation).await?),
+        }
+    }
+}
+
 fn find_config(given: Option<PathBuf>) -> Result<PathBuf, CliError> {
     let default = [Path::new("trunkline.toml"), Path::new("/etc/trunkline/trunkline.toml")];
     let found = given.or_else(|| default.into_iter().find(|path| path.exists()).map(Path::to_owned));
@@ -271,6 +422,33 @@ fn load(common: &Common) -> Result<Config, CliError> {
 
 fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// Longer than any password.
+const PASSWORD_LINE: u64 = 4096;
+
+fn read_password(args: &PasswordArgs, address: &str) -> Result<Password, CliError> {
+    if args.password_stdin {
+        let mut line = String::new();
+        io::stdin().lock().take(PASSWORD_LINE).read_line(&mut line)?;
+        let password = line.strip_suffix('\n').unwrap_or(&line);
+        return Ok(Password::new(password.strip_suffix('\r').unwrap_or(password)));
+    }
+    if !io::stdin().is_terminal() {
+        return Err(CliError::Refused("standard input is no terminal: use --password-stdin"));
+    }
+    let password = rpassword::prompt_password(format!("Password for {address}: "))?;
+    if rpassword::prompt_password("Again: ")? != password {
+        return Err(CliError::Refused("the two passwords differ: nothing was changed"));
+    }
+    Ok(Password::new(password))
+}
+
+fn confirm(address: &str) -> Result<bool, CliError> {
+    write!(io::stderr(), "Remove {address} with its contacts and messages? [y/N] ")?;
+    let mut line = String::new();
+    io::stdin().lock().take(16).read_line(&mut line)?;
+    Ok(["y", "yes"].contains(&line.trim().to_lowercase().as_str()))
 }
 
 fn show(common: &Common, outcome: &Outcome) -> Result<(), CliError> {

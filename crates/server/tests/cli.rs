@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests may fail like tests")]
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 struct Home {
@@ -76,6 +76,60 @@ fn assert_says(output: &Output, code: i32, part: &str) {
     assert!(text(output).contains(part), "`{part}` is missing in:\n{}", text(output));
 }
 
+fn replace(file: &Path, from: &str, to: &str) {
+    let before = std::fs::read_to_string(file).unwrap();
+    assert!(before.contains(from), "{from} is missing in {before}");
+    std::fs::write(file, before.replace(from, to)).unwrap();
+}
+
+#[test]
+fn accounts_without_a_server() {
+    let home = Home::init();
+    let add = ["user", "add", "romeo@example.org", "--password-stdin"];
+    assert_says(&home.run(&add, "wherefore\n"), 0, "romeo@example.org was added");
+    assert_says(&home.run(&add, "wherefore\n"), 1, "romeo@example.org exists already");
+    let elsewhere = home.run(&["user", "add", "romeo@other.example", "--password-stdin"], "x\n");
+    assert_says(&elsewhere, 1, "not a domain of this server");
+    let empty = home.run(&["user", "add", "juliet@example.org", "--password-stdin"], "\n");
+    assert_says(&empty, 1, "it is empty");
+    let passwd = |address: &str| home.run(&["user", "passwd", address, "--password-stdin"], "new\r\n");
+    assert_says(&passwd("romeo@example.org"), 0, "new password");
+    assert_says(&passwd("nobody@example.org"), 1, "there is no account");
+    assert_says(&home.run(&["user", "list"], ""), 0, "romeo@example.org");
+    assert_says(&home.run(&["user", "list", "--json"], ""), 0, "\"address\": \"romeo@example.org\"");
+    assert_says(&home.run(&["user", "remove", "romeo@example.org"], ""), 0, "was removed");
+    assert_says(&home.run(&["user", "list"], ""), 0, "No accounts.");
+}
+
+#[test]
+fn passwords_are_never_arguments() {
+    let home = Home::init();
+    assert_says(&home.run(&["user", "add", "romeo@example.org", "secret"], ""), 2, "unexpected argument");
+    assert_says(&home.run(&["user", "add", "romeo@example.org"], "secret\n"), 1, "--password-stdin");
+}
+
+#[test]
+fn errors_name_file_line_and_key() {
+    let home = Home::init();
+    replace(&home.file(), "[web]\n", "[web]\nlissten = 1\n");
+    let lines = std::fs::read_to_string(home.file()).unwrap();
+    let line = lines.lines().position(|line| line == "lissten = 1").unwrap() + 1;
+    let file = home.file();
+    let expected =
+        format!("{}:{line}: web.lissten: there is no such key; the nearest is `web.listen`", file.display());
+    assert_says(&home.run(&["user", "list"], ""), 2, &expected);
+    assert_says(&home.run(&["reload"], ""), 2, &expected);
+    assert_says(&home.run(&["check"], ""), 1, "web.lissten");
+}
+
+#[test]
+fn a_foreign_database_is_refused() {
+    let home = Home::init();
+    std::fs::write(home.directory.path().join("data/trunkline.db"), "this is something else entirely")
+        .unwrap();
+    let output = home.run(&["user", "list"], "");
+    assert_says(&output, 1, "trunkline.db");
+}
 #[test]
 fn a_second_init_changes_nothing() {
     let home = Home::init();

@@ -4,8 +4,10 @@
 //! store alone can do. [`accounts`] is what both do to the accounts table. Deliberately absent: an operation that one
 //! face has and another can't have.
 
+pub mod accounts;
 pub mod check;
 pub mod init;
+pub mod offline;
 pub mod output;
 pub mod socket;
 

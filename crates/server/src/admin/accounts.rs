@@ -1,0 +1,193 @@
+//! What administration does to the tables of accounts, whether the server runs or not.
+//!
+//! Passwords are stored as SCRAM keys only (RFC 5802 s.2.2): who reads the database can't log in with what is there.
+
+use trunkline_store::{Batch, Db, Lane, Statement, StoreError, Violation, sql};
+use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::sasl::{Hash, ScramKeys};
+
+use super::{OpError, PAGE, Password, User};
+use crate::config::Config;
+
+/// The bare address of an account on one of our domains. It need not exist.
+pub fn address(text: &str, config: &Config) -> Result<Jid, OpError> {
+    let jid = Jid::parse(text).map_err(|error| {
+        OpError::BadAddress(format!("{} is not an address: {error}", text.escape_debug()))
+    })?;
+    if !jid.is_bare() || jid.local().is_none() {
+        return Err(OpError::BadAddress(format!(
+            "{} is not an account's address: write user@domain",
+            text.escape_debug()
+        )));
+    }
+    if config.is_our_domain(jid.domain()) {
+        Ok(jid)
+    } else {
+        Err(OpError::UnknownDomain(jid.domain().to_owned()))
+    }
+}
+
+/// The bare address for a new account on one of our domains.
+pub fn new_address(text: &str, config: &Config) -> Result<Jid, OpError> {
+    let jid = address(text, config)?;
+    // Nodeprep makes one of names that are two under PRECIS (strasse, straße); only names that both read alike are
+    // given out. What was written counts, not what nodeprep made of it.
+    let written = text.split_once('@').map_or(text, |(local, _)| local);
+    if Jid::new_local_part_ok(written) {
+        Ok(jid)
+    } else {
+        Err(OpError::BadAddress(format!("{} can't be a new address: write it as {jid}", text.escape_debug())))
+    }
+}
+
+/// Makes an account. Its address comes from [`new_address`].
+pub async fn add(db: &Db, new: NewAccount<'_>) -> Result<(), OpError> {
+    let keys = keys(new.password, new.iterations).await?;
+    let mut batch = Batch::new(Lane::Inside);
+    batch.push(
+        sql("INSERT INTO hosts (name) VALUES (?1) ON CONFLICT (name) DO NOTHING").bind(new.jid.domain()),
+    );
+    batch.push(
+        sql("INSERT INTO accounts (host_id, local, created_at) SELECT id, ?2, ?3 FROM hosts WHERE name = ?1")
+            .bind(new.jid.domain())
+            .bind(new.jid.local().unwrap_or_default())
+            .bind(new.now)
+            .must_change(),
+    );
+    push_credentials(&mut batch, new.jid, keys);
+    db.run(batch).await.map(drop).map_err(|error| match error {
+        StoreError::Constraint(Violation::Unique, _) => OpError::Exists(new.jid.to_string()),
+        error => store(error),
+    })
+}
+
+/// What [`add`] needs.
+#[derive(Clone, Copy, Debug)]
+pub struct NewAccount<'a> {
+    /// Bare, on a domain of ours.
+    pub jid: &'a Jid,
+    /// Of any length from 1 byte that SASLprep allows.
+    pub password: &'a Password,
+    /// PBKDF2 iterations.
+    pub iterations: u32,
+    /// Milliseconds since 1970.
+    pub now: i64,
+}
+
+/// Sets a new password.
+pub async fn set_password(db: &Db, jid: &Jid, password: &Password, iterations: u32) -> Result<(), OpError> {
+    let keys = keys(password, iterations).await?;
+    let mut batch = Batch::new(Lane::Inside);
+    batch.push(must_exist(jid));
+    batch.push(on_account(
+        sql("DELETE FROM credentials WHERE account_id = (SELECT accounts.id FROM accounts \
+             JOIN hosts ON hosts.id = accounts.host_id WHERE hosts.name = ?1 AND accounts.local = ?2)"),
+        jid,
+    ));
+    push_credentials(&mut batch, jid, keys);
+    db.run(batch).await.map(drop).map_err(|error| missing(error, jid))
+}
+
+/// Removes an account with everything that refers to it.
+pub async fn remove(db: &Db, jid: &Jid) -> Result<(), OpError> {
+    let statement = on_account(
+        sql("DELETE FROM accounts WHERE local = ?2 AND host_id = (SELECT id FROM hosts WHERE name = ?1)"),
+        jid,
+    );
+    let batch = Batch::new(Lane::Inside).with(statement.must_change());
+    db.run(batch).await.map(drop).map_err(|error| missing(error, jid))
+}
+
+/// One page of accounts in the order of their addresses (by domain, then local part), and whether there are more.
+/// `sessions` of each is `None`.
+pub async fn list(db: &Db, domain: Option<&str>, after: Option<&Jid>) -> Result<(Vec<User>, bool), OpError> {
+    let statement = sql("SELECT hosts.name, accounts.local, accounts.created_at, accounts.disabled FROM accounts \
+         JOIN hosts ON hosts.id = accounts.host_id \
+         WHERE (?1 IS NULL OR hosts.name = ?1) AND (hosts.name > ?2 OR (hosts.name = ?2 AND accounts.local > ?3)) \
+         ORDER BY hosts.name, accounts.local LIMIT ?4")
+    .bind(domain.map_or(trunkline_store::Value::Null, Into::into))
+    .bind(after.map_or("", Jid::domain))
+    .bind(after.and_then(Jid::local).unwrap_or_default())
+    .bind(i64::try_from(PAGE + 1).unwrap_or(i64::MAX));
+    let rows = db.read(statement).await.map_err(store)?;
+    let users = rows.iter().take(PAGE).map(|row| User {
+        address: format!("{}@{}", row.text(1), row.text(0)),
+        created_at: row.int(2),
+        disabled: row.int(3) != 0,
+        sessions: None,
+    });
+    Ok((users.collect(), rows.len() > PAGE))
+}
+
+/// How many accounts there are.
+pub async fn count(db: &Db) -> Result<u64, OpError> {
+    let rows = db.read(sql("SELECT count(*) FROM accounts")).await.map_err(store)?;
+    Ok(rows.first().and_then(|row| u64::try_from(row.int(0)).ok()).unwrap_or(0))
+}
+
+/// SCRAM keys of a password for every mechanism that clients may choose. Deriving takes a while, so not here but on
+/// a thread that may be held up.
+async fn keys(password: &Password, iterations: u32) -> Result<Vec<ScramKeys>, OpError> {
+    let password = password.clone();
+    let derive = move || -> Result<Vec<ScramKeys>, OpError> {
+        if password.expose().is_empty() {
+            return Err(OpError::BadPassword("it is empty".into()));
+        }
+        if password.expose().len() > 1023 {
+            return Err(OpError::BadPassword("it is longer than 1023 bytes".into()));
+        }
+        let hashes = [Hash::Sha1, Hash::Sha256, Hash::Sha512];
+        let keys = hashes.into_iter().map(|hash| {
+            let mut salt = [0; 16];
+            getrandom::fill(&mut salt)
+                .map_err(|error| OpError::NotPossible(format!("no randomness: {error}")))?;
+            ScramKeys::derive(hash, password.expose(), &salt, iterations)
+                .map_err(|error| OpError::BadPassword(error.to_string()))
+        });
+        keys.collect()
+    };
+    tokio::task::spawn_blocking(derive).await.unwrap_or(Err(OpError::Closing))
+}
+
+fn push_credentials(batch: &mut Batch, jid: &Jid, keys: Vec<ScramKeys>) {
+    for keys in keys {
+        let statement =
+            sql("INSERT INTO credentials (account_id, mechanism, salt, iterations, stored_key, server_key) \
+             SELECT accounts.id, ?3, ?4, ?5, ?6, ?7 FROM accounts JOIN hosts ON hosts.id = accounts.host_id \
+             WHERE hosts.name = ?1 AND accounts.local = ?2");
+        batch.push(
+            on_account(statement, jid)
+                .bind(keys.hash.mechanism())
+                .bind(keys.salt.to_vec())
+                .bind(i64::from(keys.iterations))
+                .bind(keys.stored_key.to_vec())
+                .bind(keys.server_key.to_vec())
+                .must_change(),
+        );
+    }
+}
+
+fn must_exist(jid: &Jid) -> Statement {
+    on_account(
+        sql("SELECT accounts.id FROM accounts JOIN hosts ON hosts.id = accounts.host_id \
+             WHERE hosts.name = ?1 AND accounts.local = ?2"),
+        jid,
+    )
+    .must_change()
+}
+
+/// Binds `?1` and `?2`.
+fn on_account(statement: Statement, jid: &Jid) -> Statement {
+    statement.bind(jid.domain()).bind(jid.local().unwrap_or_default())
+}
+
+fn missing(error: StoreError, jid: &Jid) -> OpError {
+    match error {
+        StoreError::Conflict => OpError::NoSuchUser(jid.to_string()),
+        error => store(error),
+    }
+}
+
+fn store(error: StoreError) -> OpError {
+    OpError::Store(error.to_string())
+}
