@@ -5,6 +5,10 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+
+use trunkline_server::admin::socket::ControlSocket;
+use trunkline_server::admin::{Admin, OpError, Operation, Outcome, Status};
 
 struct Home {
     directory: tempfile::TempDir,
@@ -193,4 +197,59 @@ fn no_configuration_says_how_to_get_one() {
     let home = Home::empty();
     let output = home.run(&["status"], "");
     assert_says(&output, 2, "trunkline init --domain example.org");
+}
+
+/// What answers on the control socket in place of a server.
+struct Fake;
+
+impl Admin for Fake {
+    async fn run(&self, operation: Operation) -> Result<Outcome, OpError> {
+        match operation {
+            Operation::UserAdd { address, password } => {
+                assert_eq!(password.expose(), "wherefore");
+                Ok(Outcome::Done { text: format!("the server added {address}") })
+            }
+            Operation::UserRemove { address } => Err(OpError::NoSuchUser(address)),
+            Operation::UserList { .. } => Ok(Outcome::Users { users: Vec::new(), more: false }),
+            Operation::Status => {
+                let problems = vec!["store: the disk is full".to_owned()];
+                let status = Status {
+                    version: "9.9.9".into(),
+                    pid: std::process::id(),
+                    problems,
+                    ..Status::default()
+                };
+                Ok(Outcome::Status(Box::new(status)))
+            }
+            Operation::Reload => Err(OpError::Config("trunkline.toml:3: broken".into())),
+            _ => Err(OpError::Closing),
+        }
+    }
+}
+
+#[test]
+fn with_a_server_everything_goes_through_its_socket() {
+    let home = Home::init();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let socket = {
+        let _inside = runtime.enter();
+        ControlSocket::bind(&home.directory.path().join("data/control.sock")).unwrap()
+    };
+    runtime.spawn(socket.serve(Arc::new(Fake), std::future::pending()));
+
+    let add = home.run(&["user", "add", "romeo@example.org", "--password-stdin"], "wherefore\n");
+    assert_says(&add, 0, "the server added romeo@example.org");
+    assert_says(
+        &home.run(&["user", "remove", "romeo@example.org"], ""),
+        1,
+        "there is no account romeo@example.org",
+    );
+    assert_says(&home.run(&["user", "list"], ""), 0, "No accounts.");
+    assert_says(&home.run(&["status"], ""), 0, "9.9.9");
+    assert_says(&home.run(&["status", "--json"], ""), 0, "\"version\": \"9.9.9\"");
+    assert_says(&home.run(&["reload"], ""), 2, "trunkline.toml:3: broken");
+    assert_says(&home.run(&["federation", "status"], ""), 1, "shutting down");
+    let check = home.run(&["check"], "");
+    assert_says(&check, 1, "is running (pid");
+    assert_says(&check, 1, "FAIL  server");
 }
