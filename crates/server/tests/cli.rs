@@ -95,7 +95,7 @@ fn accounts_without_a_server() {
     let elsewhere = home.run(&["user", "add", "romeo@other.example", "--password-stdin"], "x\n");
     assert_says(&elsewhere, 1, "not a domain of this server");
     let empty = home.run(&["user", "add", "juliet@example.org", "--password-stdin"], "\n");
-    assert_says(&empty, 1, "it is empty");
+    assert_says(&empty, 1, "the password is empty");
     let passwd = |address: &str| home.run(&["user", "passwd", address, "--password-stdin"], "new\r\n");
     assert_says(&passwd("romeo@example.org"), 0, "new password");
     assert_says(&passwd("nobody@example.org"), 1, "there is no account");

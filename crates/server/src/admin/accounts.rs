@@ -129,22 +129,9 @@ pub async fn count(db: &Db) -> Result<u64, OpError> {
 /// a thread that may be held up.
 async fn keys(password: &Password, iterations: u32) -> Result<Vec<ScramKeys>, OpError> {
     let password = password.clone();
-    let derive = move || -> Result<Vec<ScramKeys>, OpError> {
-        if password.expose().is_empty() {
-            return Err(OpError::BadPassword("it is empty".into()));
-        }
-        if password.expose().len() > 1023 {
-            return Err(OpError::BadPassword("it is longer than 1023 bytes".into()));
-        }
-        let hashes = [Hash::Sha1, Hash::Sha256, Hash::Sha512];
-        let keys = hashes.into_iter().map(|hash| {
-            let mut salt = [0; 16];
-            getrandom::fill(&mut salt)
-                .map_err(|error| OpError::NotPossible(format!("no randomness: {error}")))?;
-            ScramKeys::derive(hash, password.expose(), &salt, iterations)
-                .map_err(|error| OpError::BadPassword(error.to_string()))
-        });
-        keys.collect()
+    let derive = move || {
+        let keys = Hash::ALL.into_iter().map(|hash| ScramKeys::new(hash, password.expose(), iterations));
+        keys.collect::<Result<Vec<_>, _>>().map_err(|error| OpError::BadPassword(error.to_string()))
     };
     tokio::task::spawn_blocking(derive).await.unwrap_or(Err(OpError::Closing))
 }
@@ -158,10 +145,10 @@ fn push_credentials(batch: &mut Batch, jid: &Jid, keys: Vec<ScramKeys>) {
         batch.push(
             on_account(statement, jid)
                 .bind(keys.hash.mechanism())
-                .bind(keys.salt.to_vec())
+                .bind(keys.salt)
                 .bind(i64::from(keys.iterations))
-                .bind(keys.stored_key.to_vec())
-                .bind(keys.server_key.to_vec())
+                .bind(keys.stored_key)
+                .bind(keys.server_key)
                 .must_change(),
         );
     }

@@ -264,7 +264,7 @@ pub enum OpError {
     #[error("there is no account {0}")]
     NoSuchUser(String),
     /// Theirs: can't be used as a password.
-    #[error("this password can't be used: {0}")]
+    #[error("{0}")]
     BadPassword(String),
     /// Theirs: the new configuration has errors; nothing was changed. One line for each problem.
     #[error("the configuration has errors, nothing was changed:\n{0}")]

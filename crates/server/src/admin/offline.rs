@@ -69,6 +69,9 @@ impl Admin for Offline {
 mod tests {
     use std::path::Path;
 
+    use trunkline_store::sql;
+    use trunkline_xmpp::sasl::{Hash, ScramKeys};
+
     use super::super::Password;
     use super::*;
 
@@ -136,8 +139,7 @@ mod tests {
             Err(OpError::NoSuchUser("romeo@example.org".into()))
         );
         assert_eq!(provider.list(Some("example.org"), None).await.0, ["benvolio@example.org"]);
-        let rows =
-            provider.offline.db.read(trunkline_store::sql("SELECT count(*) FROM credentials")).await.unwrap();
+        let rows = provider.offline.db.read(sql("SELECT count(*) FROM credentials")).await.unwrap();
         assert_eq!(rows.first().unwrap().int(0), 6, "credentials go with their account");
     }
 
@@ -151,6 +153,26 @@ mod tests {
         let bytes: Vec<u8> = files.flat_map(|file| std::fs::read(file.unwrap().path()).unwrap()).collect();
         assert!(!bytes.windows(9).any(|window| window == b"wherefore"));
         assert!(bytes.windows(13).any(|window| window == b"SCRAM-SHA-256"));
+    }
+
+    #[tokio::test]
+    async fn what_is_stored_verifies_the_password() {
+        let provider = Provider::new();
+        provider.add("romeo@example.org", "wherefore").await.unwrap();
+        let all =
+            sql("SELECT salt, iterations, stored_key, server_key FROM credentials WHERE mechanism = ?1");
+        for hash in Hash::ALL {
+            let rows = provider.offline.db.read(all.clone().bind(hash.mechanism())).await.unwrap();
+            let row = rows.first().unwrap();
+            let keys = ScramKeys {
+                hash,
+                salt: row.blob(0).to_vec(),
+                iterations: u32::try_from(row.int(1)).unwrap(),
+                stored_key: row.blob(2).to_vec(),
+                server_key: row.blob(3).to_vec(),
+            };
+            assert!(keys.verify_password("wherefore") && !keys.verify_password("therefore"));
+        }
     }
 
     #[tokio::test]
@@ -169,10 +191,9 @@ mod tests {
     async fn lists_have_pages() {
         let provider = Provider::new();
         let mut batch = trunkline_store::Batch::new(trunkline_store::Lane::Inside);
-        batch.push(trunkline_store::sql("INSERT INTO hosts (id, name) VALUES (1, 'example.org')"));
+        batch.push(sql("INSERT INTO hosts (id, name) VALUES (1, 'example.org')"));
         for number in 0..super::super::PAGE + 3 {
-            let statement =
-                trunkline_store::sql("INSERT INTO accounts (host_id, local, created_at) VALUES (1, ?1, 0)");
+            let statement = sql("INSERT INTO accounts (host_id, local, created_at) VALUES (1, ?1, 0)");
             batch.push(statement.bind(format!("user{number:05}")));
         }
         provider.offline.db.run(batch).await.unwrap();
