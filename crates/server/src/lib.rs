@@ -7,4 +7,5 @@ pub mod logging;
 pub mod metrics;
 pub mod notify;
 pub mod schema;
+pub mod net;
 pub mod web;

@@ -1,0 +1,19 @@
+//! Bytes in, bytes out: listeners, TLS, certificates, DNS and connecting. No XMPP is spoken here, and nothing here
+//! decides whom to trust: a handshake never fails over trust, [`verify_peer`] says what a certificate is worth.
+
+pub mod cert;
+pub mod connect;
+pub mod dns;
+pub mod listen;
+pub mod pki;
+pub mod stream;
+pub mod tls;
+pub mod verdict;
+
+pub use cert::{CertInfo, inspect};
+pub use connect::{ConnectError, ConnectOptions, Connected, connect};
+pub use dns::{Resolver, Target, TargetError, targets};
+pub use listen::{BindError, Gate, GateLimits, Guard, bind, serve};
+pub use stream::{TlsInfo, Transport};
+pub use tls::{CertSource, CertStore, Side, TlsError, TrustRoots};
+pub use verdict::{Verdict, verify_peer};
