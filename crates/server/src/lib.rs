@@ -5,7 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod logging;
 pub mod metrics;
+pub mod net;
 pub mod notify;
 pub mod schema;
-pub mod net;
 pub mod web;
