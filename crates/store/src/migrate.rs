@@ -104,7 +104,8 @@ fn mark(conn: &mut Connection) -> rusqlite::Result<()> {
 
 fn step(conn: &mut Connection, version: usize, migration: &Migration) -> Result<(), StoreError> {
     // A deferred foreign key is checked at COMMIT: there the fault of one batch would fail its whole group.
-    if migration.sql.to_ascii_uppercase().contains("INITIALLY DEFERRED") {
+    let words: Vec<String> = migration.sql.split_whitespace().map(str::to_ascii_uppercase).collect();
+    if words.join(" ").contains("INITIALLY DEFERRED") {
         return Err(StoreError::Other("deferred foreign keys are not allowed".into()));
     }
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;

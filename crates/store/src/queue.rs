@@ -20,7 +20,8 @@ pub(crate) type Done = Box<dyn FnOnce(Result<Vec<Rows>, StoreError>) + Send>;
 pub(crate) struct Job {
     pub(crate) batch: Batch,
     pub(crate) done: Done,
-    weight: usize,
+    /// Bytes, roughly.
+    pub(crate) weight: usize,
 }
 
 impl Job {
@@ -30,7 +31,7 @@ impl Job {
     }
 
     /// What the bound counts. An empty batch counts too, or a queue of them had no bound.
-    fn statements(&self) -> usize {
+    pub(crate) fn statements(&self) -> usize {
         self.batch.statements.len().max(1)
     }
 }

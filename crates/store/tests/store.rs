@@ -215,6 +215,32 @@ async fn a_batch_from_outside_that_overruns_makes_way_for_inside() {
 }
 
 #[tokio::test]
+async fn a_flood_from_outside_takes_turns_of_bounded_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = open(&dir.path().join("db"));
+    let go = hold(&db);
+    let order = Arc::new(Mutex::new(Vec::new()));
+    for id in 1..=1000 {
+        let mut batch = Batch::new(Lane::Outside);
+        batch.append(account(id, &format!("outside{id}")));
+        let (db, order) = (db.clone(), order.clone());
+        db.clone().submit(batch, move |_| {
+            // While the flood lasts, somebody inside asks for something.
+            if id == 1 {
+                let order = order.clone();
+                db.submit(account(2000, "inside"), move |_| order.lock().unwrap().push(2000));
+            }
+            order.lock().unwrap().push(id);
+        });
+    }
+    go.send(()).unwrap();
+    db.flush().await;
+    let place = order.lock().unwrap().iter().position(|id| *id == 2000).unwrap();
+    assert!(place <= 64, "inside came behind {place} from outside");
+    assert!(db.stats().commits > 1000 / 64, "{:?}", db.stats());
+}
+
+#[tokio::test]
 async fn who_finds_the_lane_full_waits_and_the_other_lane_does_not() {
     let dir = tempfile::tempdir().unwrap();
     let options = Options { queue_statements: 4, ..Options::file(dir.path().join("db"), MIGRATIONS) };
