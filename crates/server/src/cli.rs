@@ -20,6 +20,7 @@ use crate::admin::socket::{CallError, Control};
 use crate::admin::{Admin as _, OpError, Operation, Outcome, Password, User, output};
 use crate::config::overrides::{OverrideError, Overrides};
 use crate::config::{self, Config, ConfigError};
+use crate::demo::{self, Demo, DemoError};
 use crate::logging::LogError;
 
 const EXIT_CODES: &str = "\
@@ -81,6 +82,15 @@ enum Command {
     /// Invitations: create
     #[command(subcommand)]
     Invite(InviteCommand),
+    /// Run two providers on this machine, let their users talk, and invite you to join
+    Demo {
+        /// Stop after the conversation; success means that everything expected has arrived
+        #[arg(long)]
+        once: bool,
+        /// Keep data and logs in this directory
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
     /// Print the reference of the configuration
     #[command(hide = true)]
     ConfigReference,
@@ -203,6 +213,9 @@ pub enum CliError {
     /// Ours: the filter was checked with the configuration.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The machine's, or ours.
+    #[error(transparent)]
+    Demo(#[from] DemoError),
     /// Anybody's.
     #[error(transparent)]
     Init(#[from] InitError),
@@ -278,6 +291,7 @@ fn run(command: Command) -> Result<(), CliError> {
         Command::Invite(InviteCommand::Create { domain, common }) => {
             ask(&common, Operation::InviteCreate { domain })
         }
+        Command::Demo { once, dir } => Ok(runtime()?.block_on(demo::run(Demo { once, directory: dir }))?),
         Command::ConfigReference => print(&config::reference()),
     }
 }
