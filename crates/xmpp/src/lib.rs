@@ -3,7 +3,10 @@
 //! Nothing here does I/O or knows about a runtime. What needs to ask somebody (a credential store, a clock) hands
 //! out a question and takes the answer.
 
+pub mod caps;
+pub mod disco;
 pub mod error;
+pub mod forms;
 pub mod jid;
 pub mod ns;
 mod prep;
