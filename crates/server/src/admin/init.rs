@@ -4,13 +4,13 @@ use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use thiserror::Error;
 use trunkline_store::{Db, OpenError, Options};
 
 use crate::config::overrides::Overrides;
 use crate::config::{Config, ConfigError, template};
+use crate::net::pki::{self, Leaf, Pem, PkiError};
 use crate::schema::MIGRATIONS;
 
 /// What to set up.
@@ -55,9 +55,9 @@ pub enum InitError {
     /// The store's.
     #[error(transparent)]
     Store(#[from] OpenError),
-    /// The library's.
-    #[error("no certificate could be made for these domains: {0}")]
-    Certificate(#[from] rcgen::Error),
+    /// The operator's, as a rule: domains that no certificate can name.
+    #[error(transparent)]
+    Certificate(#[from] PkiError),
 }
 
 /// Sets everything up and returns the next steps. Refuses to overwrite anything.
@@ -95,9 +95,9 @@ pub fn run(init: Init) -> Result<String, InitError> {
             private_directory(path.parent().unwrap_or(Path::new("")))?;
         }
     }
-    if let Some((certificate_pem, key_pem)) = &self_signed {
-        private_file(key, key_pem.as_bytes())?;
-        private_file(certificate, certificate_pem.as_bytes())?;
+    if let Some(pem) = &self_signed {
+        private_file(key, pem.key.as_bytes())?;
+        private_file(certificate, pem.chain.as_bytes())?;
     }
     server_secret(&config)?;
     Db::open(Options::file(&database, MIGRATIONS))?.shutdown();
@@ -123,25 +123,10 @@ pub fn server_secret(config: &Config) -> Result<[u8; 32], InitError> {
     Ok(secret)
 }
 
-/// A certificate for all our domains, signed by itself: PEM of certificate and key.
-fn self_signed(config: &Config) -> Result<(String, String), rcgen::Error> {
-    let domains: Vec<String> = config.domains().map(domain_to_ascii).collect();
-    let mut params = rcgen::CertificateParams::new(domains)?;
-    params.distinguished_name.push(rcgen::DnType::CommonName, domain_to_ascii(&config.domain));
-    params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages =
-        vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
-    // Not longer: some clients refuse certificates that are valid for more than 825 days.
-    let day = Duration::from_secs(86_400);
-    params.not_before = (SystemTime::now() - day).into();
-    params.not_after = (SystemTime::now() + 800 * day).into();
-    let key = rcgen::KeyPair::generate()?;
-    let certificate = params.self_signed(&key)?;
-    Ok((certificate.pem(), key.serialize_pem()))
-}
-
-fn domain_to_ascii(domain: &str) -> String {
-    trunkline_xmpp::jid::domain_to_ascii(domain).into_owned()
+/// A certificate for all our domains, signed by itself.
+fn self_signed(config: &Config) -> Result<Pem, PkiError> {
+    let domains = config.domains().map(str::to_owned).collect();
+    pki::self_signed(&Leaf { domains, ..Leaf::new(&config.domain, 365) })
 }
 
 fn private_directory(path: &Path) -> Result<(), InitError> {

@@ -102,10 +102,10 @@ impl Leaf {
     }
 }
 
-/// A self-signed certificate for development: `domain` and a wildcard for its services, one year.
-pub fn self_signed(domain: &str) -> Result<Pem, PkiError> {
+/// A self-signed certificate, for development.
+pub fn self_signed(leaf: &Leaf) -> Result<Pem, PkiError> {
     let key = KeyPair::generate()?;
-    let cert = Leaf::new(domain, 365).params()?.self_signed(&key)?;
+    let cert = leaf.params()?.self_signed(&key)?;
     Ok(Pem { chain: cert.pem(), key: key.serialize_pem() })
 }
 

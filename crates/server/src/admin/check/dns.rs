@@ -1,28 +1,43 @@
 //! What DNS tells clients and other servers about our domains (RFC 6120 s.3.2, XEP-0368).
 
-use std::future::Future;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::time::Duration;
 
-use hickory_resolver::TokioResolver;
-use hickory_resolver::proto::rr::{RData, RecordType};
-use trunkline_xmpp::jid::domain_to_ascii;
+use crate::config::Config;
+use crate::net::cert::to_ascii;
+use crate::net::dns::{Answer, DnsError, Resolver, Srv};
 
 use super::Finding;
-use crate::config::Config;
 
-/// One SRV record.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Srv {
-    pub(super) target: String,
-    pub(super) port: u16,
+/// Whom to ask.
+pub(super) struct Eyes<'a> {
+    /// Public DNS.
+    pub(super) resolver: &'a dyn Resolver,
+    /// Whether an address is this machine's.
+    pub(super) is_ours: fn(IpAddr) -> bool,
 }
 
-/// Asks DNS: the error is for the operator; no records are no error.
-pub(super) trait Lookup {
-    fn srv(&self, name: &str) -> impl Future<Output = Result<Vec<Srv>, String>>;
-    fn addresses(&self, name: &str) -> impl Future<Output = Result<Vec<IpAddr>, String>>;
-    fn is_ours(&self, address: IpAddr) -> bool;
+impl Eyes<'_> {
+    async fn srv(&self, name: &str) -> Result<Vec<Srv>, DnsError> {
+        records(self.resolver.srv(name).await)
+    }
+
+    async fn addresses(&self, name: &str) -> Result<Vec<IpAddr>, DnsError> {
+        records(self.resolver.addresses(name).await)
+    }
+}
+
+/// That there is nothing is an answer too.
+fn records<T>(answer: Result<Answer<T>, DnsError>) -> Result<Vec<T>, DnsError> {
+    match answer {
+        Ok(answer) => Ok(answer.records),
+        Err(error) if error.is_answer() => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether an address is this machine's: only an own address can be bound; nothing is sent.
+pub(super) fn is_ours(address: IpAddr) -> bool {
+    UdpSocket::bind((address, 0)).is_ok()
 }
 
 /// What others find about one domain and one service.
@@ -36,7 +51,7 @@ struct Service<'a> {
     fallback: Option<u16>,
 }
 
-pub(super) async fn check(config: &Config, lookup: &impl Lookup) -> Vec<Finding> {
+pub(super) async fn check(config: &Config, eyes: &Eyes<'_>) -> Vec<Finding> {
     let services = [
         Service {
             name: "_xmpp-client._tcp",
@@ -76,9 +91,13 @@ pub(super) async fn check(config: &Config, lookup: &impl Lookup) -> Vec<Finding>
             findings.push(Finding::note("dns", text));
             continue;
         }
-        let domain = domain_to_ascii(domain);
+        let Some(domain) = to_ascii(domain) else {
+            let text = format!("{domain} has no form that DNS could know");
+            findings.push(Finding::fail("dns", text, "choose another domain"));
+            continue;
+        };
         for service in &services {
-            match check_service(&domain, service, lookup).await {
+            match check_service(&domain, service, eyes).await {
                 Ok(found) => findings.extend(found),
                 Err(error) => {
                     let text = format!("{}.{domain}: {error}", service.name);
@@ -105,19 +124,19 @@ fn is_special(domain: &str) -> bool {
 async fn check_service(
     domain: &str,
     service: &Service<'_>,
-    lookup: &impl Lookup,
-) -> Result<Vec<Finding>, String> {
+    eyes: &Eyes<'_>,
+) -> Result<Vec<Finding>, DnsError> {
     let name = format!("{}.{domain}", service.name);
-    let records = lookup.srv(&name).await?;
+    let records = eyes.srv(&name).await?;
     let ports: Vec<u16> = service.listeners.iter().map(SocketAddr::port).collect();
     if records.is_empty() {
-        return without_records(domain, service, &ports, lookup).await;
+        return without_records(domain, service, &ports, eyes).await;
     }
     let mut findings = Vec::new();
     for record in &records {
-        let shown = format!("{name} -> {}:{}", record.target, record.port);
+        let shown = format!("{name} -> {}:{}", record.host, record.port);
         // RFC 2782: "." means: not offered here.
-        if record.target == "." || record.target.is_empty() {
+        if record.host.is_empty() {
             findings.push(if ports.is_empty() {
                 Finding::ok("dns", format!("{name} says that there is no such service"))
             } else {
@@ -139,7 +158,7 @@ async fn check_service(
                 "correct one of them, unless a router changes the port",
             ));
         }
-        findings.push(target(&shown, &record.target, lookup).await?);
+        findings.push(target(&shown, &record.host, eyes).await?);
     }
     Ok(findings)
 }
@@ -148,8 +167,8 @@ async fn without_records(
     domain: &str,
     service: &Service<'_>,
     ports: &[u16],
-    lookup: &impl Lookup,
-) -> Result<Vec<Finding>, String> {
+    eyes: &Eyes<'_>,
+) -> Result<Vec<Finding>, DnsError> {
     if ports.is_empty() {
         return Ok(Vec::new());
     }
@@ -166,17 +185,17 @@ async fn without_records(
         return Ok(vec![Finding::fail("dns", text, record_for(domain, service, ports))]);
     }
     let shown = format!("{name} has no record; {} try {domain}:{fallback} then, and {domain}", service.what);
-    Ok(vec![target(&shown, domain, lookup).await?])
+    Ok(vec![target(&shown, domain, eyes).await?])
 }
 
 /// Whether a name leads here.
-async fn target(shown: &str, name: &str, lookup: &impl Lookup) -> Result<Finding, String> {
-    let addresses = lookup.addresses(name).await?;
+async fn target(shown: &str, name: &str, eyes: &Eyes<'_>) -> Result<Finding, DnsError> {
+    let addresses = eyes.addresses(name).await?;
     let list = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     Ok(if addresses.is_empty() {
         let text = format!("{shown} has no address");
         Finding::fail("dns", text, format!("add A and AAAA records for {name}"))
-    } else if addresses.iter().any(|address| lookup.is_ours(*address)) {
+    } else if addresses.iter().any(|address| (eyes.is_ours)(*address)) {
         Finding::ok("dns", format!("{shown} is this machine ({list})"))
     } else {
         let text = format!("{shown} is {list}, which is not an address of this machine");
@@ -193,65 +212,6 @@ fn record_for(domain: &str, service: &Service<'_>, ports: &[u16]) -> String {
     format!("add to the zone:  {}.{domain}. 3600 IN SRV 5 0 {port} {domain}.", service.name)
 }
 
-/// This machine's resolver.
-pub(super) struct System(Result<TokioResolver, String>);
-
-impl System {
-    pub(super) fn new() -> System {
-        let resolver = TokioResolver::builder_tokio().and_then(|builder| builder.build());
-        System(resolver.map_err(|error| error.to_string()))
-    }
-
-    async fn records<T>(
-        &self,
-        name: &str,
-        kind: RecordType,
-        read: impl Fn(&RData) -> Option<T>,
-    ) -> Result<Vec<T>, String> {
-        let resolver = self.0.as_ref().map_err(Clone::clone)?;
-        // With the final dot: the search list of /etc/resolv.conf is not for this.
-        let question = resolver.lookup(format!("{}.", name.trim_end_matches('.')), kind);
-        match tokio::time::timeout(Duration::from_secs(8), question).await {
-            Err(_) => Err("no answer from DNS".into()),
-            Ok(Err(error)) if error.is_no_records_found() || error.is_nx_domain() => Ok(Vec::new()),
-            Ok(Err(error)) => Err(error.to_string()),
-            Ok(Ok(found)) => Ok(found.answers().iter().filter_map(|record| read(&record.data)).collect()),
-        }
-    }
-}
-
-impl Lookup for System {
-    async fn srv(&self, name: &str) -> Result<Vec<Srv>, String> {
-        self.records(name, RecordType::SRV, |data| match data {
-            RData::SRV(srv) => {
-                Some(Srv { target: srv.target.to_string().trim_end_matches('.').to_owned(), port: srv.port })
-            }
-            _ => None,
-        })
-        .await
-    }
-
-    async fn addresses(&self, name: &str) -> Result<Vec<IpAddr>, String> {
-        let mut addresses = self
-            .records(name, RecordType::AAAA, |data| match data {
-                RData::AAAA(address) => Some(IpAddr::V6(address.0)),
-                _ => None,
-            })
-            .await?;
-        let v4 = self.records(name, RecordType::A, |data| match data {
-            RData::A(address) => Some(IpAddr::V4(address.0)),
-            _ => None,
-        });
-        addresses.extend(v4.await?);
-        Ok(addresses)
-    }
-
-    fn is_ours(&self, address: IpAddr) -> bool {
-        // Only an own address can be bound; nothing is sent.
-        UdpSocket::bind((address, 0)).is_ok()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -259,27 +219,31 @@ mod tests {
 
     use super::super::{Level, worst};
     use super::*;
+    use crate::net::dns::Boxed;
 
-    #[derive(Default)]
+    #[derive(Debug, Default)]
     struct Zone {
         srv: BTreeMap<&'static str, Vec<Srv>>,
         addresses: BTreeMap<&'static str, Vec<IpAddr>>,
         broken: bool,
     }
 
-    impl Lookup for Zone {
-        async fn srv(&self, name: &str) -> Result<Vec<Srv>, String> {
-            if self.broken {
-                Err("no answer".into())
-            } else {
-                Ok(self.srv.get(name).cloned().unwrap_or_default())
+    impl Zone {
+        fn answer<T: Clone>(&self, found: Option<&Vec<T>>) -> Result<Answer<T>, DnsError> {
+            match found {
+                _ if self.broken => Err(DnsError::Timeout),
+                Some(records) => Ok(Answer { records: records.clone(), secure: None }),
+                None => Err(DnsError::NoSuchName),
             }
         }
-        async fn addresses(&self, name: &str) -> Result<Vec<IpAddr>, String> {
-            Ok(self.addresses.get(name).cloned().unwrap_or_default())
+    }
+
+    impl Resolver for Zone {
+        fn srv<'a>(&'a self, name: &'a str) -> Boxed<'a, Result<Answer<Srv>, DnsError>> {
+            Box::pin(async move { self.answer(self.srv.get(name)) })
         }
-        fn is_ours(&self, address: IpAddr) -> bool {
-            address == OURS
+        fn addresses<'a>(&'a self, host: &'a str) -> Boxed<'a, Result<Answer<IpAddr>, DnsError>> {
+            Box::pin(async move { self.answer(self.addresses.get(host)) })
         }
     }
 
@@ -288,7 +252,12 @@ mod tests {
     fn zone(srv: &[(&'static str, &str, u16)], addresses: &[(&'static str, &str)]) -> Zone {
         let mut zone = Zone::default();
         for (name, target, port) in srv {
-            zone.srv.entry(name).or_default().push(Srv { target: (*target).into(), port: *port });
+            zone.srv.entry(name).or_default().push(Srv {
+                priority: 5,
+                weight: 0,
+                host: (*target).into(),
+                port: *port,
+            });
         }
         for (name, address) in addresses {
             zone.addresses.entry(name).or_default().push(address.parse().unwrap());
@@ -298,7 +267,8 @@ mod tests {
 
     async fn look(rest: &str, zone: Zone) -> Vec<Finding> {
         let text = format!("domain = \"example.org\"\n{rest}");
-        check(&Config::parse(&text, Path::new("trunkline.toml")).unwrap(), &zone).await
+        let eyes = Eyes { resolver: &zone, is_ours: |address| address == OURS };
+        check(&Config::parse(&text, Path::new("trunkline.toml")).unwrap(), &eyes).await
     }
 
     fn has(findings: &[Finding], level: Level, part: &str) {
@@ -339,7 +309,7 @@ mod tests {
     async fn wrong_records() {
         let srv = [
             ("_xmpp-client._tcp.example.org", "xmpp.example.org", 5299),
-            ("_xmpp-server._tcp.example.org", ".", 0),
+            ("_xmpp-server._tcp.example.org", "", 0),
             ("_xmpps-server._tcp.example.org", "xmpp.example.org", 5270),
         ];
         let rest = "[federation]\nlisten_tls = []\n";
@@ -354,7 +324,8 @@ mod tests {
     async fn special_domains_are_not_looked_up() {
         let text = "domain = \"north.localhost\"";
         let config = Config::parse(text, Path::new("trunkline.toml")).unwrap();
-        let findings = check(&config, &Zone { broken: true, ..Zone::default() }).await;
+        let zone = Zone { broken: true, ..Zone::default() };
+        let findings = check(&config, &Eyes { resolver: &zone, is_ours }).await;
         assert_eq!((findings.len(), findings[0].level), (1, Level::Note));
         let findings = look("", Zone { broken: true, ..Zone::default() }).await;
         assert_eq!((findings.len(), findings[0].level), (1, Level::Warn));

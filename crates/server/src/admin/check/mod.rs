@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::socket::Control;
 use super::{Operation, Outcome, Status};
 use crate::config::Config;
+use crate::net::dns::SystemResolver;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -85,7 +86,16 @@ pub async fn run(file: &Path) -> Vec<Finding> {
     findings.extend(system::clock(&config));
     findings.extend(system::descriptors(&config, running.as_ref().map(|status| status.pid)));
     findings.extend(system::ports(&config, running.is_some()).await);
-    findings.extend(dns::check(&config, &dns::System::new()).await);
+    match SystemResolver::new() {
+        Ok(resolver) => {
+            let eyes = dns::Eyes { resolver: &resolver, is_ours: dns::is_ours };
+            findings.extend(dns::check(&config, &eyes).await);
+        }
+        Err(error) => {
+            let text = format!("DNS can't be asked: {error}");
+            findings.push(Finding::fail("dns", text, "correct this machine's /etc/resolv.conf"));
+        }
+    }
     findings
 }
 
