@@ -185,6 +185,7 @@ fn help_everywhere() {
         &["status", "--help"],
         &["federation", "status", "--help"],
         &["invite", "create", "--help"],
+        &["demo", "--help"],
     ] {
         assert_says(&trunkline(args, ""), 0, "Usage: trunkline");
     }
