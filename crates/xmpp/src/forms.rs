@@ -29,6 +29,7 @@ pub struct Field {
 
 impl Form {
     /// A form to be filled in; `form_type` is the FORM_TYPE of XEP-0068.
+    #[expect(clippy::self_named_constructors, reason = "named like the other types of s.3.1: form, result")]
     pub fn form(form_type: &str) -> Form {
         Form::new("form", form_type)
     }

@@ -4,6 +4,7 @@
 //! out a question and takes the answer.
 
 pub mod caps;
+pub mod classify;
 pub mod disco;
 pub mod error;
 pub mod forms;
