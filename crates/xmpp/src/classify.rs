@@ -10,7 +10,7 @@
 //! | `wake` | client state: not held back while inactive | XEP-0352 s.4 |
 //! | `push` | push notifications | XEP-0357 |
 //!
-//! First the type of the stanza decides what is possible, then its most telling payload chooses a row of [`TABLE`],
+//! First the type of the stanza decides what is possible, then its most telling payload chooses a row of `TABLE`,
 //! then hints overrule. Nothing but the stanza and its direction is looked at: whether anybody is online, subscribed
 //! or blocked is not the classifier's business.
 //!

@@ -214,7 +214,7 @@ fn other_stanzas() {
 fn every_matter_has_its_row() {
     let mut next = Matter::Wrapped;
     for (matter, reason, answers) in TABLE {
-        assert!(*matter == next || *matter > next, "{reason} stands where it belongs");
+        assert!(*matter >= next, "{reason} stands where it belongs");
         assert_eq!(answers.len(), 5, "{reason}");
         next = *matter;
     }

@@ -185,6 +185,17 @@ fn new_local_parts() {
     }
 }
 
+/// Each character there is, in each part: what is taken has a canonical form that stays.
+#[test]
+fn every_character() {
+    for c in (0..=0x3_3FFFu32).chain(0xE_0000..=0xE_0FFF).filter_map(char::from_u32) {
+        for address in [format!("a{c}@b.c"), format!("b{c}c.d"), format!("b.c/{c}d")] {
+            let Ok(jid) = Jid::parse(&address) else { continue };
+            assert_eq!(Jid::parse(jid.as_str()).as_ref(), Ok(&jid), "{address:?}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4000))]
 

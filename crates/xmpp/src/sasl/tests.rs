@@ -15,18 +15,23 @@ fn tls() -> ChannelBindings {
     }
 }
 
-/// RFC 5802 s.5 and RFC 7677 s.3: one whole conversation each, both sides.
+/// RFC 5802 s.5 and RFC 7677 s.3: one whole conversation each, both sides. The one with SHA-512 and channel binding
+/// was computed with the hashlib of Python.
 #[test]
 fn rfc_vectors() {
     struct Vector {
+        mechanism: &'static str,
         hash: Hash,
+        binding: Binding,
         nonces: (&'static str, &'static str),
         salt: &'static str,
         messages: [&'static str; 4],
     }
     let vectors = [
         Vector {
+            mechanism: "SCRAM-SHA-1",
             hash: Hash::Sha1,
+            binding: Binding::Unsupported,
             nonces: ("fyko+d2lbbFgONRv9qkxdawL", "3rfcNHYJY1ZVvWVs7j"),
             salt: "QSXCR+Q6sek8bf92",
             messages: [
@@ -37,7 +42,9 @@ fn rfc_vectors() {
             ],
         },
         Vector {
+            mechanism: "SCRAM-SHA-256",
             hash: Hash::Sha256,
+            binding: Binding::Unsupported,
             nonces: ("rOprNGfwEbeRWgbNEkqO", "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"),
             salt: "W22ZaJ0SNY7soEsUEjb6gQ==",
             messages: [
@@ -47,25 +54,34 @@ fn rfc_vectors() {
                 "v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=",
             ],
         },
+        Vector {
+            mechanism: "SCRAM-SHA-512-PLUS",
+            hash: Hash::Sha512,
+            binding: bound("tls-exporter", "exported"),
+            nonces: ("rOprNGfwEbeRWgbNEkqO", "3rfcNHYJY1ZVvWVs7j"),
+            salt: "W22ZaJ0SNY7soEsUEjb6gQ==",
+            messages: [
+                "p=tls-exporter,,n=user,r=rOprNGfwEbeRWgbNEkqO",
+                "r=rOprNGfwEbeRWgbNEkqO3rfcNHYJY1ZVvWVs7j,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=10000",
+                "c=cD10bHMtZXhwb3J0ZXIsLGV4cG9ydGVk,r=rOprNGfwEbeRWgbNEkqO3rfcNHYJY1ZVvWVs7j,p=1GTQW8rLhvjyQI3M4PVxOEWLvOmr509tNIX3TNXQ0ggaCn6AL8tVOK4YcFYqHmvP7yQwzhc24r5txZCrfCC6OQ==",
+                "v=Kxzc/Pyg3+1XywIVxTXzDMFXQP4ajbnzTbIb0bA1KIzMZE+B/zGARFdHYpi/vlbHBPyDi5aRiUbZkBOwpG+20w==",
+            ],
+        },
     ];
     for vector in vectors {
         let [first, challenge, last, verifier] = vector.messages.map(encode);
-        let mut client = Scram::with_nonce(
-            vector.hash,
-            ("user", "pencil"),
-            Binding::Unsupported,
-            vector.nonces.0.to_owned(),
-        )
-        .unwrap();
+        let nonce = vector.nonces.0.to_owned();
+        let mut client = Scram::with_nonce(vector.hash, ("user", "pencil"), vector.binding, nonce).unwrap();
         assert_eq!(client.initial(), first);
         assert_eq!(client.respond(&challenge).as_ref(), Ok(&last));
         assert_eq!(client.verify(&verifier), Ok(()));
 
-        let none = ChannelBindings::default();
-        let offer = Offer::new(true, &none);
-        let mut server = Server::start(vector.hash.mechanism(), &first, &offer, &none).unwrap();
+        let offer = Offer::new(true, &tls());
+        let mut server = Server::start(vector.mechanism, &first, &offer, &tls()).unwrap();
         assert_eq!(server.step(), Step::NeedCredentials { user: "user".into(), hash: vector.hash });
-        let keys = ScramKeys::derive(vector.hash, "pencil", &decode(vector.salt).unwrap(), 4096).unwrap();
+        let iterations = if vector.hash == Hash::Sha512 { 10_000 } else { 4096 };
+        let salt = decode(vector.salt).unwrap();
+        let keys = ScramKeys::derive(vector.hash, "pencil", &salt, iterations).unwrap();
         server.credentials_with_nonce(keys, vector.nonces.1);
         assert_eq!(server.step(), Step::Challenge(challenge));
         server.response(&last);
