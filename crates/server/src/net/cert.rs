@@ -116,9 +116,11 @@ pub fn to_ascii(domain: &str) -> Option<String> {
     if let Some(ip) = ip_literal(domain) {
         return Some(ip.to_string());
     }
-    // Underscores occur in names of test machines: not a host name by the book, but harmless to look up.
     let ascii = idna::domain_to_ascii(domain).ok()?;
-    (!ascii.is_empty() && ascii.len() <= 253).then_some(ascii)
+    // Underscores occur in names of test machines: not a host name by the book, but harmless to look up.
+    let usual = |c: u8| c.is_ascii_alphanumeric() || c == b'-' || c == b'_';
+    let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(usual);
+    (ascii.len() <= 253 && ascii.split('.').all(label)).then_some(ascii)
 }
 
 /// `domain` as an address, if it is one: RFC 6120 allows `192.0.2.1` and `[2001:db8::1]` as domains.

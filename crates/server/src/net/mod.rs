@@ -17,3 +17,6 @@ pub use listen::{BindError, Gate, GateLimits, Guard, bind, serve};
 pub use stream::{TlsInfo, Transport};
 pub use tls::{CertSource, CertStore, Side, TlsError, TrustRoots};
 pub use verdict::{Verdict, verify_peer};
+
+#[cfg(test)]
+mod tests;

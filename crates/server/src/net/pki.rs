@@ -7,8 +7,8 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, GeneralSubtree,
+    IsCa, KeyPair, KeyUsagePurpose, NameConstraints, SanType,
 };
 use rustls_pki_types::CertificateDer;
 
@@ -57,9 +57,11 @@ pub struct Leaf {
     pub client_auth: bool,
     /// Add the serverAuth purpose.
     pub server_auth: bool,
+    /// Add a purpose that has nothing to do with servers: e-mail.
+    pub other_purpose: bool,
     /// First and last moment of validity.
     pub valid: (Timestamp, Timestamp),
-    /// Names to write instead of dNSNames: id-on-xmppAddr.
+    /// Names to add in the form of RFC 6120, id-on-xmppAddr.
     pub xmpp_addrs: Vec<String>,
 }
 
@@ -72,6 +74,7 @@ impl Leaf {
             domains: vec![domain.to_owned()],
             client_auth: true,
             server_auth: true,
+            other_purpose: false,
             valid: (now - hour * 24, now + hour * 24 * i32::try_from(days).unwrap_or(i32::MAX / 24)),
             xmpp_addrs: Vec::new(),
         }
@@ -98,6 +101,9 @@ impl Leaf {
         if self.client_auth {
             params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
         }
+        if self.other_purpose {
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::EmailProtection);
+        }
         Ok(params)
     }
 }
@@ -123,9 +129,20 @@ impl std::fmt::Debug for Authority {
 impl Authority {
     /// A new authority, valid for ten years.
     pub fn new(name: &str) -> Result<Authority, PkiError> {
+        Authority::make(name, None)
+    }
+
+    /// A new authority that may only speak for `domain` and what is below it (RFC 5280 s.4.2.1.10).
+    pub fn constrained(name: &str, domain: &str) -> Result<Authority, PkiError> {
+        let permitted_subtrees = vec![GeneralSubtree::DnsName(domain.to_owned())];
+        Authority::make(name, Some(NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() }))
+    }
+
+    fn make(name: &str, name_constraints: Option<NameConstraints>) -> Result<Authority, PkiError> {
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, name);
+        params.name_constraints = name_constraints;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let (from, to) = Leaf::new("", 3650).valid;

@@ -235,12 +235,12 @@ pub fn provider() -> Arc<CryptoProvider> {
 /// Checks that the peer has the key of the certificate it shows, and leaves open what the certificate is worth:
 /// [`verify_peer`](super::verify_peer) decides that once the stream says for which domain it is.
 #[derive(Debug)]
-struct PossessionOnly {
+pub(super) struct PossessionOnly {
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl PossessionOnly {
-    fn new(provider: &CryptoProvider) -> PossessionOnly {
+    pub(super) fn new(provider: &CryptoProvider) -> PossessionOnly {
         PossessionOnly { algorithms: provider.signature_verification_algorithms }
     }
 }

@@ -1,0 +1,135 @@
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+
+use crate::net::listen::{Handler, HandshakeTimeout, Refused};
+use crate::net::{Gate, GateLimits, Guard, bind, serve};
+
+struct Report {
+    events: mpsc::UnboundedSender<Result<(TcpStream, Guard), Refused>>,
+}
+
+impl Handler for Report {
+    fn connection(&self, stream: TcpStream, _peer: SocketAddr, guard: Guard) {
+        let _ = self.events.send(Ok((stream, guard)));
+    }
+    fn refused(&self, _peer: IpAddr, why: Refused) {
+        let _ = self.events.send(Err(why));
+    }
+}
+
+struct Server {
+    address: SocketAddr,
+    gate: Arc<Gate>,
+    events: mpsc::UnboundedReceiver<Result<(TcpStream, Guard), Refused>>,
+    stop: watch::Sender<()>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+fn start(limits: GateLimits) -> Server {
+    let listener = bind(&["127.0.0.1:0".parse().unwrap()]).unwrap().pop().unwrap();
+    let address = listener.local_addr().unwrap();
+    let gate = Gate::new(limits);
+    let (sender, events) = mpsc::unbounded_channel();
+    let (stop, shutdown) = watch::channel(());
+    let task = tokio::spawn(serve(listener, gate.clone(), Arc::new(Report { events: sender }), shutdown));
+    Server { address, gate, events, stop, task }
+}
+
+#[tokio::test]
+async fn one_address_gets_so_many_connections_and_then_none() {
+    let limits = GateLimits { per_address: 2, ..GateLimits::default() };
+    let mut server = start(limits);
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        clients.push(TcpStream::connect(server.address).await.unwrap());
+    }
+    let first = server.events.recv().await.unwrap().unwrap();
+    let _second = server.events.recv().await.unwrap().unwrap();
+    assert_eq!(server.events.recv().await.unwrap().unwrap_err(), Refused::PerAddress);
+    let closed = clients[2].read(&mut [0]).await;
+    assert!(matches!(closed, Ok(0) | Err(_)));
+    drop(first);
+    clients.push(TcpStream::connect(server.address).await.unwrap());
+    assert!(server.events.recv().await.unwrap().is_ok(), "a place became free");
+}
+
+#[tokio::test]
+async fn one_address_comes_so_often_and_others_are_not_affected() {
+    let gate = Gate::new(GateLimits { per_minute: 2, ..GateLimits::default() });
+    let admit = async |ip: &str| {
+        let place = Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.unwrap();
+        gate.admit(ip.parse().unwrap(), place).map(drop)
+    };
+    assert!(admit("2001:db8::1").await.is_ok());
+    assert!(admit("2001:db8::2").await.is_ok());
+    assert_eq!(admit("2001:db8::3").await, Err(Refused::TooOften), "one /64 is one address");
+    assert!(admit("2001:db8:0:1::1").await.is_ok());
+    assert!(admit("192.0.2.1").await.is_ok());
+    assert!(admit("::ffff:192.0.2.1").await.is_ok());
+    assert_eq!(admit("192.0.2.1").await, Err(Refused::TooOften));
+    gate.set_limits(GateLimits { enabled: false, per_address: 0, ..GateLimits::default() });
+    for _ in 0..10 {
+        assert!(admit("192.0.2.1").await.is_ok(), "limits are switched off");
+    }
+}
+
+#[tokio::test]
+async fn a_full_gate_accepts_nobody_until_a_place_is_free() {
+    let mut server = start(GateLimits { connections: 1, ..GateLimits::default() });
+    let _a = TcpStream::connect(server.address).await.unwrap();
+    let first = server.events.recv().await.unwrap().unwrap();
+    // The kernel takes the second one into its backlog.
+    let _b = TcpStream::connect(server.address).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(server.events.try_recv().is_err());
+    assert_eq!(server.gate.free(), 0);
+    drop(first);
+    assert!(server.events.recv().await.unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn dropping_the_sender_stops_the_listener_and_frees_the_port() {
+    let server = start(GateLimits::default());
+    drop(server.stop);
+    server.task.await.unwrap();
+    assert!(TcpStream::connect(server.address).await.is_err());
+    bind(&[server.address]).unwrap();
+}
+
+#[tokio::test]
+async fn a_taken_port_is_named_with_what_to_do() {
+    let taken = bind(&["127.0.0.1:0".parse().unwrap()]).unwrap().pop().unwrap();
+    let address = taken.local_addr().unwrap();
+    let error = bind(&[address]).unwrap_err();
+    assert_eq!(error.address, address);
+    let text = error.to_string();
+    assert!(text.contains(&address.to_string()) && text.contains("taken by another program"), "{text}");
+    let elsewhere = bind(&["192.0.2.1:0".parse().unwrap()]).unwrap_err().to_string();
+    assert!(elsewhere.contains("no network interface"), "{elsewhere}");
+}
+
+#[tokio::test]
+async fn the_unspecified_address_takes_both_families() {
+    let both = bind(&["[::]:0".parse().unwrap()]).unwrap().pop().unwrap();
+    let port = both.local_addr().unwrap().port();
+    TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn handshakes_wait_for_their_turn_and_run_out_of_time() {
+    let limits =
+        GateLimits { handshakes: 1, handshake_timeout: Duration::from_secs(5), ..GateLimits::default() };
+    let gate = Gate::new(limits);
+    let stuck = gate.handshake(std::future::pending::<()>());
+    let waiting = gate.handshake(async { 1 });
+    let (stuck, waiting) = tokio::join!(stuck, waiting);
+    assert_eq!(stuck, Err(HandshakeTimeout));
+    // Both times end together; which of them is seen first does not matter.
+    assert!(matches!(waiting, Ok(1) | Err(HandshakeTimeout)));
+    assert_eq!(gate.handshake(async { 2 }).await, Ok(2));
+}

@@ -1,0 +1,4 @@
+mod dns;
+mod listen;
+mod tls;
+mod verdict;
