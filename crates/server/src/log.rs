@@ -1,0 +1,162 @@
+//! The durable log: every kept stanza, once per owner, and what still waits for its destination.
+//!
+//! Archive, offline queue and resumption are views of it (DESIGN.md, promise 1):
+//!
+//! - `archive`: one row per owner and stanza, in the order the owner's account gave out ids.
+//! - `pending`: rows that the owner's clients have not acknowledged. A row goes when a client acknowledges
+//!   (XEP-0198) or, without stream management, when the stanza has been written to the socket.
+//!
+//! A stanza that the classifier keeps for delivery but not for history is in both tables with the
+//! `HIDDEN` flag and leaves both together.
+//!
+//! The federation queue is the table `outbound`; see `federation`.
+
+use trunkline_store::{Batch, Db, Lane, Rows, Statement, StoreError, sql};
+use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::stanza::Stanza;
+
+use crate::ids::LogId;
+
+/// Flag of an archive row: the owner sent it.
+pub const SENT: i64 = 1;
+/// Flag of an archive row: kept for delivery only, never shown as history.
+pub const HIDDEN: i64 = 2;
+
+/// One row to be.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    /// Given out under the owner's account lock.
+    pub id: LogId,
+    /// The owner.
+    pub account: i64,
+    /// The other side.
+    pub peer: &'a Jid,
+    /// [`SENT`], [`HIDDEN`] or 0.
+    pub flags: i64,
+    /// As the owner sees it.
+    pub stanza: &'a Stanza,
+}
+
+/// Adds the archive row.
+pub fn archive(batch: &mut Batch, entry: &Entry<'_>) {
+    let mut bytes = Vec::with_capacity(entry.stanza.size() + 32);
+    entry.stanza.write(&mut bytes);
+    batch.push(
+        sql("INSERT INTO archive (id, account, peer, flags, stanza) VALUES (?1, ?2, ?3, ?4, ?5)")
+            .bind(entry.id.0)
+            .bind(entry.account)
+            .bind(entry.peer.bare_str())
+            .bind(entry.flags)
+            .bind(bytes),
+    );
+}
+
+/// Adds the row that says: not delivered yet.
+pub fn await_delivery(batch: &mut Batch, account: i64, id: LogId) {
+    batch.push(sql("INSERT INTO pending (account, id) VALUES (?1, ?2)").bind(account).bind(id.0));
+}
+
+/// The owner's clients have these: nothing waits any more. A hidden stanza goes altogether.
+pub fn delivered(db: &Db, account: i64, ids: &[LogId]) {
+    if ids.is_empty() {
+        return;
+    }
+    let mut batch = Batch::new(Lane::Inside);
+    for id in ids {
+        forget(&mut batch, account, *id);
+    }
+    db.submit(batch, |result| {
+        if let Err(error) = result {
+            // The rows stay: the stanzas come once more, marked as delayed and under the same id.
+            tracing::warn!(%error, "could not note the delivery of stanzas");
+        }
+    });
+}
+
+fn forget(batch: &mut Batch, account: i64, id: LogId) {
+    batch.push(sql("DELETE FROM pending WHERE account = ?1 AND id = ?2").bind(account).bind(id.0));
+    batch.push(
+        sql("DELETE FROM archive WHERE id = ?1 AND account = ?2 AND flags & 2 <> 0").bind(id.0).bind(account),
+    );
+}
+
+/// A stanza read from the log.
+#[derive(Debug)]
+pub struct Logged {
+    /// Its key.
+    pub id: LogId,
+    /// Its flags.
+    pub flags: i64,
+    /// As the owner sees it.
+    pub stanza: Stanza,
+}
+
+/// What waits for `account` after `after`, oldest first, at most `limit`.
+///
+/// # Errors
+/// Those of the store.
+pub async fn pending(db: &Db, account: i64, after: LogId, limit: i64) -> Result<Vec<Logged>, StoreError> {
+    let rows = fresh(
+        db,
+        sql("SELECT a.id, a.flags, a.stanza FROM pending p JOIN archive a ON a.id = p.id \
+             WHERE p.account = ?1 AND p.id > ?2 ORDER BY p.id LIMIT ?3")
+        .bind(account)
+        .bind(after.0)
+        .bind(limit),
+    )
+    .await?;
+    Ok(logged(&rows))
+}
+
+/// The archive of `account` after `after`, oldest first, at most `limit`; hidden rows included.
+///
+/// # Errors
+/// Those of the store.
+pub async fn since(db: &Db, account: i64, after: LogId, limit: i64) -> Result<Vec<Logged>, StoreError> {
+    let rows = fresh(
+        db,
+        sql("SELECT id, flags, stanza FROM archive WHERE account = ?1 AND id > ?2 ORDER BY id LIMIT ?3")
+            .bind(account)
+            .bind(after.0)
+            .bind(limit),
+    )
+    .await?;
+    Ok(logged(&rows))
+}
+
+/// Reads behind everything that was submitted before: through the writer, whose order that is.
+async fn fresh(db: &Db, statement: Statement) -> Result<Rows, StoreError> {
+    let mut batch = Batch::new(Lane::Inside);
+    batch.push(statement);
+    let mut results = db.run(batch).await?;
+    Ok(results.pop().unwrap_or_default())
+}
+
+fn logged(rows: &Rows) -> Vec<Logged> {
+    rows.iter()
+        .filter_map(|row| {
+            let id = LogId(row.int(0));
+            match Stanza::parse(row.blob(2)) {
+                Ok(stanza) => Some(Logged { id, flags: row.int(1), stanza }),
+                Err(error) => {
+                    tracing::error!(id = id.0, %error, "a stanza in the log can't be read");
+                    None
+                }
+            }
+        })
+        .collect()
+}
+
+/// The highest id in the log: ids go on above it.
+///
+/// # Errors
+/// Those of the store.
+pub async fn last_id(db: &Db) -> Result<LogId, StoreError> {
+    let mut last = 0;
+    for statement in [sql("SELECT COALESCE(MAX(id), 0) FROM archive"), sql("SELECT COALESCE(MAX(id), 0) FROM outbound")]
+    {
+        let rows = db.read(statement).await?;
+        last = rows.iter().next().map_or(last, |row| last.max(row.int(0)));
+    }
+    Ok(LogId(last))
+}

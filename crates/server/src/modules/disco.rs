@@ -1,0 +1,133 @@
+//! XEP-0030 Service Discovery 2.5rc3, XEP-0115 Entity Capabilities 1.6 (the server's own), XEP-0157 Contact
+//! Addresses 1.1.1.
+//!
+//! Accounts tell about themselves only to contacts with a presence subscription (XEP-0030 s.8.1); the others
+//! get `service-unavailable`, whether the account exists or not.
+
+use trunkline_xml::Writer;
+use trunkline_xmpp::error::{Condition, StanzaError};
+use trunkline_xmpp::ns;
+use trunkline_xmpp::stanza::IqType::Get;
+
+use super::{Answer, Level, Module, Request, Scope};
+use crate::exchange::{Exchange, Host};
+
+/// Tells what the server and its accounts can do.
+pub fn module() -> Module {
+    Module::new("disco", "Tell what the server and its accounts can do")
+        .xep(30, "2.5rc3", Level::Complete)
+        .xep(115, "1.6.0", Level::Complete)
+        .xep(157, "1.1.1", Level::Complete)
+        .feature(Scope::Host, ns::DISCO_INFO)
+        .feature(Scope::Host, ns::DISCO_ITEMS)
+        .feature(Scope::Account, ns::DISCO_INFO)
+        .feature(Scope::Account, ns::DISCO_ITEMS)
+        .iq(Scope::Host, Get, (ns::DISCO_INFO, "query"), host_info)
+        .iq(Scope::Host, Get, (ns::DISCO_ITEMS, "query"), host_items)
+        .iq(Scope::Account, Get, (ns::DISCO_INFO, "query"), account_info)
+        .iq(Scope::Account, Get, (ns::DISCO_ITEMS, "query"), account_items)
+        .iq(Scope::Contact, Get, (ns::DISCO_INFO, "query"), account_info)
+        .iq(Scope::Contact, Get, (ns::DISCO_ITEMS, "query"), account_items)
+}
+
+/// What the server says of itself, for `disco#info` and for the verification string.
+pub fn describe(exchange: &Exchange, _host: &Host) -> trunkline_xmpp::disco::Info {
+    let mut info = trunkline_xmpp::disco::Info::new();
+    info.identity("server", "im", Some("Trunkline"));
+    for feature in exchange.modules.features(Scope::Host) {
+        info.feature(feature);
+    }
+    let config = exchange.config.load();
+    info.form(contact_form(&config.contact));
+    info
+}
+
+fn node(request: &Request) -> Option<String> {
+    request.stanza.first_child().and_then(|query| query.attr("node")).map(|node| node.into_owned())
+}
+
+async fn host_info(request: Request) -> Answer {
+    let info = describe(&request.exchange, &request.host);
+    let node = node(&request);
+    match node.as_deref() {
+        None | Some("") => {}
+        // XEP-0115 s.6.2: the node of our caps is asked for with the verification string behind '#'.
+        Some(asked) if asked == format!("{}#{}", CAPS_NODE, info.verification()) => {}
+        Some(_) => return Err(StanzaError::new(Condition::ItemNotFound)),
+    }
+    let mut w = Writer::new();
+    info.write(&mut w, node.as_deref());
+    Ok(w.finish().into())
+}
+
+/// The `node` of the server's entity capabilities.
+pub const CAPS_NODE: &str = "https://trunkline.im";
+
+/// XEP-0115 s.6.3: the stream feature.
+pub fn caps_feature(exchange: &Exchange, host: &Host) -> Vec<u8> {
+    let mut w = Writer::new();
+    w.open("c")
+        .attr("xmlns", ns::CAPS)
+        .attr("hash", "sha-1")
+        .attr("node", CAPS_NODE)
+        .attr("ver", &describe(exchange, host).verification())
+        .close();
+    w.finish()
+}
+
+async fn host_items(request: Request) -> Answer {
+    if node(&request).is_some_and(|node| !node.is_empty()) {
+        return Err(StanzaError::new(Condition::ItemNotFound));
+    }
+    let mut w = Writer::new();
+    w.open("query").attr("xmlns", ns::DISCO_ITEMS);
+    for domain in request.exchange.component_domains() {
+        w.open("item").attr("jid", &domain).close();
+    }
+    w.close();
+    Ok(w.finish().into())
+}
+
+fn authorized(request: &Request) -> Result<(), StanzaError> {
+    let Some(account) = &request.account else { return Err(StanzaError::new(Condition::ServiceUnavailable)) };
+    let own = request.from.same_bare(&account.jid);
+    if own || account.state().shows_presence_to(&request.from) {
+        return Ok(());
+    }
+    Err(StanzaError::new(Condition::ServiceUnavailable))
+}
+
+async fn account_info(request: Request) -> Answer {
+    authorized(&request)?;
+    let node = node(&request);
+    if node.as_deref().is_some_and(|node| !node.is_empty()) {
+        return Err(StanzaError::new(Condition::ItemNotFound));
+    }
+    let mut info = trunkline_xmpp::disco::Info::new();
+    let admin = request.account.as_ref().is_some_and(|account| request.exchange.is_admin(&account.jid));
+    info.identity("account", if admin { "admin" } else { "registered" }, None);
+    for feature in request.exchange.modules.features(Scope::Account) {
+        info.feature(feature);
+    }
+    let mut w = Writer::new();
+    info.write(&mut w, node.as_deref());
+    Ok(w.finish().into())
+}
+
+/// The available devices (XEP-0030 s.4.1), to those who see them anyway.
+async fn account_items(request: Request) -> Answer {
+    authorized(&request)?;
+    if node(&request).is_some_and(|node| !node.is_empty()) {
+        return Err(StanzaError::new(Condition::ItemNotFound));
+    }
+    let mut w = Writer::new();
+    w.open("query").attr("xmlns", ns::DISCO_ITEMS);
+    if let Some(account) = &request.account {
+        let state = account.state();
+        for resource in state.resources.iter().filter(|resource| resource.presence.is_some()) {
+            w.open("item").attr("jid", resource.session.jid.as_str()).close();
+        }
+    }
+    w.close();
+    Ok(w.finish().into())
+}

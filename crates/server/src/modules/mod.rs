@@ -1,0 +1,319 @@
+//! THE LIST: what this server can do, one value per capability.
+//!
+//! A module is data: the features it announces, the IQ requests it answers, the hooks it has in the way of
+//! a message. [`all`] is the server's table of contents and the order within a step. What two modules need
+//! is a service (`log`, `route`), not a module; modules do not import each other.
+
+pub mod blocking;
+pub mod carbons;
+pub mod disco;
+pub mod history;
+pub mod ping;
+pub mod roster;
+pub mod session;
+pub mod stanza_ids;
+pub mod time;
+pub mod uptime;
+pub mod vcard;
+pub mod private;
+pub mod version;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+use trunkline_store::Batch;
+use trunkline_xmpp::classify::Class;
+use trunkline_xmpp::error::StanzaError;
+use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::stanza::{IqType, Stanza};
+
+use crate::exchange::{Exchange, Host};
+use crate::ids::LogId;
+use crate::route::account::{Account, AccountState};
+use crate::session::Session;
+
+/// Every module, in the order in which their hooks run within a step.
+pub fn all() -> Vec<Module> {
+    vec![
+        disco::module(),
+        ping::module(),
+        time::module(),
+        version::module(),
+        uptime::module(),
+        session::module(),
+        roster::module(),
+        blocking::module(),
+        stanza_ids::module(),
+        history::module(),
+        carbons::module(),
+        vcard::module(),
+        private::module(),
+    ]
+}
+
+/// Whom an IQ request addresses, and where a feature is announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// The sender's own account: no `to`, or the own bare JID.
+    Account,
+    /// Somebody else's account, by bare JID.
+    Contact,
+    /// The server, by its domain.
+    Host,
+}
+
+/// How much of a specification is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// All of the server's part.
+    Complete,
+    /// A part; the text says which.
+    Partial(&'static str),
+}
+
+/// The direction of a message with regard to the account whose hooks run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Way {
+    /// The account's user sends it.
+    Sent,
+    /// The account receives it.
+    Received,
+}
+
+/// The steps of a message's way through one account, in order. Hooks of one step must commute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Step {
+    /// May refuse or drop.
+    Filter,
+    /// Adds ids and delays, strips forgeries.
+    Stamp,
+    /// Writes to the log.
+    Store,
+    /// Copies to the user's other devices.
+    Copy,
+}
+
+/// Number of [`Step`]s.
+const STEPS: usize = 4;
+
+/// What a hook decides.
+#[derive(Debug)]
+pub enum Flow {
+    /// Go on.
+    Pass,
+    /// The sender gets this error.
+    Refuse(StanzaError),
+    /// The message vanishes; the name is for the counter.
+    Drop(&'static str),
+}
+
+/// A message on its way through one account; the account is locked.
+pub struct Passage<'a> {
+    /// The server.
+    pub exchange: &'a Arc<Exchange>,
+    /// Whose hooks run.
+    pub account: &'a Arc<Account>,
+    /// The account's state, locked.
+    pub state: &'a mut AccountState,
+    /// Sent or received.
+    pub way: Way,
+    /// The message.
+    pub stanza: Stanza,
+    /// What it is.
+    pub class: Class,
+    /// The client that sent it, when `way` is [`Way::Sent`].
+    pub session: Option<&'a Arc<Session>>,
+    /// It came from another provider.
+    pub outside: bool,
+    /// Sessions it is delivered to.
+    pub targets: SmallVec<[Arc<Session>; 2]>,
+    /// Its id in this account's log, once given.
+    pub id: Option<LogId>,
+    /// What the store is to write; submitted at the end, under the lock.
+    pub batch: &'a mut Batch,
+}
+
+/// A hook: runs under the account's lock, must not block.
+pub type Hook = fn(&mut Passage<'_>) -> Flow;
+
+/// An IQ request for a module.
+pub struct Request {
+    /// The server.
+    pub exchange: Arc<Exchange>,
+    /// The host that is addressed, or whose account is.
+    pub host: Arc<Host>,
+    /// Who asks; stamped by the server.
+    pub from: Jid,
+    /// The asking client, when it is one of ours.
+    pub session: Option<Arc<Session>>,
+    /// The addressed account, for [`Scope::Account`] and [`Scope::Contact`].
+    pub account: Option<Arc<Account>>,
+    /// The asker is another provider's.
+    pub outside: bool,
+    /// The request.
+    pub stanza: Stanza,
+}
+
+/// A positive answer.
+#[derive(Debug)]
+pub enum Reply {
+    /// `<iq type='result'/>`.
+    Empty,
+    /// With this payload.
+    Payload(Bytes),
+    /// The handler has answered already, or will.
+    Sent,
+}
+
+impl From<Vec<u8>> for Reply {
+    fn from(payload: Vec<u8>) -> Reply {
+        Reply::Payload(payload.into())
+    }
+}
+
+/// What an IQ handler returns.
+pub type Answer = Result<Reply, StanzaError>;
+type Answering = Pin<Box<dyn Future<Output = Answer> + Send>>;
+type Handler = Arc<dyn Fn(Request) -> Answering + Send + Sync>;
+
+/// One capability.
+pub struct Module {
+    name: &'static str,
+    summary: &'static str,
+    xeps: Vec<(u16, &'static str, Level)>,
+    features: Vec<(Scope, &'static str)>,
+    requests: Vec<(Scope, IqType, (&'static str, &'static str), Handler)>,
+    hooks: Vec<(Way, Step, Hook)>,
+}
+
+impl Module {
+    /// A module that does nothing yet.
+    pub fn new(name: &'static str, summary: &'static str) -> Module {
+        Module { name, summary, xeps: Vec::new(), features: Vec::new(), requests: Vec::new(), hooks: Vec::new() }
+    }
+
+    /// The specification it implements: number, version, how much.
+    #[must_use]
+    pub fn xep(mut self, number: u16, version: &'static str, level: Level) -> Module {
+        self.xeps.push((number, version, level));
+        self
+    }
+
+    /// A feature to announce in service discovery.
+    #[must_use]
+    pub fn feature(mut self, scope: Scope, feature: &'static str) -> Module {
+        self.features.push((scope, feature));
+        self
+    }
+
+    /// An IQ request to answer: by namespace and name of the payload.
+    #[must_use]
+    pub fn iq<F, Fut>(mut self, scope: Scope, kind: IqType, payload: (&'static str, &'static str), handler: F) -> Module
+    where
+        F: Fn(Request) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Answer> + Send + 'static,
+    {
+        self.requests.push((scope, kind, payload, Arc::new(move |request| Box::pin(handler(request)))));
+        self
+    }
+
+    /// A hook in the way of messages.
+    #[must_use]
+    pub fn on(mut self, way: Way, step: Step, hook: Hook) -> Module {
+        self.hooks.push((way, step, hook));
+        self
+    }
+
+    /// The module's name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// One line for people.
+    pub fn summary(&self) -> &'static str {
+        self.summary
+    }
+
+    /// Number, version and level of the XEPs it implements.
+    pub fn xeps(&self) -> &[(u16, &'static str, Level)] {
+        &self.xeps
+    }
+}
+
+impl fmt::Debug for Module {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Module").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// The modules, arranged for look-up.
+#[derive(Debug)]
+pub struct Modules {
+    list: Vec<Module>,
+    requests: HashMap<Key, (usize, usize)>,
+    hooks: [[Vec<Hook>; STEPS]; 2],
+}
+
+type Key = (Scope, bool, &'static str, &'static str);
+
+impl Modules {
+    /// Arranges `list`.
+    pub fn new(list: Vec<Module>) -> Modules {
+        let mut requests = HashMap::new();
+        let mut hooks: [[Vec<Hook>; STEPS]; 2] = Default::default();
+        for (at, module) in list.iter().enumerate() {
+            for (index, (scope, kind, (namespace, name), _)) in module.requests.iter().enumerate() {
+                let before = requests.insert((*scope, *kind == IqType::Set, *namespace, *name), (at, index));
+                debug_assert!(before.is_none(), "two modules answer {name} {namespace}");
+            }
+            for (way, step, hook) in &module.hooks {
+                hooks[*way as usize][*step as usize].push(*hook);
+            }
+        }
+        Modules { list, requests, hooks }
+    }
+
+    /// All modules.
+    pub fn list(&self) -> &[Module] {
+        &self.list
+    }
+
+    /// The features announced in `scope`, in the order of the list.
+    pub fn features(&self, scope: Scope) -> impl Iterator<Item = &'static str> {
+        self.list.iter().flat_map(move |module| {
+            module.features.iter().filter(move |(of, _)| *of == scope).map(|(_, feature)| *feature)
+        })
+    }
+
+    /// Runs the hooks of one step.
+    pub fn run(&self, step: Step, passage: &mut Passage<'_>) -> Flow {
+        for hook in &self.hooks[passage.way as usize][step as usize] {
+            match hook(passage) {
+                Flow::Pass => {}
+                other => return other,
+            }
+        }
+        Flow::Pass
+    }
+
+    /// The answer of the module that is responsible, if there is one.
+    pub fn answer(&self, scope: Scope, request: Request) -> Option<Answering> {
+        let set = request.stanza.head.kind == trunkline_xmpp::stanza::Kind::Iq(IqType::Set);
+        let payload = request.stanza.first_child()?;
+        // The key borrows for 'static; look up with the payload's shorter-lived names.
+        let (at, index) = lookup(&self.requests, (scope, set, payload.ns(), payload.name()))?;
+        let handler = Arc::clone(&self.list[at].requests[index].3);
+        Some(handler(request))
+    }
+}
+
+fn lookup<'a>(map: &HashMap<Key, (usize, usize)>, key: (Scope, bool, &'a str, &'a str)) -> Option<(usize, usize)> {
+    // Covariance: a map keyed by 'static strings may be read as one keyed by shorter-lived ones.
+    let map: &HashMap<(Scope, bool, &'a str, &'a str), (usize, usize)> = map;
+    map.get(&key).copied()
+}

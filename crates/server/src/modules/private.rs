@@ -1,0 +1,103 @@
+//! XEP-0049 Private XML Storage 1.2.
+
+use trunkline_store::{Batch, Lane, sql};
+use trunkline_xml::Writer;
+use trunkline_xmpp::error::{Condition, StanzaError};
+use trunkline_xmpp::ns;
+use trunkline_xmpp::stanza::IqType::{Get, Set};
+
+use super::{Answer, Level, Module, Reply, Request, Scope};
+use crate::route::message::store_trouble;
+
+/// Bytes one element may have.
+const MOST_BYTES: usize = 128 * 1024;
+/// Elements one account may store.
+const MOST_ELEMENTS: i64 = 100;
+
+/// Keeps XML for its owner.
+pub fn module() -> Module {
+    Module::new("private", "Keep private XML for clients")
+        .xep(49, "1.2", Level::Complete)
+        .feature(Scope::Host, ns::PRIVATE)
+        .feature(Scope::Account, ns::PRIVATE)
+        .iq(Scope::Account, Get, (ns::PRIVATE, "query"), get)
+        .iq(Scope::Account, Set, (ns::PRIVATE, "query"), set)
+        .iq(Scope::Contact, Get, (ns::PRIVATE, "query"), forbidden)
+        .iq(Scope::Contact, Set, (ns::PRIVATE, "query"), forbidden)
+}
+
+async fn get(request: Request) -> Answer {
+    let Some(account) = &request.account else { return Err(StanzaError::new(Condition::Forbidden)) };
+    let query = request.stanza.first_child().ok_or_else(|| StanzaError::new(Condition::BadRequest))?;
+    // Example 6: a query without an element is `bad-request`; only one is asked for at a time.
+    let mut wanted = query.children();
+    let element = wanted.next().ok_or_else(|| StanzaError::new(Condition::BadRequest))?;
+    if wanted.next().is_some() {
+        return Err(StanzaError::new(Condition::BadRequest).text("Ask for one element at a time."));
+    }
+    let (name, namespace) = (element.name().to_owned(), element.ns().to_owned());
+    let rows = request
+        .exchange
+        .db
+        .read(
+            sql("SELECT xml FROM private_xml WHERE account = ?1 AND ns = ?2 AND name = ?3")
+                .bind(account.id)
+                .bind(namespace.as_str())
+                .bind(name.as_str()),
+        )
+        .await
+        .map_err(|error| store_trouble(&error))?;
+    let mut w = Writer::new();
+    w.open("query").attr("xmlns", ns::PRIVATE);
+    match rows.iter().next() {
+        Some(row) => {
+            w.raw(row.blob(0));
+        }
+        None => {
+            w.open(&name).attr("xmlns", &namespace).close();
+        }
+    }
+    w.close();
+    Ok(w.finish().into())
+}
+
+async fn set(request: Request) -> Answer {
+    let Some(account) = &request.account else { return Err(StanzaError::new(Condition::Forbidden)) };
+    let query = request.stanza.first_child().ok_or_else(|| StanzaError::new(Condition::BadRequest))?;
+    let mut batch = Batch::new(Lane::Inside);
+    for element in query.children() {
+        // s.3: the element has a namespace of its own.
+        if element.ns().is_empty() || element.ns() == ns::PRIVATE || element.ns() == ns::CLIENT {
+            return Err(StanzaError::new(Condition::NotAcceptable).text("The element needs a namespace of its own."));
+        }
+        let xml = element.to_standalone(ns::PRIVATE);
+        if xml.len() > MOST_BYTES {
+            return Err(StanzaError::new(Condition::ResourceConstraint)
+                .text(&format!("An element may have {MOST_BYTES} bytes; this one has {}.", xml.len())));
+        }
+        batch.push(
+            sql("INSERT INTO private_xml (account, ns, name, xml) SELECT ?1, ?2, ?3, ?4 \
+                 WHERE (SELECT COUNT(*) FROM private_xml WHERE account = ?1 AND NOT (ns = ?2 AND name = ?3)) < ?5 \
+                 ON CONFLICT (account, ns, name) DO UPDATE SET xml = excluded.xml")
+            .bind(account.id)
+            .bind(element.ns())
+            .bind(element.name())
+            .bind(xml)
+            .bind(MOST_ELEMENTS)
+            .must_change(),
+        );
+    }
+    if batch.is_empty() {
+        return Err(StanzaError::new(Condition::BadRequest).text("There is nothing to store."));
+    }
+    match request.exchange.db.run(batch).await {
+        Ok(_) => Ok(Reply::Empty),
+        Err(trunkline_store::StoreError::Conflict) => Err(StanzaError::new(Condition::ResourceConstraint)
+            .text(&format!("An account may store {MOST_ELEMENTS} elements."))),
+        Err(error) => Err(store_trouble(&error)),
+    }
+}
+
+async fn forbidden(_: Request) -> Answer {
+    Err(StanzaError::new(Condition::Forbidden))
+}

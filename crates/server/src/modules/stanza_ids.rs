@@ -1,0 +1,48 @@
+//! XEP-0359 Unique and Stable Stanza IDs 0.7: every kept message gets the id it has in the archive.
+
+use trunkline_xml::Writer;
+use trunkline_xmpp::ns;
+
+use super::{Flow, Level, Module, Passage, Scope, Step, Way};
+
+/// Stamps stanza ids and strips forged ones.
+pub fn module() -> Module {
+    Module::new("stanza_ids", "Give each kept message an id")
+        .xep(359, "0.7", Level::Complete)
+        .feature(Scope::Account, ns::STANZA_IDS)
+        .on(Way::Sent, Step::Stamp, number)
+        .on(Way::Received, Step::Stamp, stamp)
+}
+
+/// The sender's archive has its own order, so a sent message has its own id there; the stanza on its way
+/// does not carry it.
+fn number(passage: &mut Passage<'_>) -> Flow {
+    if passage.class.store.yes {
+        passage.id = Some(passage.exchange.ids.next());
+    }
+    Flow::Pass
+}
+
+fn stamp(passage: &mut Passage<'_>) -> Flow {
+    let by = passage.account.jid.as_str();
+    // s.5: whoever stamps in our name forges.
+    let forged = |node: trunkline_xml::Node<'_>| {
+        node.is(ns::STANZA_IDS, "stanza-id") && node.attr("by").is_some_and(|claimed| claimed == by)
+    };
+    if passage.stanza.children().any(forged) {
+        passage.stanza = passage.stanza.without_children(forged);
+    }
+    if !(passage.class.store.yes || passage.class.offline.yes) {
+        return Flow::Pass;
+    }
+    let id = passage.exchange.ids.next();
+    passage.id = Some(id);
+    let mut w = Writer::new();
+    w.open("stanza-id")
+        .attr("xmlns", ns::STANZA_IDS)
+        .attr("by", by)
+        .attr("id", passage.exchange.ids.uuid(id).hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()))
+        .close();
+    passage.stanza = passage.stanza.with_appended(&w.finish());
+    Flow::Pass
+}

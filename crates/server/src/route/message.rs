@@ -1,0 +1,284 @@
+//! Messages to and from local accounts: RFC 6121 s.8.5, and the steps of the modules.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+use trunkline_store::Batch;
+use trunkline_xmpp::classify::classify;
+use trunkline_xmpp::error::{Condition, StanzaError};
+use trunkline_xmpp::stanza::{Kind, MessageType, Stanza};
+
+use super::account::{Account, AccountState, Resource};
+use super::{Mail, Routed};
+use crate::exchange::Exchange;
+use crate::ids::LogId;
+use crate::modules::{Flow, Passage, Step, Way};
+use crate::session::{Push, Queued, Session};
+
+/// Whom a message is for.
+#[derive(Debug)]
+pub enum Targets {
+    /// These sessions.
+    Sessions(SmallVec<[Arc<Session>; 2]>),
+    /// Nobody is there to take it: keep it, if it is worth keeping.
+    Nobody,
+    /// It can't be delivered (RFC 6121 s.8.5.2.1, s.8.5.3.2.1).
+    Unavailable,
+    /// It vanishes.
+    Ignore(&'static str),
+}
+
+impl Exchange {
+    /// A client of ours sends a message: the steps of the sender's account. The message to route, or
+    /// `None` when it was refused.
+    pub(crate) fn send_message(self: &Arc<Self>, session: &Arc<Session>, mail: Mail) -> Option<Mail> {
+        let account = &session.account;
+        let mut batch = Batch::new(mail.lane());
+        let mut guard = account.state();
+        let state = &mut *guard;
+        let mut passage = Passage {
+            exchange: self,
+            account,
+            class: classify(&mail.stanza),
+            stanza: mail.stanza,
+            state,
+            way: Way::Sent,
+            session: Some(session),
+            targets: SmallVec::new(),
+            outside: false,
+            id: None,
+            batch: &mut batch,
+        };
+        for step in [Step::Filter, Step::Stamp, Step::Store, Step::Copy] {
+            match self.modules.run(step, &mut passage) {
+                Flow::Pass => {}
+                Flow::Refuse(error) => {
+                    let stanza = passage.stanza;
+                    drop(guard);
+                    self.bounce(&stanza, &error);
+                    return None;
+                }
+                Flow::Drop(name) => {
+                    self.metrics.refused(name);
+                    return None;
+                }
+            }
+        }
+        let stanza = passage.stanza;
+        if !batch.is_empty() {
+            self.commit(batch, mail.receipt.clone(), &stanza);
+        }
+        drop(guard);
+        Some(Mail { stanza, ..mail })
+    }
+
+    /// Routes a message to a local account.
+    pub(super) fn route_message(self: &Arc<Self>, mail: Mail) -> Routed {
+        let Some(to) = mail.stanza.head.to.as_ref() else { return Routed::Done };
+        if let Some(account) = self.accounts.online(to) {
+            self.receive_message(&account, mail);
+            return Routed::Done;
+        }
+        let exchange = Arc::clone(self);
+        Routed::Later(Box::pin(async move {
+            let Some(to) = mail.stanza.head.to.as_ref() else { return };
+            match exchange.accounts.load(&exchange.db, to).await {
+                Ok(Some(account)) => exchange.receive_message(&account, mail),
+                // RFC 6121 s.8.5.1: no such account.
+                Ok(None) => exchange.refuse(&mail, None, &StanzaError::new(Condition::ServiceUnavailable)),
+                Err(error) => exchange.bounce(&mail.stanza, &store_trouble(&error)),
+            }
+        }))
+    }
+
+    /// The steps of the recipient's account, and the fan-out.
+    fn receive_message(self: &Arc<Self>, account: &Arc<Account>, mail: Mail) {
+        let outside = mail.is_outside();
+        let mut batch = Batch::new(mail.lane());
+        let mut guard = account.state();
+        let state = &mut *guard;
+        if state.removed {
+            drop(guard);
+            return self.refuse(&mail, None, &StanzaError::new(Condition::ServiceUnavailable));
+        }
+        let mut passage = Passage {
+            exchange: self,
+            account,
+            class: classify(&mail.stanza),
+            stanza: mail.stanza.clone(),
+            state,
+            way: Way::Received,
+            session: None,
+            targets: SmallVec::new(),
+            outside,
+            id: None,
+            batch: &mut batch,
+        };
+        match self.modules.run(Step::Filter, &mut passage) {
+            Flow::Pass => {}
+            Flow::Refuse(error) => {
+                self.refuse_unlocked(guard, &mail, &error);
+                return;
+            }
+            Flow::Drop(name) => return self.metrics.refused(name),
+        }
+        passage.targets = match targets(passage.state, &passage.stanza) {
+            Targets::Sessions(sessions) => sessions,
+            Targets::Nobody if passage.class.offline.yes => SmallVec::new(),
+            Targets::Nobody | Targets::Unavailable => {
+                self.refuse_unlocked(guard, &mail, &StanzaError::new(Condition::ServiceUnavailable));
+                return;
+            }
+            Targets::Ignore(name) => return self.metrics.refused(name),
+        };
+        for step in [Step::Stamp, Step::Store] {
+            match self.modules.run(step, &mut passage) {
+                Flow::Pass => {}
+                Flow::Refuse(error) => {
+                    self.refuse_unlocked(guard, &mail, &error);
+                    return;
+                }
+                Flow::Drop(name) => return self.metrics.refused(name),
+            }
+        }
+        if let Some(id) = passage.id {
+            passage.state.last_kept = Some(id);
+        }
+        let kept = passage.id.filter(|_| passage.class.offline.yes);
+        for session in &passage.targets {
+            let queued = Queued {
+                stanza: passage.stanza.clone(),
+                kept,
+                outside,
+                lazy: !passage.class.wake.yes,
+            };
+            if let Push::Refused(why) = session.push(queued) {
+                self.metrics.refused(why.name());
+            }
+        }
+        let _ = self.modules.run(Step::Copy, &mut passage);
+        if !batch.is_empty() {
+            // Under the lock: what this account is sent is committed in the order of its ids.
+            self.commit(batch, mail.receipt, &mail.stanza);
+        }
+        drop(guard);
+    }
+
+    fn refuse_unlocked(
+        self: &Arc<Self>,
+        guard: parking_lot::MutexGuard<'_, AccountState>,
+        mail: &Mail,
+        error: &StanzaError,
+    ) {
+        // Bouncing to a local sender takes that account's lock: never two at once. What `refuse` reads of
+        // the state is the consent, so that is all that is kept.
+        let known = mail.stanza.head.from.as_ref().is_some_and(|from| super::has_consent(&guard, from));
+        drop(guard);
+        if !mail.is_outside() || known {
+            self.bounce(&mail.stanza, error);
+        } else {
+            self.refuse(mail, None, error);
+        }
+    }
+
+    /// Gives `batch` to the store. If that fails the sender gets an error: the message may have reached
+    /// somebody, but it is not on disk (promise 1).
+    pub(crate) fn commit(
+        self: &Arc<Self>,
+        batch: Batch,
+        receipt: Option<crate::session::ledger::Receipt>,
+        stanza: &Stanza,
+    ) {
+        let exchange = Arc::clone(self);
+        let stanza = stanza.clone();
+        self.db.submit(batch, move |result| {
+            if let Err(error) = result {
+                exchange.metrics.refused("store-failed");
+                tracing::error!(%error, "a message could not be stored; its sender is told");
+                // Not here: an inline store calls back under the account's lock.
+                let sender = Arc::clone(&exchange);
+                exchange.spawn(async move { sender.bounce(&stanza, &store_trouble(&error)) });
+            }
+            drop(receipt);
+        });
+    }
+
+    /// Hands on what a session that ended had not delivered (XEP-0198 s.5, RFC 6121 s.8.5.3.2).
+    pub(crate) fn redirect(self: &Arc<Self>, account: &Arc<Account>, rest: Vec<Queued>) {
+        for queued in rest {
+            match queued.stanza.head.kind {
+                Kind::Iq(_) => {
+                    self.bounce(&queued.stanza, &StanzaError::new(Condition::ServiceUnavailable));
+                }
+                Kind::Message(MessageType::Groupchat) => {
+                    // A room learns from the error that its occupant is gone.
+                    self.bounce(&queued.stanza, &StanzaError::new(Condition::RecipientUnavailable));
+                }
+                Kind::Message(_) if queued.kept.is_some() => self.redirect_message(account, queued),
+                Kind::Message(_) | Kind::Presence(_) => {}
+            }
+        }
+    }
+
+    /// A message to one device that went away is given to the others, if they did not get it; if there is
+    /// no other it waits in the log.
+    fn redirect_message(self: &Arc<Self>, account: &Arc<Account>, queued: Queued) {
+        let to_full = queued.stanza.head.to.as_ref().is_some_and(|to| to.resource().is_some());
+        if !to_full {
+            return;
+        }
+        let state = account.state();
+        for resource in state.resources.iter().filter(|resource| resource.takes_messages()) {
+            resource.session.push(queued.clone());
+        }
+    }
+}
+
+/// RFC 6121 s.8.5.2 and s.8.5.3: who gets a message to this account.
+fn targets(state: &AccountState, stanza: &Stanza) -> Targets {
+    let Kind::Message(kind) = stanza.head.kind else { return Targets::Ignore("not-a-message") };
+    let resource = stanza.head.to.as_ref().and_then(|to| to.resource());
+    if let Some(name) = resource {
+        if let Some(resource) = state.resource(name) {
+            return Targets::Sessions(SmallVec::from_iter([Arc::clone(&resource.session)]));
+        }
+        match kind {
+            // s.8.5.3.2.1: chat goes on as if it were to the bare JID.
+            MessageType::Chat => {}
+            MessageType::Normal | MessageType::Groupchat => return Targets::Unavailable,
+            MessageType::Headline => return Targets::Ignore("headline-nobody"),
+            MessageType::Error => return Targets::Ignore("error-nobody"),
+        }
+    }
+    match kind {
+        MessageType::Groupchat => return Targets::Unavailable,
+        MessageType::Error => return Targets::Ignore("error-to-bare-address"),
+        MessageType::Chat | MessageType::Normal | MessageType::Headline => {}
+    }
+    let sessions: SmallVec<[Arc<Session>; 2]> = state
+        .resources
+        .iter()
+        .filter(|resource| resource.takes_messages())
+        .map(|resource: &Resource| Arc::clone(&resource.session))
+        .collect();
+    match (sessions.is_empty(), kind) {
+        (false, _) => Targets::Sessions(sessions),
+        (true, MessageType::Headline) => Targets::Ignore("headline-nobody"),
+        (true, _) => Targets::Nobody,
+    }
+}
+
+/// The error for a store that can't take more.
+pub(crate) fn store_trouble(error: &trunkline_store::StoreError) -> StanzaError {
+    match error {
+        trunkline_store::StoreError::Full => {
+            StanzaError::new(Condition::ResourceConstraint).text("The server's disk is full; try again later.")
+        }
+        _ => StanzaError::new(Condition::InternalServerError).text("The server could not store this."),
+    }
+}
+
+/// The id of a stanza kept for delivery, when it is one.
+pub(crate) fn kept_id(passage: &Passage<'_>) -> Option<LogId> {
+    passage.id.filter(|_| passage.class.offline.yes)
+}

@@ -1,0 +1,222 @@
+//! Where a stanza goes: `RFC 6120 s.10`, `RFC 6121 s.8`.
+//!
+//! [`Exchange::route`] is the one entrance. A reply or a bounce is a new stanza that enters there again.
+//! Routing never waits for a receiver; what has to ask the store comes back as [`Routed::Later`], to be
+//! awaited by whoever reads the stanza's source (so the brake is on the sender's own socket).
+
+pub mod account;
+pub mod iq;
+pub mod message;
+pub mod presence;
+pub mod remote;
+pub mod roster;
+pub mod subscription;
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use trunkline_store::Lane;
+use trunkline_xmpp::error::{Condition, StanzaError};
+use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::stanza::{IqType, Kind, MessageType, PresenceType, Stanza};
+
+use crate::exchange::{Exchange, Host};
+use crate::session::Session;
+use crate::session::ledger::Receipt;
+use account::AccountState;
+
+/// A stanza on its way, with what is known about its source.
+#[derive(Debug)]
+pub struct Mail {
+    /// The stanza; `from` is stamped or verified.
+    pub stanza: Stanza,
+    /// Where it came from.
+    pub origin: Origin,
+    /// Held until the stanza is handled; its source acknowledges then.
+    pub receipt: Option<Receipt>,
+}
+
+/// Where a stanza came from.
+#[derive(Clone, Debug)]
+pub enum Origin {
+    /// One of our clients.
+    Client(Arc<Session>),
+    /// This server, or a component that counts as inside.
+    Inside,
+    /// Another provider, or a component that counts as outside.
+    Outside,
+}
+
+/// What became of a routed stanza.
+pub enum Routed {
+    /// It is where it belongs.
+    Done,
+    /// The store has to be asked first: await this.
+    Later(Later),
+}
+
+/// The slow part of routing one stanza.
+pub type Later = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl Mail {
+    /// A stanza of the server's own.
+    pub fn inside(stanza: Stanza) -> Mail {
+        Mail { stanza, origin: Origin::Inside, receipt: None }
+    }
+
+    /// It came from another provider.
+    pub fn is_outside(&self) -> bool {
+        matches!(self.origin, Origin::Outside)
+    }
+
+    /// The client that sent it.
+    pub fn session(&self) -> Option<&Arc<Session>> {
+        match &self.origin {
+            Origin::Client(session) => Some(session),
+            _ => None,
+        }
+    }
+
+    /// The store's lane for what it causes.
+    pub fn lane(&self) -> Lane {
+        if self.is_outside() { Lane::Outside } else { Lane::Inside }
+    }
+
+    fn from(&self) -> Option<&Jid> {
+        self.stanza.head.from.as_ref()
+    }
+}
+
+impl Exchange {
+    /// Routes a stanza with a `to` and a trusted `from`.
+    pub fn route(self: &Arc<Self>, mail: Mail) -> Routed {
+        let Some(to) = mail.stanza.head.to.clone() else {
+            tracing::debug!("a stanza without 'to' reached the router");
+            return Routed::Done;
+        };
+        let Some(host) = self.host(to.domain()) else {
+            return self.route_remote(mail);
+        };
+        if to.local().is_none() {
+            return self.route_to_host(Arc::clone(host), &to, mail);
+        }
+        match mail.stanza.head.kind {
+            Kind::Message(_) => self.route_message(mail),
+            Kind::Presence(kind) => self.route_presence(kind, mail),
+            Kind::Iq(kind) => self.route_iq(kind, mail),
+        }
+    }
+
+    /// Routes and, if that takes the store, waits for it.
+    pub async fn deliver(self: &Arc<Self>, mail: Mail) {
+        match self.route(mail) {
+            Routed::Done => {}
+            Routed::Later(later) => later.await,
+        }
+    }
+
+    /// Routes a stanza of the server's own, in the background if it takes the store.
+    pub fn send(self: &Arc<Self>, stanza: Stanza) {
+        match self.route(Mail::inside(stanza)) {
+            Routed::Done => {}
+            Routed::Later(later) => self.spawn(later),
+        }
+    }
+
+    fn route_remote(self: &Arc<Self>, mail: Mail) -> Routed {
+        let Some(remote) = self.remote.get() else {
+            self.bounce(&mail.stanza, &StanzaError::new(Condition::RemoteServerNotFound));
+            return Routed::Done;
+        };
+        // What came from outside does not leave again: no open relay.
+        if mail.is_outside() {
+            self.bounce(&mail.stanza, &StanzaError::new(Condition::ItemNotFound));
+            return Routed::Done;
+        }
+        let stanza = mail.stanza.clone();
+        if let Err(error) = remote.send(self, mail) {
+            self.bounce(&stanza, &error);
+        }
+        Routed::Done
+    }
+
+    fn route_to_host(self: &Arc<Self>, host: Arc<Host>, to: &Jid, mail: Mail) -> Routed {
+        match mail.stanza.head.kind {
+            Kind::Iq(IqType::Get | IqType::Set) if to.resource().is_none() => self.answer_host(host, mail),
+            Kind::Iq(IqType::Get | IqType::Set) => {
+                self.bounce(&mail.stanza, &StanzaError::new(Condition::ServiceUnavailable));
+                Routed::Done
+            }
+            Kind::Iq(IqType::Result | IqType::Error) => Routed::Done,
+            Kind::Message(MessageType::Error | MessageType::Headline) | Kind::Presence(_) => {
+                self.presence_to_host(mail);
+                Routed::Done
+            }
+            Kind::Message(_) => {
+                self.bounce(&mail.stanza, &StanzaError::new(Condition::ServiceUnavailable));
+                Routed::Done
+            }
+        }
+    }
+
+    /// A server has no presence to give; a subscription request to it is declined (RFC 6121 s.3.1.3).
+    fn presence_to_host(self: &Arc<Self>, mail: Mail) {
+        let Kind::Presence(PresenceType::Subscribe | PresenceType::Probe) = mail.stanza.head.kind else { return };
+        let (Some(from), Some(to)) = (mail.stanza.head.from.clone(), mail.stanza.head.to.clone()) else { return };
+        self.send(
+            Stanza::build(Kind::Presence(PresenceType::Unsubscribed)).from(to.bare()).to(from.bare()).done(),
+        );
+    }
+
+    /// Sends the error that answers `stanza`, if one may be sent (RFC 6120 s.8.3.1).
+    pub fn bounce(self: &Arc<Self>, stanza: &Stanza, error: &StanzaError) {
+        if let Some(answer) = stanza.error(error) {
+            self.send(answer);
+        }
+    }
+
+    /// Refuses a stanza on behalf of a local account, existing or not.
+    ///
+    /// Promise 5: a sender from another domain without consent gets the same answer for every address:
+    /// silence for messages and presence, `service-unavailable` for group chat and IQ. Consent is a
+    /// subscription in either direction, or directed presence.
+    pub(crate) fn refuse(self: &Arc<Self>, mail: &Mail, state: Option<&AccountState>, error: &StanzaError) {
+        let known = match (state, mail.from()) {
+            (Some(state), Some(from)) => has_consent(state, from),
+            _ => false,
+        };
+        if !mail.is_outside() || known {
+            return self.bounce(&mail.stanza, error);
+        }
+        match mail.stanza.head.kind {
+            Kind::Message(MessageType::Groupchat) | Kind::Iq(_) => {
+                self.bounce(&mail.stanza, &StanzaError::new(Condition::ServiceUnavailable));
+            }
+            Kind::Message(_) | Kind::Presence(_) => {}
+        }
+    }
+}
+
+/// The account's user has dealt with `from`: a subscription, an open request of the user, or directed
+/// presence.
+pub(crate) fn has_consent(state: &AccountState, from: &Jid) -> bool {
+    let subscription = state.roster.subscription(from);
+    subscription.to
+        || subscription.from
+        || subscription.pending_out
+        || subscription.approved
+        || state.resources.iter().any(|resource| {
+            resource.directed.contains(from) || (from.is_full() && resource.directed.contains(&from.bare()))
+        })
+}
+
+impl fmt::Debug for Routed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Routed::Done => "Done",
+            Routed::Later(_) => "Later",
+        })
+    }
+}

@@ -1,0 +1,584 @@
+//! Presence: broadcast, probes, directed presence (RFC 6121 s.4) and subscriptions (s.3).
+
+use std::sync::Arc;
+
+use trunkline_store::{Batch, Lane};
+use trunkline_xml::Writer;
+use trunkline_xmpp::error::{Condition, StanzaError};
+use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::ns;
+use trunkline_xmpp::stanza::{Kind, PresenceType, Stanza};
+
+use super::account::{Account, AccountState};
+use super::message::store_trouble;
+use super::roster::{self, Item};
+use super::{Mail, Origin, Routed};
+use crate::exchange::Exchange;
+use crate::ids::LogId;
+use crate::session::{CatchUp, Push, Queued, Session};
+
+impl Exchange {
+    /// A client of ours sends presence; `from` is its full JID.
+    pub(crate) fn client_presence(self: &Arc<Self>, session: &Arc<Session>, kind: PresenceType, mail: Mail) -> Routed {
+        let Some(to) = mail.stanza.head.to.clone() else {
+            return match kind {
+                PresenceType::Available => self.broadcast_available(session, mail),
+                PresenceType::Unavailable => {
+                    self.broadcast_unavailable(session, mail.stanza);
+                    Routed::Done
+                }
+                // RFC 6121 s.4.3: probes are for servers; the other kinds need an address.
+                _ => {
+                    self.bounce(&mail.stanza, &StanzaError::new(Condition::BadRequest));
+                    Routed::Done
+                }
+            };
+        };
+        match kind {
+            PresenceType::Available | PresenceType::Unavailable => self.directed(session, kind, &to, mail),
+            PresenceType::Error => self.route(mail),
+            PresenceType::Probe => Routed::Done,
+            PresenceType::Subscribe
+            | PresenceType::Subscribed
+            | PresenceType::Unsubscribe
+            | PresenceType::Unsubscribed => {
+                let exchange = Arc::clone(self);
+                let account = Arc::clone(&session.account);
+                Routed::Later(Box::pin(async move { exchange.subscribe_out(account, kind, mail).await }))
+            }
+        }
+    }
+
+    /// RFC 6121 s.4.2 and s.4.4: initial presence and updates.
+    fn broadcast_available(self: &Arc<Self>, session: &Arc<Session>, mail: Mail) -> Routed {
+        let priority = match priority(&mail.stanza) {
+            Ok(priority) => priority,
+            Err(error) => {
+                self.bounce(&mail.stanza, &error);
+                return Routed::Done;
+            }
+        };
+        let account = &session.account;
+        let mut state = account.state();
+        let Some(resource) = state.resource_of(session) else { return Routed::Done };
+        let initial = resource.presence.is_none();
+        let takes_now = priority >= 0 && !(resource.takes_messages());
+        resource.presence = Some(mail.stanza.clone());
+        resource.priority = priority;
+        if takes_now {
+            // Under the account's lock: from here on what is kept comes through the log, in order,
+            // until the session has read all of it.
+            session.with_outbox(|outbox| {
+                if outbox.catch_up().is_none() {
+                    outbox.set_catch_up(Some(CatchUp::Pending(LogId::ZERO)));
+                }
+            });
+            session.wake();
+        }
+        let audience = audience(&state);
+        let devices = devices(&state);
+        drop(state);
+        for device in devices {
+            push_presence(&device, &mail.stanza, session.account.jid.clone(), false);
+        }
+        self.spread(&mail.stanza, audience);
+        if !initial {
+            return Routed::Done;
+        }
+        self.metrics.available(1);
+        let exchange = Arc::clone(self);
+        let session = Arc::clone(session);
+        Routed::Later(Box::pin(async move { exchange.greet(&session).await }))
+    }
+
+    /// What a client gets after its initial presence: its other devices, its contacts, the requests that
+    /// wait for an answer (RFC 6121 s.4.2.2, s.3.1.3).
+    async fn greet(self: &Arc<Self>, session: &Arc<Session>) {
+        let account = &session.account;
+        let (others, contacts, requests) = {
+            let state = account.state();
+            let others: Vec<Stanza> = state
+                .resources
+                .iter()
+                .filter(|resource| resource.session.serial != session.serial)
+                .filter_map(|resource| resource.presence.clone())
+                .collect();
+            let mut contacts = Vec::new();
+            let mut requests = Vec::new();
+            for (jid, item) in state.roster.iter() {
+                if item.subscription.to && !state.blocks(jid) {
+                    contacts.push(jid.clone());
+                }
+                if item.subscription.pending_in && !state.blocks(jid) {
+                    requests.extend(item.request.clone());
+                }
+            }
+            (others, contacts, requests)
+        };
+        for stanza in others {
+            session.room().await;
+            push_presence(session, &stanza, account.jid.clone(), false);
+        }
+        for stanza in requests {
+            session.room().await;
+            session.push(Queued::plain(stanza));
+        }
+        for contact in contacts {
+            session.room().await;
+            if session.is_ended() {
+                return;
+            }
+            if self.host(contact.domain()).is_none() {
+                self.probe(&account.jid, &contact);
+                continue;
+            }
+            let Some(peer) = self.accounts.online(&contact) else { continue };
+            let presences: Vec<Stanza> = {
+                let state = peer.state();
+                if !state.shows_presence_to(&account.jid) || state.blocks(&account.jid) {
+                    continue;
+                }
+                state.resources.iter().filter_map(|resource| resource.presence.clone()).collect()
+            };
+            for stanza in presences {
+                push_presence(session, &stanza, account.jid.clone(), false);
+            }
+        }
+    }
+
+    /// RFC 6121 s.4.3.1: from the user's bare JID.
+    fn probe(self: &Arc<Self>, from: &Jid, contact: &Jid) {
+        let probe =
+            Stanza::build(Kind::Presence(PresenceType::Probe)).from(from.clone()).to(contact.clone()).done();
+        self.send(probe);
+    }
+
+    /// RFC 6121 s.4.5: to everyone who knew that the resource was available, directed presence included.
+    pub(crate) fn broadcast_unavailable(self: &Arc<Self>, session: &Arc<Session>, stanza: Stanza) {
+        let account = &session.account;
+        let mut state = account.state();
+        let Some(resource) = state.resource_of(session) else { return };
+        let was_available = resource.presence.take().is_some();
+        resource.priority = 0;
+        let directed = std::mem::take(&mut resource.directed);
+        let mut to = if was_available { audience(&state) } else { Vec::new() };
+        for jid in directed {
+            if !to.iter().any(|known| known == &jid) && !(was_available && state.shows_presence_to(&jid)) {
+                to.push(jid);
+            }
+        }
+        let mut devices = devices(&state);
+        drop(state);
+        if was_available {
+            self.metrics.available(-1);
+            // s.4.5.2: the client that went away is told as well, as long as it is connected.
+            devices.push(Arc::clone(session));
+            for device in devices {
+                push_presence(&device, &stanza, account.jid.clone(), false);
+            }
+        }
+        self.spread(&stanza, to);
+    }
+
+    /// Gives `stanza` to each of `audience`.
+    fn spread(self: &Arc<Self>, stanza: &Stanza, audience: Vec<Jid>) {
+        for contact in audience {
+            let mut copy = stanza.clone();
+            copy.head.to = Some(contact);
+            self.send(copy);
+        }
+    }
+
+    /// RFC 6121 s.4.6.
+    fn directed(self: &Arc<Self>, session: &Arc<Session>, kind: PresenceType, to: &Jid, mail: Mail) -> Routed {
+        const MOST: usize = 1000;
+        let mut state = session.account.state();
+        // XEP-0191 s.3.2: nothing goes to whom the user blocks.
+        if state.blocks(to) && kind == PresenceType::Available {
+            drop(state);
+            self.bounce(&mail.stanza, &crate::modules::blocking::blocked_error());
+            return Routed::Done;
+        }
+        let Some(resource) = state.resource_of(session) else { return Routed::Done };
+        match kind {
+            PresenceType::Available => {
+                if resource.directed.len() >= MOST && !resource.directed.contains(to) {
+                    drop(state);
+                    self.metrics.refused("directed-presence-full");
+                    self.bounce(
+                        &mail.stanza,
+                        &StanzaError::new(Condition::ResourceConstraint)
+                            .text("Directed presence went to too many addresses."),
+                    );
+                    return Routed::Done;
+                }
+                resource.directed.insert(to.clone());
+            }
+            _ => {
+                resource.directed.remove(to);
+            }
+        }
+        drop(state);
+        self.route(mail)
+    }
+
+    /// Routes presence to a local account.
+    pub(super) fn route_presence(self: &Arc<Self>, kind: PresenceType, mail: Mail) -> Routed {
+        match kind {
+            PresenceType::Available | PresenceType::Unavailable | PresenceType::Error => {
+                self.receive_presence(&mail);
+                Routed::Done
+            }
+            PresenceType::Probe => {
+                let exchange = Arc::clone(self);
+                Routed::Later(Box::pin(async move { exchange.receive_probe(mail).await }))
+            }
+            PresenceType::Subscribe
+            | PresenceType::Subscribed
+            | PresenceType::Unsubscribe
+            | PresenceType::Unsubscribed => {
+                let exchange = Arc::clone(self);
+                Routed::Later(Box::pin(async move { exchange.subscribe_in(kind, mail).await }))
+            }
+        }
+    }
+
+    /// RFC 6121 s.8.5.2.1.2 and s.8.5.3: to all available resources, or to the one addressed.
+    fn receive_presence(self: &Arc<Self>, mail: &Mail) {
+        let (Some(to), Some(from)) = (&mail.stanza.head.to, &mail.stanza.head.from) else { return };
+        let Some(account) = self.accounts.online(to) else { return };
+        let state = account.state();
+        if state.blocks(from) {
+            return;
+        }
+        let outside = mail.is_outside();
+        let target = mail.stanza.head.to.clone().unwrap_or_else(|| account.jid.clone());
+        match to.resource() {
+            Some(name) => {
+                if let Some(resource) = state.resource(name) {
+                    push_presence(&resource.session, &mail.stanza, target, outside);
+                }
+            }
+            // s.8.5.2.1: an error to the bare address helps nobody.
+            None if mail.stanza.head.kind == Kind::Presence(PresenceType::Error) => {}
+            None => {
+                for resource in state.resources.iter().filter(|resource| resource.presence.is_some()) {
+                    push_presence(&resource.session, &mail.stanza, target.clone(), outside);
+                }
+            }
+        }
+    }
+
+    /// RFC 6121 s.4.3.2. Whoever may not know gets `unsubscribed`, whether the account exists or not.
+    async fn receive_probe(self: &Arc<Self>, mail: Mail) {
+        let (Some(to), Some(from)) = (mail.stanza.head.to.clone(), mail.stanza.head.from.clone()) else { return };
+        let loaded = match self.accounts.load(&self.db, &to).await {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                tracing::warn!(%error, "a presence probe could not be answered");
+                return;
+            }
+        };
+        let answers: Option<Vec<Stanza>> = loaded.as_ref().and_then(|account| {
+            let state = account.state();
+            (state.shows_presence_to(&from) && !state.blocks(&from)).then(|| {
+                state
+                    .resources
+                    .iter()
+                    .filter(|resource| to.resource().is_none_or(|name| resource.name() == name))
+                    .filter_map(|resource| resource.presence.clone())
+                    .collect()
+            })
+        });
+        match answers {
+            None => self.send(
+                Stanza::build(Kind::Presence(PresenceType::Unsubscribed)).from(to.bare()).to(from.bare()).done(),
+            ),
+            // s.4.3.2.3: nobody is there; an answer is a courtesy that lets the peer drop what it believed.
+            Some(presences) if presences.is_empty() => self
+                .send(Stanza::build(Kind::Presence(PresenceType::Unavailable)).from(to).to(from).done()),
+            Some(presences) => {
+                for mut stanza in presences {
+                    stanza.head.to = Some(from.clone());
+                    self.send(stanza);
+                }
+            }
+        }
+    }
+
+    /// Our user sends subscribe, subscribed, unsubscribe or unsubscribed (RFC 6121 s.3, A.2).
+    async fn subscribe_out(self: &Arc<Self>, account: Arc<Account>, kind: PresenceType, mail: Mail) {
+        let Some(contact) = mail.stanza.head.to.as_ref().map(Jid::bare) else { return };
+        if contact == account.jid {
+            return self.bounce(&mail.stanza, &StanzaError::new(Condition::NotAllowed));
+        }
+        // s.3.1.2: the server stamps the bare JID of the user.
+        let mut stanza = mail.stanza;
+        stanza.head.from = Some(account.jid.clone());
+        stanza.head.to = Some(contact.clone());
+        if account.state().blocks(&contact) && kind == PresenceType::Subscribe {
+            return self.bounce(&stanza, &crate::modules::blocking::blocked_error());
+        }
+        let writing = account.writes.lock().await;
+        let (before, item) = {
+            let state = account.state();
+            let item = state.roster.get(&contact).cloned();
+            (item.as_ref().map(|item| item.subscription).unwrap_or_default(), item)
+        };
+        let outcome = before.outbound(kind);
+        if outcome.next != before {
+            let mut next = item.unwrap_or_default();
+            next.subscription = outcome.next;
+            next.listed |= outcome.next.in_roster();
+            if !outcome.next.pending_in {
+                next.request = None;
+            }
+            let next = (next.listed || next.subscription.pending_in).then_some(next);
+            if let Err(error) = self.change_item(&account, &contact, next, Lane::Inside).await {
+                return self.bounce(&stanza, &error);
+            }
+        }
+        // Never hold one account's writes while another's are wanted.
+        drop(writing);
+        if outcome.route {
+            // The receipt goes along: a request to another domain is handled once it is in the queue on disk.
+            self.deliver(Mail { stanza, origin: Origin::Inside, receipt: mail.receipt }).await;
+        }
+        match kind {
+            // s.3.1.5: the contact now gets our presence.
+            PresenceType::Subscribed if !before.from && outcome.next.from => {
+                self.show_presence(&account, &contact);
+            }
+            // s.3.2.2
+            PresenceType::Unsubscribed if before.from => self.hide_presence(&account, &contact),
+            _ => {}
+        }
+    }
+
+    /// A contact sends subscribe, subscribed, unsubscribe or unsubscribed (RFC 6121 s.3, A.3).
+    async fn subscribe_in(self: &Arc<Self>, kind: PresenceType, mail: Mail) {
+        let (Some(to), Some(from)) = (mail.stanza.head.to.clone(), mail.stanza.head.from.clone()) else { return };
+        let contact = from.bare();
+        let account = match self.accounts.load(&self.db, &to).await {
+            Ok(Some(account)) => account,
+            // s.3.1.3, s.8.5.1: silence, as for every stranger.
+            Ok(None) => return,
+            Err(error) => return self.bounce(&mail.stanza, &store_trouble(&error)),
+        };
+        let _writing = account.writes.lock().await;
+        let (before, item, blocked, crowded) = {
+            let state = account.state();
+            let item = state.roster.get(&contact).cloned();
+            let before = item.as_ref().map(|item| item.subscription).unwrap_or_default();
+            let requests = state.roster.iter().filter(|(_, item)| item.subscription.pending_in).count();
+            (before, item, state.blocks(&contact), requests >= MOST_REQUESTS)
+        };
+        if blocked {
+            return;
+        }
+        let outcome = before.inbound(kind);
+        if outcome.next.pending_in && !before.pending_in && crowded {
+            self.metrics.refused("subscription-requests-full");
+            return;
+        }
+        let mut stanza = mail.stanza.clone();
+        // RFC 6121 s.3.1.3: addressed to the bare JID, from the bare JID.
+        stanza.head.to = Some(account.jid.clone());
+        stanza.head.from = Some(contact.clone());
+        if outcome.next != before {
+            let mut next = item.unwrap_or_default();
+            next.subscription = outcome.next;
+            next.listed |= outcome.next.in_roster();
+            next.request = outcome.next.pending_in.then(|| stanza.clone());
+            let next = (next.listed || next.subscription.pending_in).then_some(next);
+            if let Err(error) = self.change_item(&account, &contact, next, mail.lane()).await {
+                return self.bounce(&mail.stanza, &error);
+            }
+        }
+        drop(mail.receipt);
+        if outcome.deliver {
+            let state = account.state();
+            for resource in state.resources.iter().filter(|resource| resource.presence.is_some()) {
+                resource.session.push(Queued::plain(stanza.clone()));
+            }
+        }
+        if let Some(reply) = outcome.reply {
+            self.send(Stanza::build(Kind::Presence(reply)).from(account.jid.clone()).to(contact.clone()).done());
+            self.show_presence(&account, &contact);
+        }
+        // s.3.3.3: who unsubscribes sees us go.
+        if kind == PresenceType::Unsubscribe && before.from {
+            self.hide_presence(&account, &contact);
+        }
+    }
+
+    /// The contact now may see the account's resources: it gets their presence.
+    pub(crate) fn show_presence(self: &Arc<Self>, account: &Arc<Account>, contact: &Jid) {
+        let presences: Vec<Stanza> =
+            account.state().resources.iter().filter_map(|resource| resource.presence.clone()).collect();
+        for mut stanza in presences {
+            stanza.head.to = Some(contact.clone());
+            self.send(stanza);
+        }
+    }
+
+    /// The contact no longer sees the account's resources: to it they go away.
+    pub(crate) fn hide_presence(self: &Arc<Self>, account: &Arc<Account>, contact: &Jid) {
+        let jids: Vec<Jid> = account
+            .state()
+            .resources
+            .iter()
+            .filter(|resource| resource.presence.is_some())
+            .map(|resource| resource.session.jid.clone())
+            .collect();
+        for jid in jids {
+            self.send(
+                Stanza::build(Kind::Presence(PresenceType::Unavailable)).from(jid).to(contact.clone()).done(),
+            );
+        }
+    }
+
+    /// Writes one roster item (or its removal), then moves memory and tells the clients (RFC 6121 s.2.1.6).
+    /// The caller holds [`Account::writes`].
+    ///
+    /// # Errors
+    /// What to tell the sender when the store refuses.
+    pub(crate) async fn change_item(
+        self: &Arc<Self>,
+        account: &Arc<Account>,
+        contact: &Jid,
+        item: Option<Item>,
+        lane: Lane,
+    ) -> Result<(), StanzaError> {
+        let (version, was_listed) = {
+            let state = account.state();
+            (state.roster.version + 1, state.roster.get(contact).is_some_and(|item| item.listed))
+        };
+        let mut item = item;
+        if let Some(item) = &mut item {
+            item.version = version;
+        }
+        let mut batch = Batch::new(lane);
+        roster::save(&mut batch, account.id, contact, item.as_ref(), version);
+        self.db.run(batch).await.map_err(|error| store_trouble(&error))?;
+        let listed = item.as_ref().is_some_and(|item| item.listed);
+        let mut state = account.state();
+        state.roster.apply(contact, item.clone(), version);
+        if !listed && !was_listed {
+            return Ok(());
+        }
+        let mut w = Writer::new();
+        w.open("query").attr("xmlns", ns::ROSTER).attr("ver", &version.to_string());
+        roster::write_item(&mut w, contact, item.as_ref().filter(|_| listed));
+        w.close();
+        let payload = w.finish();
+        for resource in state.resources.iter().filter(|resource| resource.interested) {
+            self.push_iq(&resource.session, payload.clone());
+        }
+        Ok(())
+    }
+
+    /// Feeds a session that is behind from the log until it has caught up.
+    pub(crate) async fn catch_up(self: Arc<Self>, session: Arc<Session>) {
+        const PAGE: i64 = 50;
+        let account = Arc::clone(&session.account);
+        loop {
+            session.room().await;
+            if session.is_ended() {
+                return;
+            }
+            let Some(from) = session.with_outbox(|outbox| outbox.catch_up()) else { return };
+            let mark = account.state().last_kept;
+            let page = match from {
+                CatchUp::Pending(after) => crate::log::pending(&self.db, account.id, after, PAGE).await,
+                CatchUp::Archive(after) => crate::log::since(&self.db, account.id, after, PAGE).await,
+            };
+            let page = match page {
+                Ok(page) => page,
+                Err(error) => {
+                    tracing::error!(%error, conn = session.serial, "stored messages can't be read");
+                    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+                    continue;
+                }
+            };
+            let Some(last) = page.last().map(|logged| logged.id) else {
+                let state = account.state();
+                if state.last_kept == mark {
+                    session.with_outbox(|outbox| outbox.set_catch_up(None));
+                    return;
+                }
+                continue;
+            };
+            session.with_outbox(|outbox| {
+                for logged in page {
+                    let mine = logged
+                        .stanza
+                        .head
+                        .to
+                        .as_ref()
+                        .and_then(|to| to.resource())
+                        .is_none_or(|resource| resource == session.resource() || matches!(from, CatchUp::Pending(_)));
+                    if logged.flags & crate::log::SENT == 0 && mine {
+                        let stanza = delayed(&logged.stanza, account.jid.domain(), logged.id);
+                        outbox.refill(Queued { stanza, kept: Some(logged.id), outside: false, lazy: false });
+                    }
+                }
+                outbox.set_catch_up(Some(match from {
+                    CatchUp::Pending(_) => CatchUp::Pending(last),
+                    CatchUp::Archive(_) => CatchUp::Archive(last),
+                }));
+            });
+            session.wake();
+        }
+    }
+}
+
+/// Requests from contacts that may wait for one user's answer.
+const MOST_REQUESTS: usize = 200;
+
+/// XEP-0203: when the server got the stanza.
+pub(crate) fn delayed(stanza: &Stanza, domain: &str, id: LogId) -> Stanza {
+    let mut w = Writer::new();
+    w.open("delay")
+        .attr("xmlns", ns::DELAY)
+        .attr("from", domain)
+        .attr("stamp", &trunkline_xmpp::time::format_millis(id.millis()))
+        .close();
+    stanza.with_appended(&w.finish())
+}
+
+/// Contacts who get the account's presence (RFC 6121 s.4.2.2), without those the user blocks.
+fn audience(state: &AccountState) -> Vec<Jid> {
+    state
+        .roster
+        .iter()
+        .filter(|(jid, item)| item.subscription.from && !state.blocks(jid))
+        .map(|(jid, _)| jid.clone())
+        .collect()
+}
+
+/// The account's available devices.
+fn devices(state: &AccountState) -> Vec<Arc<Session>> {
+    state
+        .resources
+        .iter()
+        .filter(|resource| resource.presence.is_some())
+        .map(|resource| Arc::clone(&resource.session))
+        .collect()
+}
+
+fn push_presence(session: &Arc<Session>, stanza: &Stanza, to: Jid, outside: bool) {
+    let mut stanza = stanza.clone();
+    stanza.head.to = Some(to);
+    if let Push::Refused(why) = session.push(Queued { stanza, kept: None, outside, lazy: true }) {
+        tracing::debug!(conn = session.serial, why = why.name(), "presence not queued");
+    }
+}
+
+/// RFC 6121 s.4.7.2.3: an integer from -128 to +127.
+fn priority(stanza: &Stanza) -> Result<i8, StanzaError> {
+    let Some(element) = stanza.child(ns::CLIENT, "priority") else { return Ok(0) };
+    element.text().trim().parse().map_err(|_| {
+        StanzaError::new(Condition::BadRequest).text("The priority is not a number between -128 and 127.")
+    })
+}

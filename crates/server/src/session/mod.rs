@@ -1,0 +1,228 @@
+//! One connection's life: client streams, federation streams, components.
+//!
+//! A [`Session`] is what others see of a client's connection: an address to push stanzas to. It outlives
+//! the socket: stream management (XEP-0198) hands its queue to the connection that resumes it.
+
+pub mod ledger;
+mod outbox;
+
+pub use outbox::{Bounds, CatchUp, Drained, Outbox, Push, PushRefusal, Queued};
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use trunkline_xmpp::error::StreamError;
+use trunkline_xmpp::jid::Jid;
+
+use crate::ids::LogId;
+use crate::route::account::Account;
+use ledger::Ledger;
+
+static SERIAL: AtomicU64 = AtomicU64::new(1);
+
+/// A number for a connection, the `conn` of every log line about it.
+pub fn serial() -> u64 {
+    SERIAL.fetch_add(1, Ordering::Relaxed)
+}
+
+/// One bound resource of one account.
+pub struct Session {
+    /// Unique in this process; tells two sessions of one full JID apart.
+    pub serial: u64,
+    /// The full JID.
+    pub jid: Jid,
+    /// Whose session it is.
+    pub account: Arc<Account>,
+    outbox: Mutex<Outbox>,
+    wake: Notify,
+    drained: Notify,
+    life: Mutex<Life>,
+}
+
+/// What changes rarely in a session's life.
+#[derive(Default)]
+struct Life {
+    ledger: Option<Arc<Ledger>>,
+    management: Option<Management>,
+    attached: bool,
+    close: Option<Close>,
+    ended: bool,
+    /// The numbers of connections, so that a stale one can't detach its successor.
+    connection: u64,
+}
+
+/// Stream management of a session that asked for it (XEP-0198 s.3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Management {
+    /// SHA-256 of the resumption id; `None` when resumption was not asked for.
+    pub resume: Option<[u8; 32]>,
+    /// Seconds the session waits for its client to come back.
+    pub seconds: u32,
+}
+
+/// Why and how a session is to be closed from outside its connection.
+#[derive(Clone, Debug)]
+pub struct Close {
+    /// Sent to the client before `</stream:stream>`.
+    pub error: Option<StreamError>,
+    /// The session may still be resumed afterwards.
+    pub resumable: bool,
+}
+
+impl Session {
+    /// A session attached to the connection that bound it.
+    pub fn new(serial: u64, jid: Jid, account: Arc<Account>, bounds: Bounds) -> Arc<Session> {
+        Arc::new(Session {
+            serial,
+            jid,
+            account,
+            outbox: Mutex::new(Outbox::new(bounds)),
+            wake: Notify::new(),
+            drained: Notify::new(),
+            life: Mutex::new(Life { attached: true, connection: serial, ..Life::default() }),
+        })
+    }
+
+    /// The resource part.
+    pub fn resource(&self) -> &str {
+        self.jid.resource().unwrap_or_default()
+    }
+
+    /// Queues a stanza; never waits. The connection, if there is one, is woken.
+    pub fn push(&self, queued: Queued) -> Push {
+        let outcome = self.outbox.lock().push(queued);
+        if matches!(outcome, Push::Queued) {
+            self.wake.notify_one();
+        }
+        outcome
+    }
+
+    /// Queues bytes that are no stanza (`<a/>`, `<r/>`, `<enabled/>`).
+    pub fn push_nonza(&self, bytes: &[u8]) {
+        self.outbox.lock().push_nonza(bytes);
+        self.wake.notify_one();
+    }
+
+    /// Runs `f` on the outbox, under its lock.
+    pub fn with_outbox<T>(&self, f: impl FnOnce(&mut Outbox) -> T) -> T {
+        f(&mut self.outbox.lock())
+    }
+
+    /// Waits until the queue has room for another batch of what the server generates or reads from the
+    /// log; returns at once when the session is over.
+    pub async fn room(&self) {
+        loop {
+            let drained = self.drained.notified();
+            if self.is_ended() || self.outbox.lock().wants_more() {
+                return;
+            }
+            drained.await;
+        }
+    }
+
+    /// The connection has written: who waits for [`Session::room`] looks again.
+    pub fn note_drained(&self) {
+        self.drained.notify_waiters();
+    }
+
+    /// Wakes the connection.
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Completes when there may be something to write.
+    pub fn woken(&self) -> tokio::sync::futures::Notified<'_> {
+        self.wake.notified()
+    }
+
+    /// Stream management was enabled: from now on stanzas are counted.
+    pub fn manage(&self, management: Management, ledger: Arc<Ledger>) {
+        let mut life = self.life.lock();
+        life.management = Some(management);
+        life.ledger = Some(ledger);
+    }
+
+    /// Stream management, if it is on.
+    pub fn management(&self) -> Option<Management> {
+        self.life.lock().management.clone()
+    }
+
+    /// The counter of received stanzas, if stream management is on.
+    pub fn ledger(&self) -> Option<Arc<Ledger>> {
+        self.life.lock().ledger.clone()
+    }
+
+    /// A connection takes the session over; the one it had is told to go.
+    pub fn attach(&self, connection: u64) {
+        let mut life = self.life.lock();
+        life.attached = true;
+        life.connection = connection;
+        life.close = None;
+        drop(life);
+        self.wake.notify_waiters();
+    }
+
+    /// The connection is gone. False when another one has taken over already.
+    pub fn detach(&self, connection: u64) -> bool {
+        let mut life = self.life.lock();
+        if life.connection != connection {
+            return false;
+        }
+        life.attached = false;
+        true
+    }
+
+    /// `connection` still serves this session.
+    pub fn is_served_by(&self, connection: u64) -> bool {
+        let life = self.life.lock();
+        life.connection == connection && !life.ended
+    }
+
+    /// A connection serves the session at this moment.
+    pub fn is_attached(&self) -> bool {
+        self.life.lock().attached
+    }
+
+    /// Asks the connection to close.
+    pub fn close(&self, close: Close) {
+        self.life.lock().close = Some(close);
+        self.wake.notify_one();
+    }
+
+    /// What [`Session::close`] asked for.
+    pub fn closing(&self) -> Option<Close> {
+        self.life.lock().close.clone()
+    }
+
+    /// Marks the end; true for the first caller, who does the farewell.
+    pub fn end(&self) -> bool {
+        let first = !std::mem::replace(&mut self.life.lock().ended, true);
+        self.drained.notify_waiters();
+        self.wake.notify_one();
+        first
+    }
+
+    /// The session is over.
+    pub fn is_ended(&self) -> bool {
+        self.life.lock().ended
+    }
+
+    /// The client acknowledged `h` stanzas: the kept ones among them.
+    ///
+    /// # Errors
+    /// The number of stanzas sent, when the client acknowledges more than that (XEP-0198 s.4).
+    pub fn acknowledged(&self, h: u32) -> Result<Vec<LogId>, u32> {
+        let kept = self.outbox.lock().acknowledged(h)?;
+        self.wake.notify_one();
+        Ok(kept)
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Session({}, conn {})", self.jid, self.serial)
+    }
+}

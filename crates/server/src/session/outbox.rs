@@ -1,0 +1,420 @@
+//! The queue of stanzas on their way to one client, and the ring of those not yet acknowledged.
+//!
+//! Bounds are those of DESIGN.md: 256 stanzas or 1 MB, half at most from outside; the ring 500 or 2 MB.
+//! When the queue is full the answer depends on what is pushed: a kept message is in the log already and
+//! is read from there when the socket drains ([`Push::Behind`]); presence replaces older presence of the
+//! same sender; anything else is refused by name.
+
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+
+use trunkline_xmpp::stanza::{Kind, PresenceType, Stanza};
+
+use crate::ids::LogId;
+
+/// How much an outbox holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Stanzas waiting to be written.
+    pub stanzas: usize,
+    /// Their bytes.
+    pub bytes: usize,
+    /// Stanzas written and not acknowledged (XEP-0198).
+    pub ring: usize,
+    /// Their bytes.
+    pub ring_bytes: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Bounds {
+        Bounds { stanzas: 256, bytes: 1 << 20, ring: 500, ring_bytes: 2 << 20 }
+    }
+}
+
+/// A stanza to be written.
+#[derive(Clone, Debug)]
+pub struct Queued {
+    /// The stanza.
+    pub stanza: Stanza,
+    /// Its place in the log, when it is kept until acknowledged.
+    pub kept: Option<LogId>,
+    /// It came from another provider: counted against the outside's half.
+    pub outside: bool,
+    /// It may wait while the client is inactive (XEP-0352).
+    pub lazy: bool,
+}
+
+impl Queued {
+    /// Something the server itself says: not kept, not from outside, not held back.
+    pub fn plain(stanza: Stanza) -> Queued {
+        Queued { stanza, kept: None, outside: false, lazy: false }
+    }
+}
+
+/// What became of a pushed stanza.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Push {
+    /// It is queued.
+    Queued,
+    /// It is queued and the client is not disturbed for it now (XEP-0352).
+    Held,
+    /// The queue is full or being refilled; the stanza is kept and will be read from the log.
+    Behind,
+    /// It is not queued.
+    Refused(PushRefusal),
+}
+
+/// Why a stanza was not queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PushRefusal {
+    /// The client doesn't read as fast as others write to it.
+    OutboxFull,
+    /// Other providers have filled their half.
+    OutsideShareFull,
+    /// The session is over.
+    Ended,
+}
+
+impl PushRefusal {
+    /// The name used in logs and counters.
+    pub fn name(self) -> &'static str {
+        match self {
+            PushRefusal::OutboxFull => "outbox-full",
+            PushRefusal::OutsideShareFull => "outbox-outside-share-full",
+            PushRefusal::Ended => "session-ended",
+        }
+    }
+}
+
+/// Where a session that is behind goes on reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CatchUp {
+    /// What waits for the account, after this id: the first delivery of a session.
+    Pending(LogId),
+    /// The account's archive after this id: the queue had overflowed.
+    Archive(LogId),
+}
+
+/// What [`Outbox::drain`] wrote.
+#[derive(Debug, Default)]
+pub struct Drained {
+    /// Kept stanzas written without stream management: delivered once the bytes are on the socket.
+    pub kept: Vec<LogId>,
+    /// Number of stanzas written.
+    pub stanzas: usize,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Outbox {
+    bounds: Bounds,
+    queue: VecDeque<Queued>,
+    bytes: usize,
+    outside: usize,
+    outside_bytes: usize,
+    nonzas: Vec<u8>,
+    /// `Some` with stream management on.
+    ring: Option<Ring>,
+    inactive: bool,
+    /// Something in the queue is worth waking an inactive client for.
+    urgent: bool,
+    catch_up: Option<CatchUp>,
+    ended: bool,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    sent: u32,
+    acked: u32,
+    unacked: VecDeque<Queued>,
+    bytes: usize,
+    asked: bool,
+}
+
+impl Outbox {
+    pub(super) fn new(bounds: Bounds) -> Outbox {
+        Outbox {
+            bounds,
+            queue: VecDeque::new(),
+            bytes: 0,
+            outside: 0,
+            outside_bytes: 0,
+            nonzas: Vec::new(),
+            ring: None,
+            inactive: false,
+            urgent: false,
+            catch_up: None,
+            ended: false,
+        }
+    }
+
+    /// Queues one stanza or says why not.
+    pub fn push(&mut self, queued: Queued) -> Push {
+        if self.ended {
+            return Push::Refused(PushRefusal::Ended);
+        }
+        if queued.kept.is_some() && self.catch_up.is_some() {
+            return Push::Behind;
+        }
+        let size = queued.stanza.size();
+        if self.queue.len() >= self.bounds.stanzas || self.bytes + size > self.bounds.bytes {
+            return self.overflow(queued, PushRefusal::OutboxFull);
+        }
+        if queued.outside
+            && (self.outside >= self.bounds.stanzas / 2 || self.outside_bytes + size > self.bounds.bytes / 2)
+        {
+            return self.overflow(queued, PushRefusal::OutsideShareFull);
+        }
+        let held = self.inactive && queued.lazy;
+        if held && is_broadcast_presence(&queued.stanza) && self.replace_presence(&queued) {
+            return Push::Held;
+        }
+        self.enqueue(queued, size);
+        if held {
+            return Push::Held;
+        }
+        self.urgent = true;
+        Push::Queued
+    }
+
+    fn enqueue(&mut self, queued: Queued, size: usize) {
+        self.bytes += size;
+        if queued.outside {
+            self.outside += 1;
+            self.outside_bytes += size;
+        }
+        self.queue.push_back(queued);
+    }
+
+    fn overflow(&mut self, queued: Queued, why: PushRefusal) -> Push {
+        if let Some(id) = queued.kept {
+            // The log has it: from here on the log is read, in order, as the socket drains.
+            self.catch_up = Some(CatchUp::Archive(LogId(id.0 - 1)));
+            return Push::Behind;
+        }
+        if is_broadcast_presence(&queued.stanza) && self.replace_presence(&queued) {
+            return Push::Queued;
+        }
+        Push::Refused(why)
+    }
+
+    /// Puts newer presence of the same full JID in the place of older.
+    fn replace_presence(&mut self, queued: &Queued) -> bool {
+        let from = &queued.stanza.head.from;
+        let Some(place) =
+            self.queue.iter_mut().find(|old| is_broadcast_presence(&old.stanza) && old.stanza.head.from == *from)
+        else {
+            return false;
+        };
+        self.bytes = self.bytes + queued.stanza.size() - place.stanza.size();
+        if place.outside {
+            self.outside_bytes = self.outside_bytes + queued.stanza.size() - place.stanza.size();
+        }
+        place.stanza = queued.stanza.clone();
+        true
+    }
+
+    /// Queues bytes that are not counted.
+    pub fn push_nonza(&mut self, bytes: &[u8]) {
+        self.nonzas.extend_from_slice(bytes);
+    }
+
+    /// Stream management is on: stanzas stay in the ring until acknowledged.
+    pub fn manage(&mut self) {
+        self.ring.get_or_insert_default();
+    }
+
+    /// Restores the ring of a session that a snapshot brought back: `unacked` follow `acked`.
+    pub fn restore(&mut self, acked: u32, unacked: Vec<Queued>) {
+        self.ring = Some(Ring { sent: acked, acked, ..Ring::default() });
+        for queued in unacked {
+            let size = queued.stanza.size();
+            self.enqueue(queued, size);
+        }
+        self.urgent = true;
+    }
+
+    /// There is something to write now.
+    pub fn is_ready(&self) -> bool {
+        !self.nonzas.is_empty() || (!self.queue.is_empty() && (!self.inactive || self.urgent) && self.ring_has_room())
+    }
+
+    fn ring_has_room(&self) -> bool {
+        self.ring.as_ref().is_none_or(|ring| {
+            ring.unacked.len() < self.bounds.ring && ring.bytes < self.bounds.ring_bytes
+        })
+    }
+
+    /// The client has not acknowledged for so long that nothing more may be sent.
+    pub fn waits_for_ack(&self) -> bool {
+        !self.ring_has_room()
+    }
+
+    /// Something is sent and not acknowledged.
+    pub fn has_unacked(&self) -> bool {
+        self.ring.as_ref().is_some_and(|ring| !ring.unacked.is_empty())
+    }
+
+    /// The queue has room for another batch from the log or a generator.
+    pub fn wants_more(&self) -> bool {
+        self.queue.len() < self.bounds.stanzas / 4 && self.bytes < self.bounds.bytes / 4
+    }
+
+    /// Writes stanzas to `out` until it holds `limit` bytes.
+    pub fn drain(&mut self, out: &mut Vec<u8>, limit: usize) -> Drained {
+        let mut drained = Drained::default();
+        out.append(&mut self.nonzas);
+        if self.inactive && !self.urgent {
+            return drained;
+        }
+        while out.len() < limit && self.ring_has_room() {
+            let Some(queued) = self.queue.pop_front() else { break };
+            let size = queued.stanza.size();
+            self.bytes -= size;
+            if queued.outside {
+                self.outside -= 1;
+                self.outside_bytes -= size;
+            }
+            queued.stanza.write(out);
+            drained.stanzas += 1;
+            match &mut self.ring {
+                Some(ring) => {
+                    ring.sent = ring.sent.wrapping_add(1);
+                    ring.bytes += size;
+                    ring.unacked.push_back(queued);
+                }
+                None => drained.kept.extend(queued.kept),
+            }
+        }
+        if self.queue.is_empty() {
+            self.urgent = false;
+            if self.queue.capacity() > 16 {
+                self.queue = VecDeque::new();
+            }
+        }
+        if let Some(ring) = &mut self.ring
+            && drained.stanzas > 0
+            && !ring.asked
+        {
+            ring.asked = true;
+            out.extend_from_slice(b"<r xmlns='urn:xmpp:sm:3'/>");
+        }
+        drained
+    }
+
+    pub(super) fn acknowledged(&mut self, h: u32) -> Result<Vec<LogId>, u32> {
+        let Some(ring) = &mut self.ring else { return Err(0) };
+        let count = h.wrapping_sub(ring.acked) as usize;
+        if count > ring.unacked.len() {
+            return Err(ring.sent);
+        }
+        ring.acked = h;
+        ring.asked = false;
+        let mut kept = Vec::new();
+        for queued in ring.unacked.drain(..count) {
+            ring.bytes -= queued.stanza.size();
+            kept.extend(queued.kept);
+        }
+        if ring.unacked.is_empty() && ring.unacked.capacity() > 16 {
+            ring.unacked = VecDeque::new();
+        } else if !ring.unacked.is_empty() {
+            // More was written since the last `<r/>`: ask again.
+            ring.asked = true;
+            self.nonzas.extend_from_slice(b"<r xmlns='urn:xmpp:sm:3'/>");
+        }
+        Ok(kept)
+    }
+
+    /// XEP-0198 s.5: the client resumed and has seen `h` stanzas; the rest is sent again, before all else.
+    pub(crate) fn resumed(&mut self, h: u32) -> Result<Vec<LogId>, u32> {
+        self.nonzas.clear();
+        let kept = self.acknowledged(h)?;
+        self.nonzas.clear();
+        if let Some(ring) = &mut self.ring {
+            ring.sent = ring.acked;
+            ring.bytes = 0;
+            ring.asked = false;
+            let again: Vec<Queued> = ring.unacked.drain(..).collect();
+            for queued in again.into_iter().rev() {
+                let size = queued.stanza.size();
+                self.bytes += size;
+                if queued.outside {
+                    self.outside += 1;
+                    self.outside_bytes += size;
+                }
+                self.queue.push_front(queued);
+            }
+            self.urgent = true;
+        }
+        self.inactive = false;
+        Ok(kept)
+    }
+
+    /// The counter of acknowledged stanzas and everything not acknowledged, oldest first.
+    pub fn unacknowledged(&self) -> (u32, Vec<Queued>) {
+        let mut all = Vec::new();
+        let mut acked = 0;
+        if let Some(ring) = &self.ring {
+            acked = ring.acked;
+            all.extend(ring.unacked.iter().cloned());
+        }
+        all.extend(self.queue.iter().cloned());
+        (acked, all)
+    }
+
+    /// XEP-0352: while a client is inactive, what may wait waits.
+    pub fn set_inactive(&mut self, inactive: bool) {
+        self.inactive = inactive;
+        if !inactive {
+            self.urgent = true;
+        }
+    }
+
+    /// The client said that it is inactive.
+    pub fn is_inactive(&self) -> bool {
+        self.inactive
+    }
+
+    /// Where the session has to go on reading the log, if it is behind.
+    pub fn catch_up(&self) -> Option<CatchUp> {
+        self.catch_up
+    }
+
+    /// Starts, moves or ends (`None`) catching up. To end it, hold the account's lock: it is what keeps a
+    /// live message from overtaking.
+    pub fn set_catch_up(&mut self, catch_up: Option<CatchUp>) {
+        self.catch_up = catch_up;
+    }
+
+    /// Queues a stanza read from the log for a session that is behind.
+    pub fn refill(&mut self, queued: Queued) {
+        let size = queued.stanza.size();
+        self.enqueue(queued, size);
+        self.urgent = true;
+    }
+
+    /// Ends the outbox; returns what was never acknowledged.
+    pub fn end(&mut self) -> Vec<Queued> {
+        self.ended = true;
+        let mut rest = Vec::new();
+        if let Some(ring) = &mut self.ring {
+            rest.extend(ring.unacked.drain(..));
+        }
+        rest.extend(self.queue.drain(..));
+        (self.bytes, self.outside, self.outside_bytes) = (0, 0, 0);
+        rest
+    }
+
+    /// One line for `trunkline status`.
+    pub fn summary(&self) -> String {
+        let mut text = format!("{} queued, {} bytes", self.queue.len(), self.bytes);
+        if let Some(ring) = &self.ring {
+            let _ = write!(text, ", {} unacknowledged", ring.unacked.len());
+        }
+        text
+    }
+}
+
+fn is_broadcast_presence(stanza: &Stanza) -> bool {
+    matches!(stanza.head.kind, Kind::Presence(PresenceType::Available | PresenceType::Unavailable))
+}
