@@ -45,6 +45,10 @@ pub struct Exchange {
     pub remote: OnceLock<Arc<dyn Remote>>,
     /// Sessions that can be resumed, by the hash of their resumption id.
     pub resumable: Mutex<HashMap<[u8; 32], Arc<Session>>>,
+    /// Failed logins, counted.
+    pub logins: crate::session::attempts::Attempts,
+    /// Looks after the sessions.
+    pub keeper: crate::session::keeper::Keeper,
     /// Counters.
     pub metrics: Arc<crate::metrics::Metrics>,
     /// When the server started, for XEP-0012.

@@ -85,7 +85,7 @@ impl Exchange {
         if !initial {
             return Routed::Done;
         }
-        self.metrics.available(1);
+        self.note_present(account.id, session.resource());
         let exchange = Arc::clone(self);
         let session = Arc::clone(session);
         Routed::Later(Box::pin(async move { exchange.greet(&session).await }))
@@ -170,7 +170,7 @@ impl Exchange {
         let mut devices = devices(&state);
         drop(state);
         if was_available {
-            self.metrics.available(-1);
+            self.note_absent(account.id, session.resource());
             // s.4.5.2: the client that went away is told as well, as long as it is connected.
             devices.push(Arc::clone(session));
             for device in devices {

@@ -80,6 +80,16 @@ impl Ledger {
         None
     }
 
+    /// The stream was resumed: the client will send again whatever is not handled, so counting goes on
+    /// from there. Returns that number.
+    pub fn rewind(&self) -> u32 {
+        let mut state = self.state.lock();
+        state.received = state.handled();
+        state.open.clear();
+        state.wanted = false;
+        state.received
+    }
+
     fn complete(&self, number: u32) {
         let mut state = self.state.lock();
         if let Some(open) = state.open.iter_mut().find(|open| open.number == number) {
@@ -159,5 +169,17 @@ mod tests {
         assert_eq!(ledger.handled(), u32::MAX);
         drop(receipt);
         assert_eq!(ledger.handled(), 0);
+    }
+
+    #[test]
+    fn a_resumed_stream_counts_on_from_what_is_handled() {
+        let ledger = Ledger::new(5, || {});
+        let (_handled, open) = (ledger.receive(), ledger.receive());
+        drop(_handled);
+        assert_eq!(ledger.rewind(), 6);
+        drop(open);
+        assert_eq!(ledger.handled(), 6);
+        drop(ledger.receive());
+        assert_eq!(ledger.handled(), 7);
     }
 }

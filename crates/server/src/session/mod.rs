@@ -3,14 +3,19 @@
 //! A [`Session`] is what others see of a client's connection: an address to push stanzas to. It outlives
 //! the socket: stream management (XEP-0198) hands its queue to the connection that resumes it.
 
+pub mod attempts;
+pub mod client;
+pub mod keeper;
 pub mod ledger;
+pub mod login;
+pub mod management;
 mod outbox;
 
 pub use outbox::{Bounds, CatchUp, Drained, Outbox, Push, PushRefusal, Queued};
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -37,9 +42,10 @@ pub struct Session {
     /// Whose session it is.
     pub account: Arc<Account>,
     outbox: Mutex<Outbox>,
-    wake: Notify,
     drained: Notify,
     life: Mutex<Life>,
+    /// What the keeper looks at; see [`Vitals`].
+    pub vitals: Vitals,
 }
 
 /// What changes rarely in a session's life.
@@ -52,6 +58,22 @@ struct Life {
     ended: bool,
     /// The numbers of connections, so that a stale one can't detach its successor.
     connection: u64,
+}
+
+/// Milliseconds of the server's clock at which something began; 0: it is not so. The keeper walks over
+/// all sessions and looks at these, so that no connection needs a timer of its own.
+#[derive(Debug, Default)]
+pub struct Vitals {
+    /// The last bytes came from the client.
+    pub heard: AtomicI64,
+    /// An element began and is not complete.
+    pub partial: AtomicI64,
+    /// The socket takes no more bytes, or the client doesn't acknowledge.
+    pub blocked: AtomicI64,
+    /// The connection went away and the session waits.
+    pub detached: AtomicI64,
+    /// A sign of life was asked for.
+    pub asked: AtomicI64,
 }
 
 /// Stream management of a session that asked for it (XEP-0198 s.3).
@@ -80,9 +102,9 @@ impl Session {
             jid,
             account,
             outbox: Mutex::new(Outbox::new(bounds)),
-            wake: Notify::new(),
             drained: Notify::new(),
             life: Mutex::new(Life { attached: true, connection: serial, ..Life::default() }),
+            vitals: Vitals::default(),
         })
     }
 
@@ -93,9 +115,13 @@ impl Session {
 
     /// Queues a stanza; never waits. The connection, if there is one, is woken.
     pub fn push(&self, queued: Queued) -> Push {
-        let outcome = self.outbox.lock().push(queued);
-        if matches!(outcome, Push::Queued) {
-            self.wake.notify_one();
+        let (outcome, waker) = {
+            let mut outbox = self.outbox.lock();
+            let outcome = outbox.push(queued);
+            (outcome, matches!(outcome, Push::Queued | Push::Behind).then(|| outbox.take_waker()).flatten())
+        };
+        if let Some(waker) = waker {
+            waker.wake();
         }
         outcome
     }
@@ -103,7 +129,7 @@ impl Session {
     /// Queues bytes that are no stanza (`<a/>`, `<r/>`, `<enabled/>`).
     pub fn push_nonza(&self, bytes: &[u8]) {
         self.outbox.lock().push_nonza(bytes);
-        self.wake.notify_one();
+        self.wake();
     }
 
     /// Runs `f` on the outbox, under its lock.
@@ -130,12 +156,10 @@ impl Session {
 
     /// Wakes the connection.
     pub fn wake(&self) {
-        self.wake.notify_one();
-    }
-
-    /// Completes when there may be something to write.
-    pub fn woken(&self) -> tokio::sync::futures::Notified<'_> {
-        self.wake.notified()
+        let waker = self.outbox.lock().take_waker();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 
     /// Stream management was enabled: from now on stanzas are counted.
@@ -162,7 +186,7 @@ impl Session {
         life.connection = connection;
         life.close = None;
         drop(life);
-        self.wake.notify_waiters();
+        self.wake();
     }
 
     /// The connection is gone. False when another one has taken over already.
@@ -189,7 +213,7 @@ impl Session {
     /// Asks the connection to close.
     pub fn close(&self, close: Close) {
         self.life.lock().close = Some(close);
-        self.wake.notify_one();
+        self.wake();
     }
 
     /// What [`Session::close`] asked for.
@@ -201,7 +225,7 @@ impl Session {
     pub fn end(&self) -> bool {
         let first = !std::mem::replace(&mut self.life.lock().ended, true);
         self.drained.notify_waiters();
-        self.wake.notify_one();
+        self.wake();
         first
     }
 
@@ -216,7 +240,7 @@ impl Session {
     /// The number of stanzas sent, when the client acknowledges more than that (XEP-0198 s.4).
     pub fn acknowledged(&self, h: u32) -> Result<Vec<LogId>, u32> {
         let kept = self.outbox.lock().acknowledged(h)?;
-        self.wake.notify_one();
+        self.wake();
         Ok(kept)
     }
 }

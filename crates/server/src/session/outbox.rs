@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
+use std::task::{Context, Waker};
 
 use trunkline_xmpp::stanza::{Kind, PresenceType, Stanza};
 
@@ -120,6 +121,7 @@ pub struct Outbox {
     urgent: bool,
     catch_up: Option<CatchUp>,
     ended: bool,
+    waker: Option<Waker>,
 }
 
 #[derive(Debug, Default)]
@@ -145,6 +147,7 @@ impl Outbox {
             urgent: false,
             catch_up: None,
             ended: false,
+            waker: None,
         }
     }
 
@@ -232,6 +235,18 @@ impl Outbox {
             self.enqueue(queued, size);
         }
         self.urgent = true;
+    }
+
+    /// The connection wants to be woken for the next thing to write.
+    pub fn register(&mut self, cx: &Context<'_>) {
+        match &mut self.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            empty => *empty = Some(cx.waker().clone()),
+        }
+    }
+
+    pub(super) fn take_waker(&mut self) -> Option<Waker> {
+        self.waker.take()
     }
 
     /// There is something to write now.

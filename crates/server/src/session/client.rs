@@ -1,0 +1,472 @@
+//! A client's connection once it has bound a resource: `socket - scan - admit - route` one way and
+//! `outbox - write - socket` the other, in one task, without a timer and without a buffer while idle.
+//!
+//! Negotiation (TLS, SASL, bind) is in [`super::login`]; what others see of the connection is [`Session`].
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use trunkline_store::Lane;
+use trunkline_xml::{Element, Event, Scanner};
+use trunkline_xmpp::error::{Condition, StanzaError, StreamCondition, StreamError};
+use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::ns;
+use trunkline_xmpp::stanza::{Kind, Stanza};
+
+use super::{Session, management};
+use crate::exchange::Exchange;
+use crate::log;
+use crate::net::stream::Transport;
+use crate::route::{Later, Mail, Origin, Routed};
+
+/// Bytes read at once; the buffer belongs to the thread.
+const READ: usize = 32 * 1024;
+/// Bytes written at once: one TLS record.
+const WRITE: usize = 16 * 1024;
+
+thread_local! {
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into_boxed_slice());
+}
+
+/// Why a connection ended.
+#[derive(Debug)]
+pub enum End {
+    /// The client closed its stream.
+    Closed,
+    /// The socket broke or the client vanished.
+    Lost,
+    /// The stream is ended with this error.
+    Error(StreamError),
+    /// Somebody asked for it ([`Session::close`]).
+    Asked(super::Close),
+    /// Another connection has resumed the session.
+    Replaced,
+}
+
+/// A bound client connection.
+pub struct Connection {
+    pub(super) exchange: Arc<Exchange>,
+    pub(super) session: Arc<Session>,
+    /// This connection's number; the session may have begun with another.
+    pub(super) serial: u64,
+    pub(super) transport: Transport,
+    pub(super) scanner: Scanner,
+    pub(super) lang: Option<Arc<str>>,
+    pub(super) budget: Budget,
+    /// Bytes written to nobody yet: the socket was full.
+    pub(super) unsent: Vec<u8>,
+    /// Kept stanzas in `unsent`: delivered when it is empty.
+    pub(super) unsent_kept: Vec<crate::ids::LogId>,
+    /// Bytes read and not scanned, because `work` is not done.
+    pub(super) backlog: Vec<u8>,
+    /// The stanza that is being handled and needs the store.
+    pub(super) work: Option<Later>,
+    /// Feeds a session that is behind.
+    pub(super) refill: Option<Later>,
+    /// Waits until the store takes more, or a budget is full again.
+    pub(super) brake: Option<Later>,
+    pub(super) flush: bool,
+}
+
+/// A token bucket for what a client sends; 24 bytes, no timer.
+#[derive(Debug)]
+pub struct Budget {
+    stanzas: f32,
+    bytes: f32,
+    at: i64,
+}
+
+impl Budget {
+    /// A full bucket.
+    pub fn new(exchange: &Exchange) -> Budget {
+        let config = exchange.config.load();
+        let as_f32 = |n: u32| n as f32;
+        Budget {
+            stanzas: as_f32(config.limits.client_stanzas_burst),
+            bytes: as_f32(config.limits.client_bytes_burst),
+            at: exchange.clock().now(),
+        }
+    }
+
+    /// Takes what was received; the milliseconds to wait before more is read.
+    fn take(&mut self, exchange: &Exchange, stanzas: usize, bytes: usize) -> u64 {
+        let config = exchange.config.load();
+        let limits = &config.limits;
+        if !limits.enabled {
+            return 0;
+        }
+        let now = exchange.clock().now();
+        let elapsed = (now - self.at).max(0) as f32 / 1000.0;
+        self.at = now;
+        let fill = |have: f32, rate: u32, burst: u32| (have + elapsed * rate as f32).min(burst as f32);
+        self.stanzas = fill(self.stanzas, limits.client_stanzas, limits.client_stanzas_burst) - stanzas as f32;
+        self.bytes = fill(self.bytes, limits.client_bytes, limits.client_bytes_burst) - bytes as f32;
+        let wait = |have: f32, rate: u32| if have < 0.0 { -have / rate.max(1) as f32 } else { 0.0 };
+        let seconds = wait(self.stanzas, limits.client_stanzas).max(wait(self.bytes, limits.client_bytes));
+        (seconds * 1000.0) as u64
+    }
+}
+
+impl Connection {
+    /// Serves the session until its end; then closes the stream as the end demands.
+    pub async fn serve(mut self) {
+        let end = poll_fn(|cx| self.poll(cx)).await;
+        self.finish(end).await;
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        loop {
+            self.session.with_outbox(|outbox| outbox.register(cx));
+            if !self.session.is_served_by(self.serial) {
+                return Poll::Ready(if self.session.is_ended() { End::Closed } else { End::Replaced });
+            }
+            let mut moved = match self.poll_write(cx) {
+                Ok(moved) => moved,
+                Err(error) => {
+                    tracing::debug!(conn = self.serial, %error, "write failed");
+                    return Poll::Ready(End::Lost);
+                }
+            };
+            if let Some(close) = self.session.closing() {
+                return Poll::Ready(End::Asked(close));
+            }
+            moved |= poll_slot(&mut self.refill, cx);
+            self.start_refill(&mut moved);
+            moved |= poll_slot(&mut self.work, cx);
+            moved |= poll_slot(&mut self.brake, cx);
+            if self.work.is_none() && self.brake.is_none() {
+                match self.poll_input(cx) {
+                    Ok(more) => moved |= more,
+                    Err(end) => {
+                        // What was answered before the end still goes out.
+                        let _ = self.poll_write(cx);
+                        return Poll::Ready(end);
+                    }
+                }
+            }
+            if !moved {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn start_refill(&mut self, moved: &mut bool) {
+        if self.refill.is_none()
+            && self.session.with_outbox(|outbox| outbox.catch_up().is_some() && outbox.wants_more())
+        {
+            self.refill = Some(Box::pin(Arc::clone(&self.exchange).catch_up(Arc::clone(&self.session))));
+            *moved = true;
+        }
+    }
+
+    /// Moves the outbox to the socket. True when something moved.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+        let mut moved = false;
+        loop {
+            if self.unsent.is_empty() {
+                let drained = self.session.with_outbox(|outbox| outbox.drain(&mut self.unsent, WRITE));
+                self.unsent_kept.extend(drained.kept);
+                if drained.stanzas > 0 {
+                    self.session.note_drained();
+                }
+            }
+            if self.unsent.is_empty() {
+                break;
+            }
+            match Pin::new(&mut self.transport).poll_write(cx, &self.unsent) {
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(written)) => {
+                    moved = true;
+                    self.flush = true;
+                    if written == self.unsent.len() {
+                        self.written();
+                    } else {
+                        self.unsent.drain(..written);
+                    }
+                }
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => {
+                    self.mark_blocked();
+                    break;
+                }
+            }
+        }
+        if self.flush {
+            match Pin::new(&mut self.transport).poll_flush(cx) {
+                Poll::Ready(Ok(())) => {
+                    self.flush = false;
+                    if !self.session.with_outbox(|outbox| outbox.waits_for_ack()) {
+                        self.session.vitals.blocked.store(0, Ordering::Relaxed);
+                    }
+                }
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => self.mark_blocked(),
+            }
+        }
+        Ok(moved)
+    }
+
+    fn mark_blocked(&self) {
+        let now = self.exchange.clock().now();
+        let _ = self.session.vitals.blocked.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// All of `unsent` is with the socket. It is dropped, not kept: an idle connection holds no buffer.
+    fn written(&mut self) {
+        self.unsent = Vec::new();
+        if !self.unsent_kept.is_empty() {
+            let kept = std::mem::take(&mut self.unsent_kept);
+            log::delivered(&self.exchange.db, self.session.account.id, &kept);
+        }
+    }
+
+    /// Reads and handles what is there. True when something was read.
+    fn poll_input(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        if !self.backlog.is_empty() {
+            let backlog = std::mem::take(&mut self.backlog);
+            self.scan(&backlog)?;
+            return Ok(true);
+        }
+        // The store's queue is the brake on all readers; a client that doesn't read its answers isn't read.
+        if !self.exchange.db.has_room(Lane::Inside) {
+            let db = self.exchange.db.clone();
+            self.brake = Some(Box::pin(async move { db.ready(Lane::Inside).await }));
+            return Ok(true);
+        }
+        if !self.unsent.is_empty() && !self.session.with_outbox(|outbox| outbox.wants_more()) {
+            return Ok(false);
+        }
+        BUFFER.with_borrow_mut(|buffer| {
+            let mut read = ReadBuf::new(buffer);
+            match Pin::new(&mut self.transport).poll_read(cx, &mut read) {
+                Poll::Pending => Ok(false),
+                Poll::Ready(Err(error)) => {
+                    tracing::debug!(conn = self.serial, %error, "read failed");
+                    Err(End::Lost)
+                }
+                Poll::Ready(Ok(())) if read.filled().is_empty() => Err(End::Lost),
+                Poll::Ready(Ok(())) => {
+                    let now = self.exchange.clock().now();
+                    self.session.vitals.heard.store(now, Ordering::Relaxed);
+                    self.scan(read.filled())?;
+                    Ok(true)
+                }
+            }
+        })
+    }
+
+    /// Handles every complete element of `bytes`, or as many as go without waiting.
+    fn scan(&mut self, bytes: &[u8]) -> Result<(), End> {
+        let mut rest = bytes;
+        let mut stanzas = 0;
+        let outcome = loop {
+            if self.work.is_some() {
+                self.backlog = rest.to_vec();
+                break Ok(());
+            }
+            match self.scanner.next(&mut rest) {
+                Ok(None) => break Ok(()),
+                Ok(Some(Event::Whitespace)) => {}
+                Ok(Some(Event::Element(element))) => {
+                    stanzas += 1;
+                    if let Err(end) = self.element(element) {
+                        break Err(end);
+                    }
+                }
+                Ok(Some(Event::Close)) => break Err(End::Closed),
+                Ok(Some(Event::Open(_))) => break Err(End::Error(StreamError::new(StreamCondition::InvalidXml))),
+                Err(error) => {
+                    self.exchange.metrics.refused(error.name());
+                    break Err(End::Error(StreamError::from(&error)));
+                }
+            }
+        };
+        let partial = if self.scanner.buffered() > 0 { self.exchange.clock().now() } else { 0 };
+        if partial == 0 || self.session.vitals.partial.load(Ordering::Relaxed) == 0 || stanzas > 0 {
+            self.session.vitals.partial.store(partial, Ordering::Relaxed);
+        }
+        let wait = self.budget.take(&self.exchange, stanzas, bytes.len() - rest.len());
+        if wait > 0 && outcome.is_ok() {
+            self.exchange.metrics.refused("client-rate");
+            self.brake = Some(Box::pin(tokio::time::sleep(std::time::Duration::from_millis(wait.min(60_000)))));
+        }
+        outcome
+    }
+
+    fn element(&mut self, element: Element) -> Result<(), End> {
+        let root = element.root();
+        match root.ns() {
+            ns::CLIENT => self.stanza(element),
+            ns::SM => match management::handle(&self.exchange, &self.session, &root) {
+                Ok(()) => Ok(()),
+                Err(error) => Err(End::Error(error)),
+            },
+            ns::CSI => {
+                // XEP-0352 s.4.
+                match root.name() {
+                    "active" => self.session.with_outbox(|outbox| outbox.set_inactive(false)),
+                    "inactive" => self.session.with_outbox(|outbox| outbox.set_inactive(true)),
+                    _ => return Err(unsupported()),
+                }
+                Ok(())
+            }
+            _ => Err(unsupported()),
+        }
+    }
+
+    fn stanza(&mut self, element: Element) -> Result<(), End> {
+        let receipt = self.session.ledger().map(|ledger| ledger.receive());
+        let mut stanza = match Stanza::from_element(element, ns::CLIENT, self.lang.as_deref()) {
+            Ok(stanza) => stanza,
+            Err(refusal) => {
+                self.exchange.metrics.refused(refusal.name());
+                if let Some(stream) = refusal.stream_error() {
+                    return Err(End::Error(stream));
+                }
+                if let Some(answer) = refusal.answer(&self.session.jid) {
+                    self.session.push(super::Queued::plain(answer));
+                }
+                return Ok(());
+            }
+        };
+        // RFC 6120 s.8.1.2.1: the `from` of a client is its own, full or bare.
+        if let Some(from) = &stanza.head.from
+            && !(from == &self.session.jid || (from.is_bare() && from.same_bare(&self.session.jid)))
+        {
+            self.exchange.metrics.refused("forged-from");
+            return Err(End::Error(StreamError::new(StreamCondition::InvalidFrom)));
+        }
+        stanza.head.from = Some(self.session.jid.clone());
+        self.exchange.metrics.received_from_client(&stanza);
+        let mail = Mail { stanza, origin: Origin::Client(Arc::clone(&self.session)), receipt };
+        if let Routed::Later(later) = self.exchange.admit(&self.session, mail) {
+            self.work = Some(later);
+        }
+        Ok(())
+    }
+
+    /// Ends the stream and, unless it can be resumed, the session.
+    async fn finish(mut self, end: End) {
+        let (error, resumable) = match end {
+            End::Closed => (None, false),
+            End::Lost => (None, true),
+            // XEP-0198 s.5: only a broken or timed-out stream may be resumed; after an error of the
+            // client's making it may not.
+            End::Error(error) => (Some(error), false),
+            End::Asked(close) => (close.error, close.resumable),
+            End::Replaced => (Some(StreamError::new(StreamCondition::Conflict)), true),
+        };
+        if let Some(error) = &error {
+            self.exchange.metrics.stream_error(error.condition());
+            tracing::info!(conn = self.serial, condition = error.condition().as_str(), "stream error sent");
+        }
+        // What a resumable session had not written stays in its outbox or its ring.
+        let mut farewell = std::mem::take(&mut self.unsent);
+        if let Some(error) = error {
+            let mut w = trunkline_xml::Writer::new();
+            error.write(&mut w);
+            farewell.extend_from_slice(&w.finish());
+        }
+        farewell.extend_from_slice(b"</stream:stream>");
+        self.exchange.depart(&self.session, self.serial, resumable);
+        let Connection { mut transport, exchange, .. } = self;
+        exchange.spawn(async move {
+            use tokio::io::AsyncWriteExt as _;
+            let _ = tokio::time::timeout(std::time::Duration::from_secs(5), async {
+                transport.write_all(&farewell).await?;
+                transport.shutdown().await
+            })
+            .await;
+        });
+    }
+}
+
+fn unsupported() -> End {
+    End::Error(StreamError::new(StreamCondition::UnsupportedStanzaType))
+}
+
+fn poll_slot(slot: &mut Option<Later>, cx: &mut Context<'_>) -> bool {
+    let done = slot.as_mut().is_some_and(|future| future.as_mut().poll(cx).is_ready());
+    if done {
+        *slot = None;
+    }
+    done
+}
+
+impl Exchange {
+    /// A client's stanza enters: the sender's side of RFC 6121 s.8.1 and s.4, then the router.
+    pub(crate) fn admit(self: &Arc<Self>, session: &Arc<Session>, mut mail: Mail) -> Routed {
+        match mail.stanza.head.kind {
+            Kind::Message(_) => {
+                // RFC 6121 s.8.1.1.1: no `to` means the sender's own account.
+                if mail.stanza.head.to.is_none() {
+                    mail.stanza.head.to = Some(session.account.jid.clone());
+                }
+                match self.send_message(session, mail) {
+                    Some(mail) => self.route(mail),
+                    None => Routed::Done,
+                }
+            }
+            Kind::Presence(kind) => self.client_presence(session, kind, mail),
+            Kind::Iq(_) => {
+                if mail.stanza.head.to.is_none() {
+                    mail.stanza.head.to = Some(session.account.jid.clone());
+                }
+                let to_blocked = mail.stanza.head.to.as_ref().is_some_and(|to: &Jid| {
+                    session.account.state().blocks(to) && !to.same_bare(&session.account.jid)
+                });
+                if to_blocked {
+                    self.bounce(&mail.stanza, &crate::modules::blocking::blocked_error());
+                    return Routed::Done;
+                }
+                self.route(mail)
+            }
+        }
+    }
+
+    /// A connection is gone: its session waits for resumption or ends.
+    pub(crate) fn depart(self: &Arc<Self>, session: &Arc<Session>, connection: u64, resumable: bool) {
+        if !session.detach(connection) {
+            return;
+        }
+        let waits = resumable && session.management().is_some_and(|management| management.resume.is_some());
+        if waits {
+            session.vitals.detached.store(self.clock().now().max(1), Ordering::Relaxed);
+            return;
+        }
+        self.end_session(session, None);
+    }
+
+    /// The end of a session: contacts see it go, what it had not delivered goes on (RFC 6121 s.4.5.1,
+    /// XEP-0198 s.5).
+    pub(crate) fn end_session(self: &Arc<Self>, session: &Arc<Session>, status: Option<&str>) {
+        if !session.end() {
+            return;
+        }
+        if let Some(id) = session.management().and_then(|management| management.resume) {
+            self.resumable.lock().remove(&id);
+        }
+        let unavailable = Stanza::build(Kind::Presence(trunkline_xmpp::stanza::PresenceType::Unavailable))
+            .from(session.jid.clone())
+            .body(|w| {
+                if let Some(status) = status {
+                    w.open("status").text(status).close();
+                }
+            })
+            .done();
+        self.broadcast_unavailable(session, unavailable);
+        let account = Arc::clone(&session.account);
+        account.state().resources.retain(|resource| resource.session.serial != session.serial);
+        let rest = session.with_outbox(super::Outbox::end);
+        self.redirect(&account, rest);
+        self.metrics.sessions.dec();
+        drop(self.accounts.hold(account));
+    }
+
+}

@@ -1,0 +1,788 @@
+//! From an accepted socket to a bound resource: TLS, SASL, resumption or binding (RFC 6120 s.4 to s.7).
+//!
+//! Straight-line code: each step reads what may come there and refuses the rest by name. Nothing here is on
+//! the way of a message.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use trunkline_store::sql;
+use trunkline_xml::{Element, Event, Limits, Scanner, Writer};
+use trunkline_xmpp::error::{Condition, StanzaError, StreamCondition, StreamError};
+use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::ns;
+use trunkline_xmpp::sasl;
+use trunkline_xmpp::stanza::{IqType, Kind, Stanza};
+
+use super::client::{Budget, Connection};
+use super::{Session, management};
+use crate::config::{Registration, TlsPolicy};
+use crate::exchange::{Exchange, Host};
+use crate::net::stream::Transport;
+use crate::net::tls::ServerConfigs;
+use crate::route::account::{Account, Resource};
+
+/// Failed logins on one stream before it is closed (RFC 6120 s.6.4.5 allows 2 to 5).
+const MOST_FAILURES: u32 = 4;
+/// Bytes read at once while negotiating.
+const READ: usize = 4096;
+
+/// How a client arrived.
+#[derive(Debug)]
+pub struct Arrival {
+    /// The connection.
+    pub transport: Transport,
+    /// Where it came from.
+    pub peer: SocketAddr,
+    /// TLS for this listener.
+    pub tls: Arc<ServerConfigs>,
+    /// Whether the connection may go on without TLS.
+    pub policy: TlsPolicy,
+}
+
+/// Why negotiation ended without a session.
+enum Stop {
+    /// A stream error to send.
+    Error(StreamError),
+    /// The client closed its stream.
+    Closed,
+    /// The socket is gone, or the client was too slow; nothing to say.
+    Lost,
+}
+
+impl From<StreamCondition> for Stop {
+    fn from(condition: StreamCondition) -> Stop {
+        Stop::Error(StreamError::new(condition))
+    }
+}
+
+impl From<std::io::Error> for Stop {
+    fn from(_: std::io::Error) -> Stop {
+        Stop::Lost
+    }
+}
+
+/// A connection that is not bound yet.
+struct Negotiation {
+    exchange: Arc<Exchange>,
+    transport: Transport,
+    tls: Arc<ServerConfigs>,
+    peer: SocketAddr,
+    policy: TlsPolicy,
+    serial: u64,
+    scanner: Scanner,
+    /// Bytes read and not scanned.
+    input: Vec<u8>,
+    host: Option<Arc<Host>>,
+    lang: Option<Arc<str>>,
+    preauth: crate::modules::registration::Preauth,
+    /// A header of ours stands on the stream: errors may follow.
+    opened: bool,
+}
+
+/// Serves one client connection from accept to its end.
+pub async fn serve(exchange: Arc<Exchange>, arrival: Arrival) {
+    let config = exchange.config.load_full();
+    let serial = super::serial();
+    let limits = Limits {
+        element_bytes: config.limits.stanza_bytes_unauthenticated,
+        ..scan_limits(&config.limits)
+    };
+    let negotiation = Negotiation {
+        exchange: Arc::clone(&exchange),
+        transport: arrival.transport,
+        tls: arrival.tls,
+        peer: arrival.peer,
+        policy: arrival.policy,
+        serial,
+        scanner: Scanner::new(limits),
+        input: Vec::new(),
+        host: None,
+        lang: None,
+        preauth: crate::modules::registration::Preauth::default(),
+        opened: false,
+    };
+    let within = config.clients.login_timeout;
+    drop(config);
+    if let Some(connection) = Box::pin(negotiation.run(within)).await {
+        connection.serve().await;
+    }
+}
+
+/// The scanner's limits for this configuration.
+pub fn scan_limits(limits: &crate::config::Limits) -> Limits {
+    Limits {
+        element_bytes: limits.stanza_bytes,
+        header_bytes: limits.header_bytes,
+        depth: limits.depth,
+        attributes: limits.attributes,
+        namespaces: limits.namespaces,
+        nodes: limits.nodes,
+        ..Limits::default()
+    }
+}
+
+impl Negotiation {
+    async fn run(mut self, within: Duration) -> Option<Connection> {
+        let outcome = match tokio::time::timeout(within, self.negotiate()).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                self.exchange.metrics.refused("login-timeout");
+                Err(StreamCondition::ConnectionTimeout.into())
+            }
+        };
+        match outcome {
+            Ok(session) => Some(self.bound(session)),
+            Err(stop) => {
+                self.stop(stop).await;
+                None
+            }
+        }
+    }
+
+    async fn stop(mut self, stop: Stop) {
+        let mut out = Vec::new();
+        match stop {
+            Stop::Lost => return,
+            Stop::Closed => {}
+            Stop::Error(error) => {
+                // RFC 6120 s.4.9.1.2: an error before our header needs a header first.
+                if !self.opened {
+                    self.write_header(&mut out, None);
+                }
+                self.exchange.metrics.stream_error(error.condition());
+                tracing::info!(
+                    conn = self.serial,
+                    peer = %self.peer.ip(),
+                    condition = error.condition().as_str(),
+                    "stream error sent"
+                );
+                let mut w = Writer::new();
+                error.write(&mut w);
+                out.extend_from_slice(&w.finish());
+            }
+        }
+        out.extend_from_slice(b"</stream:stream>");
+        let _ = tokio::time::timeout(Duration::from_secs(5), async {
+            self.transport.write_all(&out).await?;
+            self.transport.shutdown().await
+        })
+        .await;
+    }
+
+    async fn negotiate(&mut self) -> Result<Arc<Session>, Stop> {
+        if self.transport.is_tls() {
+            self.open().await?;
+        } else {
+            self.open().await?;
+            self.before_tls().await?;
+        }
+        let account = self.authenticate().await?;
+        self.scanner.restart();
+        self.opened = false;
+        let config = self.exchange.config.load_full();
+        self.scanner.set_limits(scan_limits(&config.limits));
+        self.open().await?;
+        self.bind(account).await
+    }
+
+    /// RFC 6120 s.5: offers STARTTLS until it is taken, or until the client logs in without where that is
+    /// allowed; then the client's element is put back by answering it in [`Self::authenticate`].
+    async fn before_tls(&mut self) -> Result<(), Stop> {
+        let required = self.policy == TlsPolicy::Required;
+        if !required {
+            return Ok(());
+        }
+        let mut w = Writer::new();
+        w.open("stream:features");
+        w.open("starttls").attr("xmlns", ns::TLS).empty("required").close();
+        w.close();
+        self.send(&w.finish()).await?;
+        let element = self.element().await?;
+        let root = element.root();
+        if !root.is(ns::TLS, "starttls") {
+            return Err(self.too_early(&element));
+        }
+        self.start_tls().await
+    }
+
+    async fn start_tls(&mut self) -> Result<(), Stop> {
+        // RFC 6120 s.5.4.2.2 with the lesson of CVE-2021-38604 and its kin: what was sent along with
+        // `<starttls/>` in the clear must not be read inside TLS.
+        if !self.input.is_empty() {
+            self.exchange.metrics.refused("plaintext-after-starttls");
+            return Err(StreamCondition::PolicyViolation.into());
+        }
+        self.send(b"<proceed xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>").await?;
+        let config = self.tls.clients();
+        if let Err(error) = self.transport.start_tls_server(config).await {
+            self.exchange.metrics.refused("tls-handshake");
+            tracing::debug!(conn = self.serial, %error, "TLS handshake failed");
+            return Err(Stop::Lost);
+        }
+        self.scanner.restart();
+        self.opened = false;
+        self.open().await
+    }
+
+    /// What a client gets who sends something before it may: RFC 6120 s.4.9.3.12.
+    fn too_early(&self, element: &Element) -> Stop {
+        let root = element.root();
+        if root.ns() == ns::CLIENT {
+            self.exchange.metrics.refused("stanza-before-login");
+            return StreamCondition::NotAuthorized.into();
+        }
+        if root.ns() == ns::SASL {
+            self.exchange.metrics.refused("sasl-before-tls");
+            return Stop::Error(
+                StreamError::new(StreamCondition::PolicyViolation).text("Use STARTTLS before you log in."),
+            );
+        }
+        StreamCondition::UnsupportedStanzaType.into()
+    }
+
+    /// RFC 6120 s.6. Returns the account that logged in.
+    async fn authenticate(&mut self) -> Result<Arc<Account>, Stop> {
+        let host = self.host.clone().ok_or(StreamCondition::HostUnknown)?;
+        let bindings = self.transport.channel_bindings();
+        let mut failures = 0;
+        self.send(&self.login_features(&bindings)).await?;
+        loop {
+            let element = self.element().await?;
+            let root = element.root();
+            if root.is(ns::TLS, "starttls") && !self.transport.is_tls() {
+                self.start_tls().await?;
+                return Box::pin(self.authenticate()).await;
+            }
+            if root.ns() == ns::CLIENT && root.name() == "iq" {
+                self.before_login(&host, element).await?;
+                continue;
+            }
+            if root.ns() != ns::SASL {
+                return Err(self.too_early(&element));
+            }
+            match root.name() {
+                "auth" => {}
+                // s.6.4.4: nothing is under way that could be aborted or answered.
+                "abort" => {
+                    self.fail(sasl::Failure::Aborted).await?;
+                    continue;
+                }
+                _ => {
+                    self.fail(sasl::Failure::MalformedRequest).await?;
+                    continue;
+                }
+            }
+            let mechanism = root.attr("mechanism").map(|name| name.into_owned()).unwrap_or_default();
+            let initial = root.text().into_owned();
+            match self.attempt(&host, &mechanism, &initial, &bindings).await? {
+                Ok(account) => return Ok(account),
+                Err(failure) => {
+                    self.exchange.metrics.login(&mechanism_label(&mechanism), failure.name());
+                    self.exchange.logins.failed_from(self.peer.ip());
+                    self.fail(failure).await?;
+                    failures += 1;
+                    if failures >= MOST_FAILURES {
+                        self.exchange.metrics.refused("too-many-login-failures");
+                        return Err(Stop::Error(
+                            StreamError::new(StreamCondition::PolicyViolation).text("Too many failed logins."),
+                        ));
+                    }
+                }
+            }
+        }
+    }
+
+    /// One run of a mechanism.
+    async fn attempt(
+        &mut self,
+        host: &Arc<Host>,
+        mechanism: &str,
+        initial: &str,
+        bindings: &sasl::ChannelBindings,
+    ) -> Result<Result<Arc<Account>, sasl::Failure>, Stop> {
+        let offered = self.mechanisms(bindings);
+        if self.exchange.login_blocked_from(self.peer.ip()) {
+            self.exchange.metrics.refused("login-rate-address");
+            return Ok(Err(sasl::Failure::TemporaryAuthFailure));
+        }
+        let mut server = match sasl::Server::start(mechanism, initial, &offered, bindings) {
+            Ok(server) => server,
+            Err(failure) => return Ok(Err(failure)),
+        };
+        loop {
+            match server.step() {
+                sasl::Step::Challenge(text) => {
+                    let mut w = Writer::new();
+                    w.open("challenge").attr("xmlns", ns::SASL).text(&text).close();
+                    self.send(&w.finish()).await?;
+                    let element = self.element().await?;
+                    let root = element.root();
+                    if root.is(ns::SASL, "abort") {
+                        return Ok(Err(sasl::Failure::Aborted));
+                    }
+                    if !root.is(ns::SASL, "response") {
+                        return Err(StreamCondition::NotAuthorized.into());
+                    }
+                    server.response(&root.text());
+                }
+                sasl::Step::NeedCredentials { user, hash } => {
+                    let local = Jid::parse(&format!("{user}@{}", host.domain.as_str())).ok();
+                    if let Some(jid) = &local
+                        && self.exchange.login_blocked_for(jid)
+                    {
+                        self.exchange.metrics.refused("login-rate-account");
+                        return Ok(Err(sasl::Failure::TemporaryAuthFailure));
+                    }
+                    match self.exchange.credentials(host, local.as_ref(), hash).await {
+                        Ok(credentials) => server.credentials(credentials),
+                        Err(error) => {
+                            tracing::error!(%error, "credentials can't be read");
+                            return Ok(Err(sasl::Failure::TemporaryAuthFailure));
+                        }
+                    }
+                }
+                sasl::Step::Failed(failure) => {
+                    if let Some(user) = server.user()
+                        && let Ok(jid) = Jid::parse(&format!("{user}@{}", host.domain.as_str()))
+                    {
+                        self.exchange.logins.failed_for(&jid);
+                    }
+                    return Ok(Err(failure));
+                }
+                sasl::Step::Done { user, data } => {
+                    let jid = Jid::parse(&format!("{user}@{}", host.domain.as_str()))
+                        .map_err(|_| StreamCondition::NotAuthorized)?;
+                    let account = match self.exchange.accounts.load(&self.exchange.db, &jid).await {
+                        Ok(Some(account)) => Arc::clone(&account),
+                        Ok(None) => return Ok(Err(sasl::Failure::NotAuthorized)),
+                        Err(_) => return Ok(Err(sasl::Failure::TemporaryAuthFailure)),
+                    };
+                    let mut w = Writer::new();
+                    w.open("success").attr("xmlns", ns::SASL);
+                    if let Some(data) = &data {
+                        w.text(data);
+                    }
+                    w.close();
+                    self.send(&w.finish()).await?;
+                    self.exchange.metrics.login(&mechanism_label(mechanism), "ok");
+                    return Ok(Ok(account));
+                }
+            }
+        }
+    }
+}
+
+impl Negotiation {
+    /// An IQ before login: only registration may ask (XEP-0077 s.3.1, XEP-0445).
+    async fn before_login(&mut self, host: &Arc<Host>, element: Element) -> Result<(), Stop> {
+        let open = self.exchange.config.load().accounts.registration != Registration::Closed;
+        let Ok(stanza) = Stanza::from_element(element, ns::CLIENT, self.lang.as_deref()) else {
+            return Err(StreamCondition::NotAuthorized.into());
+        };
+        let registers = stanza
+            .first_child()
+            .is_some_and(|payload| payload.ns() == ns::REGISTER || payload.ns() == ns::PARS);
+        if !registers {
+            self.exchange.metrics.refused("stanza-before-login");
+            return Err(StreamCondition::NotAuthorized.into());
+        }
+        let answer = if open {
+            let asker = crate::modules::registration::Asker { host, address: self.peer.ip() };
+            crate::modules::registration::before_login(&self.exchange, asker, &mut self.preauth, &stanza).await
+        } else {
+            Err(StanzaError::new(Condition::NotAllowed).text("This server does not register accounts this way."))
+        };
+        let answer = match answer {
+            Ok(crate::modules::Reply::Payload(payload)) => Some(stanza.reply().payload(payload).done()),
+            Ok(crate::modules::Reply::Empty) => Some(stanza.reply().done()),
+            Ok(crate::modules::Reply::Sent) => None,
+            Err(error) => stanza.error(&error),
+        };
+        if let Some(mut answer) = answer {
+            answer.head.from = Some(host.domain.clone());
+            let mut out = Vec::new();
+            answer.write(&mut out);
+            self.send(&out).await?;
+        }
+        Ok(())
+    }
+
+    async fn fail(&mut self, failure: sasl::Failure) -> Result<(), Stop> {
+        let mut w = Writer::new();
+        w.open("failure").attr("xmlns", ns::SASL).empty(failure.condition());
+        w.close();
+        self.send(&w.finish()).await
+    }
+
+    fn mechanisms(&self, bindings: &sasl::ChannelBindings) -> sasl::Offer {
+        sasl::Offer::new(self.transport.is_tls(), bindings)
+    }
+
+    /// Features before login: mechanisms, channel-binding types (XEP-0440), registration, limits.
+    fn login_features(&self, bindings: &sasl::ChannelBindings) -> Vec<u8> {
+        let mut w = Writer::new();
+        w.open("stream:features");
+        if !self.transport.is_tls() && self.tls.has_certificate() {
+            w.open("starttls").attr("xmlns", ns::TLS).close();
+        }
+        w.open("mechanisms").attr("xmlns", ns::SASL);
+        for name in self.mechanisms(bindings).names() {
+            w.open("mechanism").text(name).close();
+        }
+        w.close();
+        let types = bindings.types();
+        if !types.is_empty() {
+            w.open("sasl-channel-binding").attr("xmlns", ns::SASL_CB);
+            for name in types {
+                w.open("channel-binding").attr("type", name).close();
+            }
+            w.close();
+        }
+        let config = self.exchange.config.load();
+        if config.accounts.registration != Registration::Closed {
+            w.open("register").attr("xmlns", ns::REGISTER_FEATURE).close();
+            w.open("register").attr("xmlns", ns::IBR_TOKEN).close();
+        }
+        write_limits(&mut w, config.limits.stanza_bytes_unauthenticated, config.clients.login_timeout);
+        w.close();
+        w.finish()
+    }
+
+    /// Features after login.
+    fn session_features(&self, host: &Host) -> Vec<u8> {
+        let mut w = Writer::new();
+        w.open("stream:features");
+        w.open("bind").attr("xmlns", ns::BIND).close();
+        // RFC 3921's session: optional, as draft-cridland-xmpp-session says.
+        w.open("session").attr("xmlns", ns::SESSION).empty("optional").close();
+        w.open("sm").attr("xmlns", ns::SM).close();
+        w.open("csi").attr("xmlns", ns::CSI).close();
+        w.open("ver").attr("xmlns", ns::ROSTER_VER_FEATURE).close();
+        w.open("sub").attr("xmlns", ns::PREAPPROVAL_FEATURE).close();
+        w.raw(&crate::modules::disco::caps_feature(&self.exchange, host));
+        let config = self.exchange.config.load();
+        write_limits(&mut w, config.limits.stanza_bytes, config.clients.idle_check);
+        w.close();
+        w.finish()
+    }
+
+    /// RFC 6120 s.7, or XEP-0198 s.5.
+    async fn bind(&mut self, account: Arc<Account>) -> Result<Arc<Session>, Stop> {
+        let host = self.host.clone().ok_or(StreamCondition::HostUnknown)?;
+        self.send(&self.session_features(&host)).await?;
+        loop {
+            let element = self.element().await?;
+            let root = element.root();
+            if root.is(ns::SM, "resume") {
+                if let Some(session) = self.resume(&account, &element).await? {
+                    return Ok(session);
+                }
+                continue;
+            }
+            if root.is(ns::SM, "enable") {
+                // XEP-0198 s.3: only after binding.
+                self.send(&management::failed(Condition::UnexpectedRequest, None)).await?;
+                continue;
+            }
+            if root.ns() != ns::CLIENT {
+                return Err(StreamCondition::UnsupportedStanzaType.into());
+            }
+            let Ok(stanza) = Stanza::from_element(element, ns::CLIENT, self.lang.as_deref()) else {
+                return Err(StreamCondition::NotAuthorized.into());
+            };
+            let bind = stanza.first_child().filter(|payload| payload.is(ns::BIND, "bind"));
+            let (Kind::Iq(IqType::Set), Some(bind)) = (stanza.head.kind, bind) else {
+                // RFC 6120 s.7.1: nothing before the resource is bound.
+                return Err(StreamCondition::NotAuthorized.into());
+            };
+            let wanted = bind
+                .child(ns::BIND, "resource")
+                .map(|resource| resource.text().into_owned())
+                .filter(|resource| !resource.is_empty());
+            let full = match wanted {
+                Some(wanted) => account.jid.with_resource(&wanted),
+                None => account.jid.with_resource(&crate::ids::token(9)),
+            };
+            let full = match full {
+                Ok(full) => full,
+                Err(_) => {
+                    let error = StanzaError::new(Condition::BadRequest).text("That is no resource.");
+                    self.answer(&stanza, &error).await?;
+                    continue;
+                }
+            };
+            match self.exchange.bind(account.clone(), full, self.serial) {
+                Ok(session) => {
+                    let mut w = Writer::new();
+                    w.open("bind").attr("xmlns", ns::BIND);
+                    w.open("jid").text(session.jid.as_str()).close();
+                    w.close();
+                    let mut out = Vec::new();
+                    stanza.reply().payload(w.finish().into()).done().write(&mut out);
+                    self.send(&out).await?;
+                    return Ok(session);
+                }
+                Err(error) => self.answer(&stanza, &error).await?,
+            }
+        }
+    }
+
+    async fn answer(&mut self, stanza: &Stanza, error: &StanzaError) -> Result<(), Stop> {
+        let mut out = Vec::new();
+        if let Some(answer) = stanza.error(error) {
+            answer.write(&mut out);
+        }
+        self.send(&out).await
+    }
+
+    /// XEP-0198 s.5. `None`: the client got `<failed/>` and may bind.
+    async fn resume(&mut self, account: &Arc<Account>, element: &Element) -> Result<Option<Arc<Session>>, Stop> {
+        let root = element.root();
+        let (Some(previous), Some(h)) = (root.attr("previd"), root.attr("h").and_then(|h| h.parse::<u32>().ok()))
+        else {
+            self.send(&management::failed(Condition::BadRequest, None)).await?;
+            return Ok(None);
+        };
+        let session = self.exchange.resumable.lock().get(&management::hash(&previous)).cloned();
+        let session = session.filter(|session| session.account.id == account.id && !session.is_ended());
+        let Some((session, ledger)) = session.and_then(|session| Some((Arc::clone(&session), session.ledger()?))) else {
+            // After a crash, or too late. The kept messages come again with a delay.
+            self.send(&management::failed(Condition::ItemNotFound, None)).await?;
+            return Ok(None);
+        };
+        // The old connection, if it still believes to be there, goes without ending the session.
+        session.attach(self.serial);
+        for _ in 0..10 {
+            if ledger.is_settled() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let handled = ledger.rewind();
+        let kept = match session.with_outbox(|outbox| outbox.resumed(h)) {
+            Ok(kept) => kept,
+            Err(sent) => {
+                self.exchange.metrics.refused("resume-count-too-high");
+                return Err(Stop::Error(management::too_high(h, sent)));
+            }
+        };
+        crate::log::delivered(&self.exchange.db, account.id, &kept);
+        let mut w = Writer::new();
+        w.open("resumed").attr("xmlns", ns::SM).attr("h", &handled.to_string()).attr("previd", &previous).close();
+        self.send(&w.finish()).await?;
+        self.exchange.metrics.resumed.inc();
+        Ok(Some(session))
+    }
+
+    /// Reads the client's stream header and answers with ours.
+    async fn open(&mut self) -> Result<(), Stop> {
+        loop {
+            match self.event().await? {
+                Event::Open(header) => {
+                    let root = header.root();
+                    if root.ns() != ns::STREAMS {
+                        return Err(StreamCondition::InvalidNamespace.into());
+                    }
+                    if root.name() != "stream" {
+                        return Err(StreamCondition::InvalidXml.into());
+                    }
+                    if header.default_ns() != ns::CLIENT {
+                        return Err(StreamCondition::InvalidNamespace.into());
+                    }
+                    let lang = root.attr_ns(ns::XML, "lang").map(|lang| Arc::from(&*lang));
+                    let from = root.attr("from").and_then(|from| Jid::parse(&from).ok());
+                    let host = root
+                        .attr("to")
+                        .and_then(|to| Jid::parse(&to).ok())
+                        .and_then(|to| self.exchange.host(to.as_str()).cloned());
+                    let version = root.attr("version").map(|version| version.into_owned());
+                    self.lang = lang;
+                    let Some(host) = host else {
+                        self.exchange.metrics.refused("host-unknown");
+                        return Err(StreamCondition::HostUnknown.into());
+                    };
+                    // RFC 6120 s.4.9.3.6: another host on a stream that has begun.
+                    if self.host.as_ref().is_some_and(|before| before.id != host.id) {
+                        return Err(StreamCondition::HostUnknown.into());
+                    }
+                    self.host = Some(host);
+                    if version.as_deref().and_then(|version| version.split('.').next()?.parse::<u32>().ok()).unwrap_or(0) < 1
+                    {
+                        return Err(StreamCondition::UnsupportedVersion.into());
+                    }
+                    let mut out = Vec::new();
+                    self.write_header(&mut out, from.as_ref());
+                    self.opened = true;
+                    return self.send(&out).await;
+                }
+                Event::Whitespace => {}
+                Event::Close => return Err(Stop::Closed),
+                Event::Element(_) => return Err(StreamCondition::InvalidXml.into()),
+            }
+        }
+    }
+
+    fn write_header(&self, out: &mut Vec<u8>, to: Option<&Jid>) {
+        let mut w = Writer::new();
+        w.open("stream:stream")
+            .attr("xmlns", ns::CLIENT)
+            .attr("xmlns:stream", ns::STREAMS)
+            .attr("id", &crate::ids::token(12))
+            .attr("version", "1.0")
+            .attr("xml:lang", "en");
+        if let Some(host) = &self.host {
+            w.attr("from", host.domain.as_str());
+        }
+        if let Some(to) = to {
+            w.attr("to", to.as_str());
+        }
+        out.extend_from_slice(b"<?xml version='1.0'?>");
+        out.extend_from_slice(&w.finish_open());
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), Stop> {
+        self.transport.write_all(bytes).await?;
+        self.transport.flush().await?;
+        Ok(())
+    }
+
+    /// The next element; whitespace is passed over, the end of the stream is the end.
+    async fn element(&mut self) -> Result<Element, Stop> {
+        loop {
+            match self.event().await? {
+                Event::Element(element) => return Ok(element),
+                Event::Whitespace => {}
+                Event::Close => return Err(Stop::Closed),
+                Event::Open(_) => return Err(StreamCondition::InvalidXml.into()),
+            }
+        }
+    }
+
+    async fn event(&mut self) -> Result<Event, Stop> {
+        loop {
+            let mut rest = self.input.as_slice();
+            let event = self.scanner.next(&mut rest);
+            let used = self.input.len() - rest.len();
+            self.input.drain(..used);
+            match event {
+                Ok(Some(event)) => return Ok(event),
+                Ok(None) => {}
+                Err(error) => {
+                    self.exchange.metrics.refused(error.name());
+                    return Err(Stop::Error(StreamError::from(&error)));
+                }
+            }
+            let mut buffer = [0u8; READ];
+            let read = self.transport.read(&mut buffer).await?;
+            if read == 0 {
+                return Err(Stop::Lost);
+            }
+            self.input.extend_from_slice(&buffer[..read]);
+        }
+    }
+
+    fn bound(self, session: Arc<Session>) -> Connection {
+        session.vitals.heard.store(self.exchange.clock().now(), std::sync::atomic::Ordering::Relaxed);
+        Connection {
+            budget: Budget::new(&self.exchange),
+            exchange: self.exchange,
+            session,
+            serial: self.serial,
+            transport: self.transport,
+            scanner: self.scanner,
+            lang: self.lang,
+            unsent: Vec::new(),
+            unsent_kept: Vec::new(),
+            backlog: self.input,
+            work: None,
+            refill: None,
+            brake: None,
+            flush: false,
+        }
+    }
+}
+
+/// XEP-0478.
+fn write_limits(w: &mut Writer, bytes: usize, idle: Duration) {
+    w.open("limits").attr("xmlns", ns::STREAM_LIMITS);
+    w.open("max-bytes").text(&bytes.to_string()).close();
+    w.open("idle-seconds").text(&idle.as_secs().to_string()).close();
+    w.close();
+}
+
+/// A label of bounded number: the peer chooses the mechanism's name.
+fn mechanism_label(name: &str) -> &'static str {
+    sasl::known(name).unwrap_or("unknown")
+}
+
+impl Exchange {
+    /// Binds a resource: a new session wins, the old one of the same name gets `conflict`
+    /// (RFC 6120 s.7.7.2.2).
+    fn bind(self: &Arc<Self>, account: Arc<Account>, full: Jid, serial: u64) -> Result<Arc<Session>, StanzaError> {
+        let most = self.config.load().clients.max_sessions_per_account;
+        let old = {
+            let state = account.state();
+            state.resource(full.resource().unwrap_or_default()).map(|resource| Arc::clone(&resource.session))
+        };
+        if let Some(old) = old {
+            old.close(super::Close {
+                error: Some(StreamError::new(StreamCondition::Conflict)),
+                resumable: false,
+            });
+            self.end_session(&old, Some("Replaced by new connection"));
+        }
+        let mut state = account.state();
+        if state.removed {
+            return Err(StanzaError::new(Condition::NotAuthorized));
+        }
+        if state.resources.len() >= most {
+            return Err(StanzaError::new(Condition::ResourceConstraint)
+                .text(&format!("An account may have {most} devices connected.")));
+        }
+        let session = Session::new(serial, full, Arc::clone(&account), self.bounds());
+        state.resources.push(Resource::new(Arc::clone(&session)));
+        self.metrics.sessions.inc();
+        Ok(session)
+    }
+
+    fn login_blocked_from(&self, address: std::net::IpAddr) -> bool {
+        let config = self.config.load();
+        config.limits.enabled && self.logins.from_address(address) >= config.clients.login_failures_per_address
+    }
+
+    fn login_blocked_for(&self, account: &Jid) -> bool {
+        let config = self.config.load();
+        config.limits.enabled && self.logins.of_account(account) >= config.clients.login_failures_per_account
+    }
+
+    /// The SCRAM keys of an account, for one hash; `None` for who does not exist, after the same work.
+    async fn credentials(
+        &self,
+        host: &Host,
+        jid: Option<&Jid>,
+        hash: sasl::Hash,
+    ) -> Result<Option<sasl::ScramKeys>, trunkline_store::StoreError> {
+        let local = jid.and_then(Jid::local).unwrap_or_default();
+        let rows = self
+            .db
+            .read(
+                sql("SELECT c.salt, c.iterations, c.stored_key, c.server_key FROM credentials c \
+                     JOIN accounts a ON a.id = c.account_id \
+                     WHERE a.host_id = ?1 AND a.local = ?2 AND c.mechanism = ?3 AND a.disabled = 0")
+                .bind(host.id)
+                .bind(local)
+                .bind(hash.mechanism()),
+            )
+            .await?;
+        Ok(rows.iter().next().map(|row| sasl::ScramKeys {
+            hash,
+            salt: row.blob(0).to_vec(),
+            iterations: u32::try_from(row.int(1)).unwrap_or(0),
+            stored_key: row.blob(2).to_vec(),
+            server_key: row.blob(3).to_vec(),
+        }))
+    }
+}
