@@ -6,7 +6,9 @@
 use trunkline_store::Migration;
 
 /// Every migration, oldest first.
-pub const MIGRATIONS: &[Migration] = &[Migration {
+pub const MIGRATIONS: &[Migration] = &[ACCOUNTS, MESSAGING];
+
+const ACCOUNTS: Migration = Migration {
     name: "accounts",
     sql: "
         CREATE TABLE hosts (
@@ -31,4 +33,77 @@ pub const MIGRATIONS: &[Migration] = &[Migration {
             PRIMARY KEY (account_id, mechanism)
         );
     ",
-}];
+};
+
+/// Roster, log and what else belongs to an account. Everything goes with the account (`ON DELETE CASCADE`):
+/// that is how its data is erased.
+const MESSAGING: Migration = Migration {
+    name: "messaging",
+    sql: "
+        ALTER TABLE hosts ADD COLUMN secret BLOB;
+        ALTER TABLE accounts ADD COLUMN roster_version INTEGER NOT NULL DEFAULT 0;
+        CREATE TABLE roster (
+            account INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
+            jid TEXT NOT NULL,
+            name TEXT,
+            state INTEGER NOT NULL,
+            groups_json TEXT NOT NULL,
+            version INTEGER NOT NULL,
+            request BLOB,
+            removed INTEGER NOT NULL DEFAULT 0,
+            PRIMARY KEY (account, jid)
+        );
+        CREATE TABLE blocked (
+            account INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
+            jid TEXT NOT NULL,
+            PRIMARY KEY (account, jid)
+        );
+        CREATE TABLE archive (
+            id INTEGER PRIMARY KEY,
+            account INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
+            peer TEXT NOT NULL,
+            flags INTEGER NOT NULL,
+            stanza BLOB NOT NULL
+        );
+        CREATE INDEX archive_by_account ON archive (account, id);
+        CREATE INDEX archive_by_peer ON archive (account, peer, id);
+        CREATE TABLE pending (
+            account INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
+            id INTEGER NOT NULL,
+            PRIMARY KEY (account, id)
+        );
+        CREATE TABLE outbound (
+            id INTEGER PRIMARY KEY,
+            local_domain TEXT NOT NULL,
+            peer_domain TEXT NOT NULL,
+            sender TEXT NOT NULL,
+            created_at INTEGER NOT NULL,
+            expires_at INTEGER NOT NULL,
+            attempts INTEGER NOT NULL DEFAULT 0,
+            stanza BLOB NOT NULL
+        );
+        CREATE INDEX outbound_by_pair ON outbound (local_domain, peer_domain, id);
+        CREATE INDEX outbound_by_expiry ON outbound (expires_at);
+        CREATE TABLE vcards (
+            account INTEGER PRIMARY KEY REFERENCES accounts (id) ON DELETE CASCADE,
+            xml BLOB NOT NULL
+        );
+        CREATE TABLE private_xml (
+            account INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
+            ns TEXT NOT NULL,
+            name TEXT NOT NULL,
+            xml BLOB NOT NULL,
+            PRIMARY KEY (account, ns, name)
+        );
+        CREATE TABLE session_snapshots (
+            hash BLOB PRIMARY KEY,
+            account INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
+            data TEXT NOT NULL
+        );
+        CREATE TABLE present (
+            account INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
+            resource TEXT NOT NULL,
+            PRIMARY KEY (account, resource)
+        );
+    ",
+};

@@ -9,7 +9,7 @@ use super::{Flow, Level, Module, Passage, Scope, Step, Way};
 pub fn module() -> Module {
     Module::new("stanza_ids", "Give each kept message an id")
         .xep(359, "0.7", Level::Complete)
-        .feature(Scope::Account, ns::STANZA_IDS)
+        .feature(Scope::Account, ns::STANZA_ID)
         .on(Way::Sent, Step::Stamp, number)
         .on(Way::Received, Step::Stamp, stamp)
 }
@@ -27,7 +27,7 @@ fn stamp(passage: &mut Passage<'_>) -> Flow {
     let by = passage.account.jid.as_str();
     // s.5: whoever stamps in our name forges.
     let forged = |node: trunkline_xml::Node<'_>| {
-        node.is(ns::STANZA_IDS, "stanza-id") && node.attr("by").is_some_and(|claimed| claimed == by)
+        node.is(ns::STANZA_ID, "stanza-id") && node.attr("by").is_some_and(|claimed| claimed == by)
     };
     if passage.stanza.children().any(forged) {
         passage.stanza = passage.stanza.without_children(forged);
@@ -39,7 +39,7 @@ fn stamp(passage: &mut Passage<'_>) -> Flow {
     passage.id = Some(id);
     let mut w = Writer::new();
     w.open("stanza-id")
-        .attr("xmlns", ns::STANZA_IDS)
+        .attr("xmlns", ns::STANZA_ID)
         .attr("by", by)
         .attr("id", passage.exchange.ids.uuid(id).hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()))
         .close();

@@ -460,8 +460,8 @@ impl Negotiation {
         w.open("session").attr("xmlns", ns::SESSION).empty("optional").close();
         w.open("sm").attr("xmlns", ns::SM).close();
         w.open("csi").attr("xmlns", ns::CSI).close();
-        w.open("ver").attr("xmlns", ns::ROSTER_VER_FEATURE).close();
-        w.open("sub").attr("xmlns", ns::PREAPPROVAL_FEATURE).close();
+        w.open("ver").attr("xmlns", ns::ROSTER_VERSIONING).close();
+        w.open("sub").attr("xmlns", ns::PRE_APPROVAL).close();
         w.raw(&crate::modules::disco::caps_feature(&self.exchange, host));
         let config = self.exchange.config.load();
         write_limits(&mut w, config.limits.stanza_bytes, config.clients.idle_check);

@@ -136,7 +136,7 @@ pub(super) fn failed(condition: Condition, h: Option<u32>) -> Vec<u8> {
     if let Some(h) = h {
         w.attr("h", &h.to_string());
     }
-    w.open(condition.as_str()).attr("xmlns", ns::STANZAS).close();
+    w.open(condition.as_str()).attr("xmlns", ns::STANZA_ERRORS).close();
     w.close();
     w.finish()
 }
