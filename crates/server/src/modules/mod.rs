@@ -9,6 +9,7 @@ pub mod carbons;
 pub mod disco;
 pub mod history;
 pub mod ping;
+pub mod registration;
 pub mod roster;
 pub mod session;
 pub mod stanza_ids;

@@ -131,8 +131,8 @@ impl Exchange {
     pub(crate) fn push_iq(&self, session: &Arc<crate::session::Session>, payload: Vec<u8>) {
         let stanza = Stanza::build(Kind::Iq(IqType::Set))
             .to(session.jid.clone())
-            .id(&self.ids.short())
-            .payload(payload.into())
+            .id(self.ids.short())
+            .payload(payload)
             .done();
         session.push(Queued::plain(stanza));
     }

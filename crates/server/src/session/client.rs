@@ -22,6 +22,7 @@ use trunkline_xmpp::stanza::{Kind, Stanza};
 use super::{Session, management};
 use crate::exchange::Exchange;
 use crate::log;
+use crate::metrics::{Direction, Side, StanzaKind};
 use crate::net::stream::Transport;
 use crate::route::{Later, Mail, Origin, Routed};
 
@@ -282,7 +283,7 @@ impl Connection {
                 Ok(Some(Event::Close)) => break Err(End::Closed),
                 Ok(Some(Event::Open(_))) => break Err(End::Error(StreamError::new(StreamCondition::InvalidXml))),
                 Err(error) => {
-                    self.exchange.metrics.refused(error.name());
+                    self.exchange.metrics.refused(error.label());
                     break Err(End::Error(StreamError::from(&error)));
                 }
             }
@@ -325,11 +326,11 @@ impl Connection {
         let mut stanza = match Stanza::from_element(element, ns::CLIENT, self.lang.as_deref()) {
             Ok(stanza) => stanza,
             Err(refusal) => {
-                self.exchange.metrics.refused(refusal.name());
-                if let Some(stream) = refusal.stream_error() {
-                    return Err(End::Error(stream));
+                self.exchange.metrics.refused(refusal.why.label());
+                if let Some(condition) = refusal.stream_condition() {
+                    return Err(End::Error(StreamError::new(condition)));
                 }
-                if let Some(answer) = refusal.answer(&self.session.jid) {
+                if let Some(answer) = refusal.error_reply() {
                     self.session.push(super::Queued::plain(answer));
                 }
                 return Ok(());
@@ -343,7 +344,7 @@ impl Connection {
             return Err(End::Error(StreamError::new(StreamCondition::InvalidFrom)));
         }
         stanza.head.from = Some(self.session.jid.clone());
-        self.exchange.metrics.received_from_client(&stanza);
+        self.exchange.metrics.stanza(stanza_kind(stanza.head.kind), Direction::In, Side::Inside);
         let mail = Mail { stanza, origin: Origin::Client(Arc::clone(&self.session)), receipt };
         if let Routed::Later(later) = self.exchange.admit(&self.session, mail) {
             self.work = Some(later);
@@ -363,7 +364,7 @@ impl Connection {
             End::Replaced => (Some(StreamError::new(StreamCondition::Conflict)), true),
         };
         if let Some(error) = &error {
-            self.exchange.metrics.stream_error(error.condition());
+            self.exchange.metrics.stream_error(error.condition().as_str());
             tracing::info!(conn = self.serial, condition = error.condition().as_str(), "stream error sent");
         }
         // What a resumable session had not written stays in its outbox or its ring.
@@ -384,6 +385,14 @@ impl Connection {
             })
             .await;
         });
+    }
+}
+
+fn stanza_kind(kind: Kind) -> StanzaKind {
+    match kind {
+        Kind::Message(_) => StanzaKind::Message,
+        Kind::Presence(_) => StanzaKind::Presence,
+        Kind::Iq(_) => StanzaKind::Iq,
     }
 }
 

@@ -153,7 +153,7 @@ impl Exchange {
         let ping = Stanza::build(Kind::Iq(IqType::Get))
             .from(domain)
             .to(session.jid.clone())
-            .id(&self.ids.short())
+            .id(self.ids.short())
             .body(|w| {
                 w.open("ping").attr("xmlns", ns::PING).close();
             })

@@ -152,7 +152,7 @@ impl Negotiation {
                 if !self.opened {
                     self.write_header(&mut out, None);
                 }
-                self.exchange.metrics.stream_error(error.condition());
+                self.exchange.metrics.stream_error(error.condition().as_str());
                 tracing::info!(
                     conn = self.serial,
                     peer = %self.peer.ip(),
@@ -521,7 +521,7 @@ impl Negotiation {
                     w.open("jid").text(session.jid.as_str()).close();
                     w.close();
                     let mut out = Vec::new();
-                    stanza.reply().payload(w.finish().into()).done().write(&mut out);
+                    stanza.reply().payload(w.finish()).done().write(&mut out);
                     self.send(&out).await?;
                     return Ok(session);
                 }
@@ -640,7 +640,7 @@ impl Negotiation {
             w.attr("to", to.as_str());
         }
         out.extend_from_slice(b"<?xml version='1.0'?>");
-        out.extend_from_slice(&w.finish_open());
+        out.extend_from_slice(&w.finish_header());
     }
 
     async fn send(&mut self, bytes: &[u8]) -> Result<(), Stop> {
@@ -671,7 +671,7 @@ impl Negotiation {
                 Ok(Some(event)) => return Ok(event),
                 Ok(None) => {}
                 Err(error) => {
-                    self.exchange.metrics.refused(error.name());
+                    self.exchange.metrics.refused(error.label());
                     return Err(Stop::Error(StreamError::from(&error)));
                 }
             }
