@@ -23,7 +23,7 @@ use super::{Session, management};
 use crate::exchange::Exchange;
 use crate::log;
 use crate::metrics::{Direction, Side, StanzaKind};
-use crate::net::stream::Transport;
+use crate::net::Transport;
 use crate::route::{Later, Mail, Origin, Routed};
 
 /// Bytes read at once; the buffer belongs to the thread.

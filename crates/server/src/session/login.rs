@@ -20,8 +20,7 @@ use super::client::{Budget, Connection};
 use super::{Session, management};
 use crate::config::{Registration, TlsPolicy};
 use crate::exchange::{Exchange, Host};
-use crate::net::stream::Transport;
-use crate::net::tls::ServerConfigs;
+use crate::net::{CertStore, Side, Transport};
 use crate::route::account::{Account, Resource};
 
 /// Failed logins on one stream before it is closed (RFC 6120 s.6.4.5 allows 2 to 5).
@@ -36,10 +35,21 @@ pub struct Arrival {
     pub transport: Transport,
     /// Where it came from.
     pub peer: SocketAddr,
-    /// TLS for this listener.
-    pub tls: Arc<ServerConfigs>,
-    /// Whether the connection may go on without TLS.
-    pub policy: TlsPolicy,
+    /// Our certificates.
+    pub certificates: Option<Arc<CertStore>>,
+    /// How the connection is protected.
+    pub entry: Entry,
+}
+
+/// How a listener's connections begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// In the clear, with STARTTLS offered; whether it must be taken.
+    StartTls(TlsPolicy),
+    /// With a TLS handshake (XEP-0368).
+    DirectTls,
+    /// Logged in already, as this account: for clients inside this process.
+    Seated(Jid),
 }
 
 /// Why negotiation ended without a session.
@@ -68,9 +78,9 @@ impl From<std::io::Error> for Stop {
 struct Negotiation {
     exchange: Arc<Exchange>,
     transport: Transport,
-    tls: Arc<ServerConfigs>,
+    certificates: Option<Arc<CertStore>>,
     peer: SocketAddr,
-    policy: TlsPolicy,
+    entry: Entry,
     serial: u64,
     scanner: Scanner,
     /// Bytes read and not scanned.
@@ -93,9 +103,9 @@ pub async fn serve(exchange: Arc<Exchange>, arrival: Arrival) {
     let negotiation = Negotiation {
         exchange: Arc::clone(&exchange),
         transport: arrival.transport,
-        tls: arrival.tls,
+        certificates: arrival.certificates,
         peer: arrival.peer,
-        policy: arrival.policy,
+        entry: arrival.entry,
         serial,
         scanner: Scanner::new(limits),
         input: Vec::new(),
@@ -173,13 +183,24 @@ impl Negotiation {
     }
 
     async fn negotiate(&mut self) -> Result<Arc<Session>, Stop> {
-        if self.transport.is_tls() {
-            self.open().await?;
-        } else {
-            self.open().await?;
-            self.before_tls().await?;
-        }
-        let account = self.authenticate().await?;
+        let account = match self.entry.clone() {
+            Entry::Seated(jid) => match self.exchange.accounts.load(&self.exchange.db, &jid).await {
+                Ok(Some(account)) => Arc::clone(&account),
+                _ => return Err(StreamCondition::NotAuthorized.into()),
+            },
+            Entry::DirectTls => {
+                self.handshake().await?;
+                self.open().await?;
+                self.authenticate().await?
+            }
+            Entry::StartTls(policy) => {
+                self.open().await?;
+                if policy == TlsPolicy::Required {
+                    self.require_tls().await?;
+                }
+                self.authenticate().await?
+            }
+        };
         self.scanner.restart();
         self.opened = false;
         let config = self.exchange.config.load_full();
@@ -188,13 +209,8 @@ impl Negotiation {
         self.bind(account).await
     }
 
-    /// RFC 6120 s.5: offers STARTTLS until it is taken, or until the client logs in without where that is
-    /// allowed; then the client's element is put back by answering it in [`Self::authenticate`].
-    async fn before_tls(&mut self) -> Result<(), Stop> {
-        let required = self.policy == TlsPolicy::Required;
-        if !required {
-            return Ok(());
-        }
+    /// RFC 6120 s.5: nothing but STARTTLS is offered and nothing else taken.
+    async fn require_tls(&mut self) -> Result<(), Stop> {
         let mut w = Writer::new();
         w.open("stream:features");
         w.open("starttls").attr("xmlns", ns::TLS).empty("required").close();
@@ -216,15 +232,36 @@ impl Negotiation {
             return Err(StreamCondition::PolicyViolation.into());
         }
         self.send(b"<proceed xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>").await?;
-        let config = self.tls.clients();
-        if let Err(error) = self.transport.start_tls_server(config).await {
-            self.exchange.metrics.refused("tls-handshake");
-            tracing::debug!(conn = self.serial, %error, "TLS handshake failed");
-            return Err(Stop::Lost);
-        }
+        self.handshake().await?;
         self.scanner.restart();
         self.opened = false;
         self.open().await
+    }
+
+    async fn handshake(&mut self) -> Result<(), Stop> {
+        let Some(certificates) = self.certificates.clone() else { return Err(Stop::Lost) };
+        let hint = self.host.as_ref().map(|host| host.domain.clone());
+        // A stand-in while the socket is inside the handshake; if that fails the socket is gone.
+        let plain = std::mem::replace(&mut self.transport, Transport::from(tokio::io::duplex(1).0));
+        match plain.accept_tls(&certificates, Side::Clients, hint.as_ref().map(Jid::as_str)).await {
+            Ok(encrypted) => {
+                self.transport = encrypted;
+                Ok(())
+            }
+            Err(error) => {
+                self.exchange.metrics.refused(error.label());
+                tracing::debug!(conn = self.serial, %error, "TLS handshake failed");
+                Err(Stop::Lost)
+            }
+        }
+    }
+
+    fn channel_bindings(&self) -> sasl::ChannelBindings {
+        let tls = self.transport.tls();
+        sasl::ChannelBindings {
+            exporter: tls.and_then(|tls| tls.exporter).map(|data| data.to_vec()),
+            end_point: tls.and_then(|tls| tls.end_point.clone()),
+        }
     }
 
     /// What a client gets who sends something before it may: RFC 6120 s.4.9.3.12.
@@ -246,13 +283,13 @@ impl Negotiation {
     /// RFC 6120 s.6. Returns the account that logged in.
     async fn authenticate(&mut self) -> Result<Arc<Account>, Stop> {
         let host = self.host.clone().ok_or(StreamCondition::HostUnknown)?;
-        let bindings = self.transport.channel_bindings();
+        let bindings = self.channel_bindings();
         let mut failures = 0;
         self.send(&self.login_features(&bindings)).await?;
         loop {
             let element = self.element().await?;
             let root = element.root();
-            if root.is(ns::TLS, "starttls") && !self.transport.is_tls() {
+            if root.is(ns::TLS, "starttls") && !self.transport.is_encrypted() {
                 self.start_tls().await?;
                 return Box::pin(self.authenticate()).await;
             }
@@ -418,14 +455,14 @@ impl Negotiation {
     }
 
     fn mechanisms(&self, bindings: &sasl::ChannelBindings) -> sasl::Offer {
-        sasl::Offer::new(self.transport.is_tls(), bindings)
+        sasl::Offer::new(self.transport.is_encrypted(), bindings)
     }
 
     /// Features before login: mechanisms, channel-binding types (XEP-0440), registration, limits.
     fn login_features(&self, bindings: &sasl::ChannelBindings) -> Vec<u8> {
         let mut w = Writer::new();
         w.open("stream:features");
-        if !self.transport.is_tls() && self.tls.has_certificate() {
+        if !self.transport.is_encrypted() && self.certificates.is_some() {
             w.open("starttls").attr("xmlns", ns::TLS).close();
         }
         w.open("mechanisms").attr("xmlns", ns::SASL);
