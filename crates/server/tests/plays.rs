@@ -30,9 +30,11 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use trunkline_server::config::Config;
+use trunkline_server::config::overrides::Overrides;
 use trunkline_server::ids::Clock;
 use trunkline_server::net::Transport;
 use trunkline_server::serve::{Parts, Server};
+use trunkline_store::{Batch, Lane, sql};
 use trunkline_xml::{Element, Event, Limits, Node, Scanner};
 use trunkline_xmpp::jid::Jid;
 
@@ -166,17 +168,26 @@ impl Play {
     /// Starts the server on first use and makes the account.
     async fn start(&mut self, jid: &Jid) -> Result<(), String> {
         if self.server.is_none() {
-            let mut text = String::from("domain = \"north.localhost\"\ndata_dir = \"/nonexistent\"\n");
-            text.push_str("[clients]\nlisten = []\nlisten_tls = []\n[federation]\nlisten = []\nlisten_tls = []\n[web]\nlisten = []\n");
-            let text = self.settings.iter().try_fold(text, |text, setting| {
-                trunkline_server::config::overrides::apply(&text, &[setting.clone()]).map_err(|error| error.to_string())
-            })?;
+            let mut presets = Overrides::default();
+            let common = ["domain=north.localhost", "data_dir=/nonexistent", "clients.listen=[]", "federation.listen=[]"];
+            for setting in common.iter().copied().chain(self.settings.iter().map(String::as_str)) {
+                presets.set(setting).map_err(|error| error.to_string())?;
+            }
+            let text = trunkline_server::config::template(&presets);
             let config = Config::parse(&text, Path::new("play.toml")).map_err(|error| error.to_string())?;
             let parts = Parts { clock: Clock::virtual_now(), in_memory: true };
             self.server = Some(Server::start(config, parts).await.map_err(|error| error.to_string())?);
         }
         let server = self.server.as_ref().ok_or("no server")?;
-        server.add_account(&jid.bare(), "secret").await.map_err(|error| error.to_string())
+        let exchange = server.exchange();
+        let host = exchange.host(jid.domain()).ok_or("not a host of this server")?;
+        let mut batch = Batch::new(Lane::Inside);
+        batch.push(
+            sql("INSERT INTO accounts (host_id, local, created_at) VALUES (?1, ?2, 0) ON CONFLICT DO NOTHING")
+                .bind(host.id)
+                .bind(jid.local().unwrap_or_default()),
+        );
+        exchange.db.run(batch).await.map(drop).map_err(|error| error.to_string())
     }
 
     async fn connect(&mut self, name: &str) -> Result<(), String> {
@@ -188,7 +199,7 @@ impl Play {
         person.input.clear();
         person.closed = false;
         let jid = person.jid.clone();
-        server.seat(Transport::memory(theirs), &jid.bare());
+        server.seat(Transport::from(theirs), &jid.bare());
         let open = format!(
             "<stream:stream to='{}' version='1.0' xmlns='jabber:client' \
              xmlns:stream='http://etherx.jabber.org/streams'>",

@@ -11,7 +11,6 @@ use trunkline_xmpp::stanza::{Kind, MessageType, Stanza};
 use super::account::{Account, AccountState, Resource};
 use super::{Mail, Routed};
 use crate::exchange::Exchange;
-use crate::ids::LogId;
 use crate::modules::{Flow, Passage, Step, Way};
 use crate::session::{Push, Queued, Session};
 
@@ -55,7 +54,7 @@ impl Exchange {
                 Flow::Refuse(error) => {
                     let stanza = passage.stanza;
                     drop(guard);
-                    self.bounce(&stanza, &error);
+                    crate::session::client::refuse(session, &stanza, &error);
                     return None;
                 }
                 Flow::Drop(name) => {
@@ -276,9 +275,4 @@ pub(crate) fn store_trouble(error: &trunkline_store::StoreError) -> StanzaError 
         }
         _ => StanzaError::new(Condition::InternalServerError).text("The server could not store this."),
     }
-}
-
-/// The id of a stanza kept for delivery, when it is one.
-pub(crate) fn kept_id(passage: &Passage<'_>) -> Option<LogId> {
-    passage.id.filter(|_| passage.class.offline.yes)
 }

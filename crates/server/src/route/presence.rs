@@ -15,6 +15,7 @@ use super::roster::{self, Item};
 use super::{Mail, Origin, Routed};
 use crate::exchange::Exchange;
 use crate::ids::LogId;
+use crate::session::client::refuse;
 use crate::session::{CatchUp, Push, Queued, Session};
 
 impl Exchange {
@@ -29,7 +30,7 @@ impl Exchange {
                 }
                 // RFC 6121 s.4.3: probes are for servers; the other kinds need an address.
                 _ => {
-                    self.bounce(&mail.stanza, &StanzaError::new(Condition::BadRequest));
+                    refuse(session, &mail.stanza, &StanzaError::new(Condition::BadRequest));
                     Routed::Done
                 }
             };
@@ -54,7 +55,7 @@ impl Exchange {
         let priority = match priority(&mail.stanza) {
             Ok(priority) => priority,
             Err(error) => {
-                self.bounce(&mail.stanza, &error);
+                refuse(session, &mail.stanza, &error);
                 return Routed::Done;
             }
         };
@@ -196,7 +197,7 @@ impl Exchange {
         // XEP-0191 s.3.2: nothing goes to whom the user blocks.
         if state.blocks(to) && kind == PresenceType::Available {
             drop(state);
-            self.bounce(&mail.stanza, &crate::modules::blocking::blocked_error());
+            refuse(session, &mail.stanza, &crate::modules::blocking::blocked_error());
             return Routed::Done;
         }
         let Some(resource) = state.resource_of(session) else { return Routed::Done };
@@ -205,11 +206,9 @@ impl Exchange {
                 if resource.directed.len() >= MOST && !resource.directed.contains(to) {
                     drop(state);
                     self.metrics.refused("directed-presence-full");
-                    self.bounce(
-                        &mail.stanza,
-                        &StanzaError::new(Condition::ResourceConstraint)
-                            .text("Directed presence went to too many addresses."),
-                    );
+                    let error = StanzaError::new(Condition::ResourceConstraint)
+                        .text("Directed presence went to too many addresses.");
+                    refuse(session, &mail.stanza, &error);
                     return Routed::Done;
                 }
                 resource.directed.insert(to.clone());
@@ -365,7 +364,7 @@ impl Exchange {
             Ok(None) => return,
             Err(error) => return self.bounce(&mail.stanza, &store_trouble(&error)),
         };
-        let _writing = account.writes.lock().await;
+        let writing = account.writes.lock().await;
         let (before, item, blocked, crowded) = {
             let state = account.state();
             let item = state.roster.get(&contact).cloned();
@@ -396,6 +395,8 @@ impl Exchange {
             }
         }
         drop(mail.receipt);
+        // Never hold one account's writes while another's are wanted.
+        drop(writing);
         if outcome.deliver {
             let state = account.state();
             for resource in state.resources.iter().filter(|resource| resource.presence.is_some()) {
@@ -403,7 +404,8 @@ impl Exchange {
             }
         }
         if let Some(reply) = outcome.reply {
-            self.send(Stanza::build(Kind::Presence(reply)).from(account.jid.clone()).to(contact.clone()).done());
+            let reply = Stanza::build(Kind::Presence(reply)).from(account.jid.clone()).to(contact.clone()).done();
+            Box::pin(self.deliver(Mail::inside(reply))).await;
             self.show_presence(&account, &contact);
         }
         // s.3.3.3: who unsubscribes sees us go.
@@ -450,9 +452,9 @@ impl Exchange {
         item: Option<Item>,
         lane: Lane,
     ) -> Result<(), StanzaError> {
-        let (version, was_listed) = {
+        let (version, before) = {
             let state = account.state();
-            (state.roster.version + 1, state.roster.get(contact).is_some_and(|item| item.listed))
+            (state.roster.version + 1, state.roster.get(contact).filter(|item| item.listed).cloned())
         };
         let mut item = item;
         if let Some(item) = &mut item {
@@ -461,15 +463,16 @@ impl Exchange {
         let mut batch = Batch::new(lane);
         roster::save(&mut batch, account.id, contact, item.as_ref(), version);
         self.db.run(batch).await.map_err(|error| store_trouble(&error))?;
-        let listed = item.as_ref().is_some_and(|item| item.listed);
         let mut state = account.state();
         state.roster.apply(contact, item.clone(), version);
-        if !listed && !was_listed {
+        let after = item.as_ref().filter(|item| item.listed);
+        // What the client sees has not changed: a request came or went.
+        if before.as_ref().map(Item::shown) == after.map(Item::shown) {
             return Ok(());
         }
         let mut w = Writer::new();
         w.open("query").attr("xmlns", ns::ROSTER).attr("ver", &version.to_string());
-        roster::write_item(&mut w, contact, item.as_ref().filter(|_| listed));
+        roster::write_item(&mut w, contact, after);
         w.close();
         let payload = w.finish();
         for resource in state.resources.iter().filter(|resource| resource.interested) {

@@ -30,6 +30,14 @@ pub struct Item {
     pub version: i64,
 }
 
+impl Item {
+    /// What a client is shown of the item.
+    pub fn shown(&self) -> (Option<&str>, &[String], Subscription) {
+        let subscription = Subscription { pending_in: false, ..self.subscription };
+        (self.name.as_deref(), &self.groups, subscription)
+    }
+}
+
 /// All contacts of one account, by bare JID.
 #[derive(Debug, Default)]
 pub struct Roster {

@@ -14,12 +14,12 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use trunkline_store::Lane;
 use trunkline_xml::{Element, Event, Scanner};
-use trunkline_xmpp::error::{Condition, StanzaError, StreamCondition, StreamError};
+use trunkline_xmpp::error::{StanzaError, StreamCondition, StreamError};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::{Kind, Stanza};
 
-use super::{Session, management};
+use super::{Queued, Session, management};
 use crate::exchange::Exchange;
 use crate::log;
 use crate::metrics::{Direction, Side, StanzaKind};
@@ -124,7 +124,12 @@ impl Connection {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         loop {
             self.session.with_outbox(|outbox| outbox.register(cx));
-            if !self.session.is_served_by(self.serial) {
+            let serves = self.session.is_served_by(self.serial);
+            if let Some(close) = self.session.closing().filter(|_| serves || self.session.is_ended()) {
+                let _ = self.poll_write(cx);
+                return Poll::Ready(End::Asked(close));
+            }
+            if !serves {
                 return Poll::Ready(if self.session.is_ended() { End::Closed } else { End::Replaced });
             }
             let mut moved = match self.poll_write(cx) {
@@ -134,9 +139,6 @@ impl Connection {
                     return Poll::Ready(End::Lost);
                 }
             };
-            if let Some(close) = self.session.closing() {
-                return Poll::Ready(End::Asked(close));
-            }
             moved |= poll_slot(&mut self.refill, cx);
             self.start_refill(&mut moved);
             moved |= poll_slot(&mut self.work, cx);
@@ -331,7 +333,7 @@ impl Connection {
                     return Err(End::Error(StreamError::new(condition)));
                 }
                 if let Some(answer) = refusal.error_reply() {
-                    self.session.push(super::Queued::plain(answer));
+                    self.session.push(Queued::plain(answer));
                 }
                 return Ok(());
             }
@@ -408,6 +410,13 @@ fn poll_slot(slot: &mut Option<Later>, cx: &mut Context<'_>) -> bool {
     done
 }
 
+/// Tells a client why its stanza is refused: straight to its queue, past what the account lets in.
+pub(crate) fn refuse(session: &Session, stanza: &Stanza, error: &StanzaError) {
+    if let Some(answer) = stanza.error(error) {
+        session.push(Queued::plain(answer));
+    }
+}
+
 impl Exchange {
     /// A client's stanza enters: the sender's side of RFC 6121 s.8.1 and s.4, then the router.
     pub(crate) fn admit(self: &Arc<Self>, session: &Arc<Session>, mut mail: Mail) -> Routed {
@@ -431,7 +440,7 @@ impl Exchange {
                     session.account.state().blocks(to) && !to.same_bare(&session.account.jid)
                 });
                 if to_blocked {
-                    self.bounce(&mail.stanza, &crate::modules::blocking::blocked_error());
+                    refuse(session, &mail.stanza, &crate::modules::blocking::blocked_error());
                     return Routed::Done;
                 }
                 self.route(mail)
