@@ -222,6 +222,9 @@ pub enum CliError {
     /// The server's, or it isn't there.
     #[error(transparent)]
     Call(#[from] CallError),
+    /// The operator's, as a rule.
+    #[error(transparent)]
+    Start(#[from] crate::serve::StartError),
     /// The operation's.
     #[error(transparent)]
     Operation(#[from] OpError),
@@ -347,7 +350,8 @@ fn serve(file: &Path) -> Result<(), CliError> {
     let config = Config::load(file)?;
     config.missing_files()?;
     let _log = crate::logging::init(&config.log)?;
-    Err(CliError::Refused("this build can't serve yet"))
+    crate::serve::run(config)?;
+    Ok(())
 }
 
 /// An operation that only a running server can do.

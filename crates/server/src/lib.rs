@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod modules;
 pub mod net;
 pub mod notify;
+pub mod operations;
 pub mod route;
 pub mod schema;
 pub mod serve;

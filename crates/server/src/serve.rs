@@ -1,28 +1,33 @@
 //! A running server: everything put together, started and stopped in order.
 
 use std::fmt;
-use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use trunkline_store::{Db, OpenError, Options, StoreError};
+use trunkline_store::{Batch, Db, Lane, OpenError, Options, StoreError, sql};
 use trunkline_xmpp::error::{StreamCondition, StreamError};
 use trunkline_xmpp::jid::Jid;
 
+use crate::admin::socket::ControlSocket;
+use crate::admin::{Admin as _, ListenerStatus, Operation};
 use crate::config::{Config, TlsPolicy};
 use crate::exchange::{Exchange, load_hosts};
 use crate::ids::{Clock, Ids};
 use crate::metrics::Metrics;
 use crate::modules::{self, Modules};
 use crate::net;
+use crate::operations::Operator;
 use crate::route::account::Accounts;
 use crate::session::attempts::Attempts;
 use crate::session::keeper::Keeper;
 use crate::session::{Close, login};
+use crate::web::{Health, Pages};
 
 /// How long connections have to say goodbye when the server stops.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -57,6 +62,12 @@ pub enum StartError {
     /// A listener.
     #[error(transparent)]
     Bind(#[from] net::BindError),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] crate::admin::socket::BindError),
+    /// Threads or signals.
+    #[error("the system refuses threads or signals: {0}")]
+    Runtime(std::io::Error),
     /// A domain in the configuration.
     #[error("'{0}' is not a domain")]
     Domain(String),
@@ -66,9 +77,12 @@ pub enum StartError {
 pub struct Server {
     exchange: Arc<Exchange>,
     certificates: Option<Arc<net::CertStore>>,
-    stop: watch::Sender<bool>,
+    gate: Arc<net::Gate>,
+    /// Dropped at the end: listeners close.
+    stop: Mutex<Option<watch::Sender<()>>>,
+    stopped: watch::Receiver<()>,
     tasks: Mutex<JoinSet<()>>,
-    addresses: OnceLock<Vec<(&'static str, SocketAddr)>>,
+    listeners: Mutex<Vec<ListenerStatus>>,
 }
 
 impl Server {
@@ -78,42 +92,119 @@ impl Server {
     /// What the operator has to mend.
     pub async fn start(config: Config, parts: Parts) -> Result<Arc<Server>, StartError> {
         let exchange = exchange(config, &parts).await?;
-        let restored = exchange.restore_sessions().await?;
-        if restored > 0 {
-            tracing::info!(restored, "sessions wait to be resumed");
-        }
         let config = exchange.config.load_full();
         let sources = sources(&config);
         let certificates = if sources.is_empty() { None } else { Some(net::CertStore::load(&sources)?) };
-        let (stop, stopped) = watch::channel(false);
+        let (stop, stopped) = watch::channel(());
         let server = Arc::new(Server {
             exchange: Arc::clone(&exchange),
             certificates,
-            stop,
+            gate: net::Gate::new(gate_limits(&config)),
+            stop: Mutex::new(Some(stop)),
+            stopped,
             tasks: Mutex::new(JoinSet::new()),
-            addresses: OnceLock::new(),
+            listeners: Mutex::new(Vec::new()),
         });
+        if !parts.in_memory {
+            // Before anything moves: a port that is taken must not cost anybody a session.
+            let bound = server.bind(&config)?;
+            server.restore().await?;
+            server.listen(bound);
+            server.control(&config)?;
+        } else {
+            server.restore().await?;
+        }
         server.spawn({
             let exchange = Arc::clone(&exchange);
             async move { exchange.keeper.answer().await }
         });
         server.spawn(Arc::clone(&exchange).keep_sessions());
-        server.spawn({
-            let exchange = Arc::clone(&exchange);
-            async move {
-                if let Err(error) = exchange.tell_of_the_lost().await {
-                    tracing::warn!(%error, "contacts of lost sessions could not be told");
-                }
+        server.spawn(async move {
+            if let Err(error) = exchange.tell_of_the_lost().await {
+                tracing::warn!(%error, "contacts of lost sessions could not be told");
             }
         });
-        if !parts.in_memory {
-            server.listen(&config, &stopped).await?;
-        }
         Ok(server)
+    }
+
+    async fn restore(&self) -> Result<(), StoreError> {
+        let restored = self.exchange.restore_sessions().await?;
+        if restored > 0 {
+            tracing::info!(restored, "sessions wait to be resumed");
+        }
+        Ok(())
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.lock().spawn(task);
+    }
+
+    fn bind(&self, config: &Config) -> Result<Bound, StartError> {
+        Ok(Bound {
+            clients: net::bind(&config.clients.listen)?,
+            clients_tls: net::bind(&config.clients.listen_tls)?,
+            web: net::bind(&config.web.listen)?,
+            policy: config.clients.tls,
+        })
+    }
+
+    fn listen(self: &Arc<Self>, bound: Bound) {
+        for listener in bound.clients {
+            self.serve_clients(listener, "clients.listen", login::Entry::StartTls(bound.policy));
+        }
+        for listener in bound.clients_tls {
+            self.serve_clients(listener, "clients.listen_tls", login::Entry::DirectTls);
+        }
+        for listener in bound.web {
+            self.note_listener("web.listen", &listener);
+            let pages = Pages { metrics: Arc::clone(&self.exchange.metrics), health: self.health() };
+            let stopped = self.stopped();
+            self.spawn(async move {
+                if let Err(error) = crate::web::serve(listener, pages, stopped).await {
+                    tracing::error!(%error, "the HTTP listener ended");
+                }
+            });
+        }
+    }
+
+    fn note_listener(&self, name: &str, listener: &TcpListener) {
+        if let Ok(address) = listener.local_addr() {
+            tracing::info!(%address, "listening: {name}");
+            self.listeners.lock().push(ListenerStatus { name: name.to_owned(), address: address.to_string() });
+        }
+    }
+
+    fn serve_clients(self: &Arc<Self>, listener: TcpListener, name: &'static str, entry: login::Entry) {
+        self.note_listener(name, &listener);
+        let handler = Arc::new(Clients { server: Arc::downgrade(self), entry });
+        self.spawn(net::serve(listener, Arc::clone(&self.gate), handler, self.stopped.clone()));
+    }
+
+    /// Ready when the server stops.
+    fn stopped(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut stopped = self.stopped.clone();
+        async move { while stopped.changed().await.is_ok() {} }
+    }
+
+    fn control(self: &Arc<Self>, config: &Config) -> Result<(), StartError> {
+        let socket = ControlSocket::bind(&config.control_socket())?;
+        let operator = Arc::new(Operator(Arc::clone(&self.exchange)));
+        self.spawn(socket.serve(operator, self.stopped()));
+        Ok(())
+    }
+
+    fn health(&self) -> crate::web::HealthCheck {
+        let exchange = Arc::clone(&self.exchange);
+        Arc::new(move || {
+            let exchange = Arc::clone(&exchange);
+            Box::pin(async move {
+                // A write: reading works on a full disk too.
+                let mut batch = Batch::new(Lane::Inside);
+                batch.push(sql("UPDATE hosts SET name = name WHERE id = -1"));
+                let state = exchange.db.run(batch).await.map(drop).map_err(|error| error.to_string());
+                vec![Health { name: "store", state }]
+            })
+        })
     }
 
     /// The shared state.
@@ -126,23 +217,28 @@ impl Server {
         self.certificates.as_ref()
     }
 
+    /// What is listened on.
+    pub fn listeners(&self) -> Vec<ListenerStatus> {
+        self.listeners.lock().clone()
+    }
+
+    /// Serves a client on any transport, as if it had been accepted.
+    pub fn accept(&self, transport: net::Transport, peer: SocketAddr, entry: login::Entry) {
+        let arrival = login::Arrival { transport, peer, certificates: self.certificates.clone(), entry, guard: None };
+        let exchange = Arc::clone(&self.exchange);
+        self.exchange.spawn(login::serve(exchange, arrival));
+    }
+
     /// Serves a client inside this process that needs no login.
     pub fn seat(&self, transport: net::Transport, account: &Jid) {
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         self.accept(transport, nowhere, login::Entry::Seated(account.clone()));
     }
 
-    /// Serves a client on any transport, as if it had been accepted.
-    pub fn accept(&self, transport: net::Transport, peer: SocketAddr, entry: login::Entry) {
-        let arrival = login::Arrival { transport, peer, certificates: self.certificates.clone(), entry };
-        let exchange = Arc::clone(&self.exchange);
-        self.exchange.spawn(login::serve(exchange, arrival));
-    }
-
     /// A clean stop: streams are closed with `system-shutdown`, resumable sessions are kept for the next
     /// start, everything submitted is on disk.
     pub async fn stop(&self) {
-        let _ = self.stop.send(true);
+        drop(self.stop.lock().take());
         let sessions: Vec<_> = self
             .exchange
             .accounts
@@ -170,7 +266,100 @@ impl Server {
             Err(error) => tracing::error!(%error, "sessions could not be kept for resumption"),
         }
         self.exchange.db.flush().await;
-        self.tasks.lock().abort_all();
+        let mut tasks = std::mem::take(&mut *self.tasks.lock());
+        tasks.abort_all();
+        while tasks.join_next().await.is_some() {}
+    }
+}
+
+/// Listeners that are bound and not served yet.
+struct Bound {
+    clients: Vec<TcpListener>,
+    clients_tls: Vec<TcpListener>,
+    web: Vec<TcpListener>,
+    policy: TlsPolicy,
+}
+
+/// Takes clients from a listener.
+struct Clients {
+    server: Weak<Server>,
+    entry: login::Entry,
+}
+
+impl net::listen::Handler for Clients {
+    fn connection(&self, stream: TcpStream, peer: SocketAddr, guard: net::Guard) {
+        let Some(server) = self.server.upgrade() else { return };
+        let arrival = login::Arrival {
+            transport: net::Transport::from(stream),
+            peer,
+            certificates: server.certificates.clone(),
+            entry: self.entry.clone(),
+            guard: Some(guard),
+        };
+        server.exchange.spawn(login::serve(Arc::clone(&server.exchange), arrival));
+    }
+
+    fn refused(&self, peer: IpAddr, why: net::listen::Refused) {
+        if let Some(server) = self.server.upgrade() {
+            server.exchange.metrics.refused(why.label());
+            tracing::debug!(%peer, why = why.label(), "a connection was refused");
+        }
+    }
+}
+
+fn gate_limits(config: &Config) -> net::GateLimits {
+    net::GateLimits {
+        enabled: config.limits.enabled,
+        connections: config.clients.max_connections,
+        per_address: u32::try_from(config.clients.max_connections_per_address).unwrap_or(u32::MAX),
+        per_minute: config.limits.connections_per_minute,
+        ..net::GateLimits::default()
+    }
+}
+
+/// Runs a server until SIGTERM or SIGINT; SIGHUP reads the configuration again.
+///
+/// # Errors
+/// Why it did not start.
+pub fn run(config: Config) -> Result<(), StartError> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if config.clients.threads > 0 {
+        builder.worker_threads(config.clients.threads);
+    }
+    let runtime = builder.thread_name("inside").enable_all().build().map_err(StartError::Runtime)?;
+    runtime.block_on(async {
+        let domain = config.domain.clone();
+        let server = Server::start(config, Parts::default()).await?;
+        crate::notify::ready(&format!("serving {domain}"));
+        tracing::info!(%domain, "ready");
+        wait(&server).await.map_err(StartError::Runtime)?;
+        crate::notify::stopping();
+        tracing::info!("stopping");
+        server.stop().await;
+        Ok(())
+    })
+}
+
+/// Until a signal says stop.
+async fn wait(server: &Arc<Server>) -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let beat = crate::notify::watchdog_interval().map_or(Duration::from_secs(3600), |interval| interval / 2);
+    let mut beat = tokio::time::interval(beat);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = beat.tick() => crate::notify::watchdog(),
+            _ = hangup.recv() => {
+                let operator = Operator(Arc::clone(server.exchange()));
+                if let Err(error) = operator.run(Operation::Reload).await {
+                    tracing::error!(%error, "the configuration was not reloaded");
+                }
+            }
+        }
     }
 }
 

@@ -4,13 +4,16 @@
 //! Accounts tell about themselves only to contacts with a presence subscription (XEP-0030 s.8.1); the others
 //! get `service-unavailable`, whether the account exists or not.
 
+use std::collections::BTreeMap;
+
 use trunkline_xml::Writer;
 use trunkline_xmpp::error::{Condition, StanzaError};
+use trunkline_xmpp::forms::{Field, Form};
 use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::IqType::Get;
 
 use super::{Answer, Level, Module, Request, Scope};
-use crate::exchange::{Exchange, Host};
+use crate::exchange::Exchange;
 
 /// Tells what the server and its accounts can do.
 pub fn module() -> Module {
@@ -31,7 +34,7 @@ pub fn module() -> Module {
 }
 
 /// What the server says of itself, for `disco#info` and for the verification string.
-pub fn describe(exchange: &Exchange, _host: &Host) -> trunkline_xmpp::disco::Info {
+pub fn describe(exchange: &Exchange) -> trunkline_xmpp::disco::Info {
     let mut info = trunkline_xmpp::disco::Info::new();
     info.identity("server", "im", Some("Trunkline"));
     for feature in exchange.modules.features(Scope::Host) {
@@ -47,7 +50,7 @@ fn node(request: &Request) -> Option<String> {
 }
 
 async fn host_info(request: Request) -> Answer {
-    let info = describe(&request.exchange, &request.host);
+    let info = describe(&request.exchange);
     let node = node(&request);
     match node.as_deref() {
         None | Some("") => {}
@@ -64,13 +67,13 @@ async fn host_info(request: Request) -> Answer {
 pub const CAPS_NODE: &str = "https://trunkline.im";
 
 /// XEP-0115 s.6.3: the stream feature.
-pub fn caps_feature(exchange: &Exchange, host: &Host) -> Vec<u8> {
+pub fn caps_feature(exchange: &Exchange) -> Vec<u8> {
     let mut w = Writer::new();
     w.open("c")
         .attr("xmlns", ns::CAPS)
         .attr("hash", "sha-1")
         .attr("node", CAPS_NODE)
-        .attr("ver", &describe(exchange, host).verification())
+        .attr("ver", &describe(exchange).verification())
         .close();
     w.finish()
 }
@@ -133,4 +136,13 @@ async fn account_items(request: Request) -> Answer {
 }
 
 /// XEP-0157: `abuse-addresses` and the like.
-fn contact_form(_info: &mut trunkline_xmpp::disco::Info, _contact: &std::collections::BTreeMap<String, Vec<String>>) {}
+fn contact_form(info: &mut trunkline_xmpp::disco::Info, contact: &BTreeMap<String, Vec<String>>) {
+    if contact.is_empty() {
+        return;
+    }
+    let form = contact.iter().fold(Form::result(ns::SERVER_INFO), |form, (kind, addresses)| {
+        let field = Field::list_multi(&format!("{kind}-addresses"));
+        form.field(addresses.iter().fold(field, |field, address| field.value(address)))
+    });
+    info.form(form);
+}

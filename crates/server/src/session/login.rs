@@ -20,7 +20,7 @@ use super::client::{Budget, Connection};
 use super::{Session, management};
 use crate::config::{Registration, TlsPolicy};
 use crate::exchange::{Exchange, Host};
-use crate::net::{CertStore, Side, Transport};
+use crate::net::{CertStore, Guard, Side, Transport};
 use crate::route::account::{Account, Resource};
 
 /// Failed logins on one stream before it is closed (RFC 6120 s.6.4.5 allows 2 to 5).
@@ -39,6 +39,8 @@ pub struct Arrival {
     pub certificates: Option<Arc<CertStore>>,
     /// How the connection is protected.
     pub entry: Entry,
+    /// Its place among the connections, given back at the end.
+    pub guard: Option<Guard>,
 }
 
 /// How a listener's connections begin.
@@ -114,6 +116,7 @@ pub async fn serve(exchange: Arc<Exchange>, arrival: Arrival) {
         preauth: crate::modules::registration::Preauth::default(),
         opened: false,
     };
+    let _place = arrival.guard;
     let within = config.clients.login_timeout;
     drop(config);
     if let Some(connection) = Box::pin(negotiation.run(within)).await {
@@ -260,7 +263,8 @@ impl Negotiation {
         let tls = self.transport.tls();
         sasl::ChannelBindings {
             exporter: tls.and_then(|tls| tls.exporter).map(|data| data.to_vec()),
-            end_point: tls.and_then(|tls| tls.end_point.clone()),
+            server_end_point: tls.and_then(|tls| tls.end_point.clone()),
+            unique: None,
         }
     }
 
@@ -455,7 +459,10 @@ impl Negotiation {
     }
 
     fn mechanisms(&self, bindings: &sasl::ChannelBindings) -> sasl::Offer {
-        sasl::Offer::new(self.transport.is_encrypted(), bindings)
+        let offer = sasl::Offer::new(self.transport.is_encrypted(), bindings);
+        let Some(host) = &self.host else { return offer };
+        let iterations = self.exchange.config.load().accounts.password_iterations;
+        offer.domain(host.domain.as_str()).decoys(sasl::Decoys::new(&host.secret, iterations))
     }
 
     /// Features before login: mechanisms, channel-binding types (XEP-0440), registration, limits.
@@ -489,7 +496,7 @@ impl Negotiation {
     }
 
     /// Features after login.
-    fn session_features(&self, host: &Host) -> Vec<u8> {
+    fn session_features(&self) -> Vec<u8> {
         let mut w = Writer::new();
         w.open("stream:features");
         w.open("bind").attr("xmlns", ns::BIND).close();
@@ -499,7 +506,7 @@ impl Negotiation {
         w.open("csi").attr("xmlns", ns::CSI).close();
         w.open("ver").attr("xmlns", ns::ROSTER_VERSIONING).close();
         w.open("sub").attr("xmlns", ns::PRE_APPROVAL).close();
-        w.raw(&crate::modules::disco::caps_feature(&self.exchange, host));
+        w.raw(&crate::modules::disco::caps_feature(&self.exchange));
         let config = self.exchange.config.load();
         write_limits(&mut w, config.limits.stanza_bytes, config.clients.idle_check);
         w.close();
@@ -508,8 +515,7 @@ impl Negotiation {
 
     /// RFC 6120 s.7, or XEP-0198 s.5.
     async fn bind(&mut self, account: Arc<Account>) -> Result<Arc<Session>, Stop> {
-        let host = self.host.clone().ok_or(StreamCondition::HostUnknown)?;
-        self.send(&self.session_features(&host)).await?;
+        self.send(&self.session_features()).await?;
         loop {
             let element = self.element().await?;
             let root = element.root();
