@@ -153,7 +153,8 @@ fn logged(rows: &Rows) -> Vec<Logged> {
 /// Those of the store.
 pub async fn last_id(db: &Db) -> Result<LogId, StoreError> {
     let mut last = 0;
-    for statement in [sql("SELECT COALESCE(MAX(id), 0) FROM archive"), sql("SELECT COALESCE(MAX(id), 0) FROM outbound")]
+    for statement in
+        [sql("SELECT COALESCE(MAX(id), 0) FROM archive"), sql("SELECT COALESCE(MAX(id), 0) FROM outbound")]
     {
         let rows = db.read(statement).await?;
         last = rows.iter().next().map_or(last, |row| last.max(row.int(0)));

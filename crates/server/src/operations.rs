@@ -29,7 +29,8 @@ impl Admin for Operator {
             }
             Operation::UserPasswd { address, password } => {
                 let jid = accounts::address(&address, &config)?;
-                accounts::set_password(&exchange.db, &jid, &password, config.accounts.password_iterations).await?;
+                accounts::set_password(&exchange.db, &jid, &password, config.accounts.password_iterations)
+                    .await?;
                 said(format!("{jid} has a new password."))
             }
             Operation::UserList { domain, after } => {

@@ -170,7 +170,9 @@ impl Server {
     fn note_listener(&self, name: &str, listener: &TcpListener) {
         if let Ok(address) = listener.local_addr() {
             tracing::info!(%address, "listening: {name}");
-            self.listeners.lock().push(ListenerStatus { name: name.to_owned(), address: address.to_string() });
+            self.listeners
+                .lock()
+                .push(ListenerStatus { name: name.to_owned(), address: address.to_string() });
         }
     }
 
@@ -224,7 +226,8 @@ impl Server {
 
     /// Serves a client on any transport, as if it had been accepted.
     pub fn accept(&self, transport: net::Transport, peer: SocketAddr, entry: login::Entry) {
-        let arrival = login::Arrival { transport, peer, certificates: self.certificates.clone(), entry, guard: None };
+        let arrival =
+            login::Arrival { transport, peer, certificates: self.certificates.clone(), entry, guard: None };
         let exchange = Arc::clone(&self.exchange);
         self.exchange.spawn(login::serve(exchange, arrival));
     }
@@ -245,7 +248,12 @@ impl Server {
             .all()
             .iter()
             .flat_map(|account| {
-                account.state().resources.iter().map(|resource| Arc::clone(&resource.session)).collect::<Vec<_>>()
+                account
+                    .state()
+                    .resources
+                    .iter()
+                    .map(|resource| Arc::clone(&resource.session))
+                    .collect::<Vec<_>>()
             })
             .collect();
         for session in &sessions {

@@ -46,7 +46,8 @@ fn every_play() {
     let mut played = 0;
     for path in plays() {
         let text = std::fs::read_to_string(&path).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         played += 1;
         if let Err(error) = runtime.block_on(Play::run(&text)) {
             failed.push(format!("{}: {error}", path.file_name().unwrap_or_default().display()));
@@ -58,12 +59,13 @@ fn every_play() {
 
 fn plays() -> Vec<PathBuf> {
     let only = std::env::var("PLAY").ok();
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/plays"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "play"))
-        .filter(|path| only.as_ref().is_none_or(|only| path.to_string_lossy().contains(only)))
-        .collect();
+    let mut paths: Vec<PathBuf> =
+        std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/plays"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "play"))
+            .filter(|path| only.as_ref().is_none_or(|only| path.to_string_lossy().contains(only)))
+            .collect();
     paths.sort();
     paths
 }
@@ -97,7 +99,10 @@ impl Play {
                 continue;
             }
             let mut block = String::new();
-            while at < lines.len() && (lines[at].starts_with(' ') || (lines[at].is_empty() && at + 1 < lines.len() && lines[at + 1].starts_with(' '))) {
+            while at < lines.len()
+                && (lines[at].starts_with(' ')
+                    || (lines[at].is_empty() && at + 1 < lines.len() && lines[at + 1].starts_with(' ')))
+            {
                 block.push_str(lines[at].trim());
                 block.push('\n');
                 at += 1;
@@ -121,7 +126,13 @@ impl Play {
         if let Some(jid) = action.strip_prefix("is ").filter(|rest| rest.contains('@')) {
             let jid = Jid::parse(jid).map_err(|error| error.to_string())?;
             self.start(&jid).await?;
-            let person = Person { jid, stream: None, scanner: Scanner::new(Limits::default()), input: Vec::new(), closed: false };
+            let person = Person {
+                jid,
+                stream: None,
+                scanner: Scanner::new(Limits::default()),
+                input: Vec::new(),
+                closed: false,
+            };
             self.people.insert(name.to_owned(), person);
             return Ok(());
         }
@@ -169,7 +180,12 @@ impl Play {
     async fn start(&mut self, jid: &Jid) -> Result<(), String> {
         if self.server.is_none() {
             let mut presets = Overrides::default();
-            let common = ["domain=north.localhost", "data_dir=/nonexistent", "clients.listen=[]", "federation.listen=[]"];
+            let common = [
+                "domain=north.localhost",
+                "data_dir=/nonexistent",
+                "clients.listen=[]",
+                "federation.listen=[]",
+            ];
             for setting in common.iter().copied().chain(self.settings.iter().map(String::as_str)) {
                 presets.set(setting).map_err(|error| error.to_string())?;
             }
@@ -183,9 +199,11 @@ impl Play {
         let host = exchange.host(jid.domain()).ok_or("not a host of this server")?;
         let mut batch = Batch::new(Lane::Inside);
         batch.push(
-            sql("INSERT INTO accounts (host_id, local, created_at) VALUES (?1, ?2, 0) ON CONFLICT DO NOTHING")
-                .bind(host.id)
-                .bind(jid.local().unwrap_or_default()),
+            sql(
+                "INSERT INTO accounts (host_id, local, created_at) VALUES (?1, ?2, 0) ON CONFLICT DO NOTHING",
+            )
+            .bind(host.id)
+            .bind(jid.local().unwrap_or_default()),
         );
         exchange.db.run(batch).await.map(drop).map_err(|error| error.to_string())
     }
@@ -271,7 +289,11 @@ impl Play {
                 match arrived.first() {
                     Some(element) => {
                         if let Err(why) = matches(wanted.root(), element.root(), &mut self.captured) {
-                            return Err(format!("{why}\n  expected {}\n  received {}", show(wanted), show(element)));
+                            return Err(format!(
+                                "{why}\n  expected {}\n  received {}",
+                                show(wanted),
+                                show(element)
+                            ));
                         }
                         Some(0)
                     }
@@ -305,7 +327,9 @@ async fn settle() {
 }
 
 fn elements(block: &str) -> Result<Vec<Element>, String> {
-    let document = format!("<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams'>{block}");
+    let document = format!(
+        "<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams'>{block}"
+    );
     let mut scanner = Scanner::new(Limits::default());
     let mut rest = document.as_bytes();
     let mut elements = Vec::new();
@@ -326,10 +350,17 @@ fn show(element: &Element) -> String {
 
 fn matches(wanted: Node<'_>, got: Node<'_>, captured: &mut HashMap<String, String>) -> Result<(), String> {
     if wanted.name() != got.name() || wanted.ns() != got.ns() {
-        return Err(format!("<{} xmlns='{}'> is not <{} xmlns='{}'>", got.name(), got.ns(), wanted.name(), wanted.ns()));
+        return Err(format!(
+            "<{} xmlns='{}'> is not <{} xmlns='{}'>",
+            got.name(),
+            got.ns(),
+            wanted.name(),
+            wanted.ns()
+        ));
     }
     for attr in wanted.attrs() {
-        let value = if attr.ns().is_empty() { got.attr(attr.name()) } else { got.attr_ns(attr.ns(), attr.name()) };
+        let value =
+            if attr.ns().is_empty() { got.attr(attr.name()) } else { got.attr_ns(attr.ns(), attr.name()) };
         same_text(&attr.value(), value.as_deref(), captured)
             .map_err(|why| format!("attribute {} of <{}>: {why}", attr.name(), wanted.name()))?;
     }

@@ -87,7 +87,7 @@ async fn block(request: Request) -> Answer {
     };
     if count + new.len() > MOST_BLOCKED {
         return Err(StanzaError::new(Condition::ResourceConstraint)
-            .text(&format!("A block list holds {MOST_BLOCKED} addresses.")));
+            .text(format!("A block list holds {MOST_BLOCKED} addresses.")));
     }
     if !new.is_empty() {
         let mut batch = Batch::new(Lane::Inside);
@@ -127,7 +127,9 @@ async fn unblock(request: Request) -> Answer {
         let mut batch = Batch::new(Lane::Inside);
         for jid in &old {
             batch.push(
-                sql("DELETE FROM blocked WHERE account = ?1 AND jid = ?2").bind(account.id).bind(jid.as_str()),
+                sql("DELETE FROM blocked WHERE account = ?1 AND jid = ?2")
+                    .bind(account.id)
+                    .bind(jid.as_str()),
             );
         }
         request.exchange.db.run(batch).await.map_err(|error| store_trouble(&error))?;
@@ -194,4 +196,3 @@ fn items(stanza: &Stanza) -> Result<Vec<Jid>, StanzaError> {
     }
     Ok(jids.into_iter().collect())
 }
-

@@ -9,6 +9,7 @@ pub mod carbons;
 pub mod disco;
 pub mod history;
 pub mod ping;
+pub mod private;
 pub mod registration;
 pub mod roster;
 pub mod session;
@@ -16,7 +17,6 @@ pub mod stanza_ids;
 pub mod time;
 pub mod uptime;
 pub mod vcard;
-pub mod private;
 pub mod version;
 
 use std::collections::HashMap;
@@ -139,6 +139,15 @@ pub struct Passage<'a> {
     pub batch: &'a mut Batch,
 }
 
+impl fmt::Debug for Passage<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Passage")
+            .field("account", &self.account)
+            .field("way", &self.way)
+            .finish_non_exhaustive()
+    }
+}
+
 /// A hook: runs under the account's lock, must not block.
 pub type Hook = fn(&mut Passage<'_>) -> Flow;
 
@@ -158,6 +167,12 @@ pub struct Request {
     pub outside: bool,
     /// The request.
     pub stanza: Stanza,
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request").field("from", &self.from).finish_non_exhaustive()
+    }
 }
 
 /// A positive answer.
@@ -195,7 +210,14 @@ pub struct Module {
 impl Module {
     /// A module that does nothing yet.
     pub fn new(name: &'static str, summary: &'static str) -> Module {
-        Module { name, summary, xeps: Vec::new(), features: Vec::new(), requests: Vec::new(), hooks: Vec::new() }
+        Module {
+            name,
+            summary,
+            xeps: Vec::new(),
+            features: Vec::new(),
+            requests: Vec::new(),
+            hooks: Vec::new(),
+        }
     }
 
     /// The specification it implements: number, version, how much.
@@ -214,7 +236,13 @@ impl Module {
 
     /// An IQ request to answer: by namespace and name of the payload.
     #[must_use]
-    pub fn iq<F, Fut>(mut self, scope: Scope, kind: IqType, payload: (&'static str, &'static str), handler: F) -> Module
+    pub fn iq<F, Fut>(
+        mut self,
+        scope: Scope,
+        kind: IqType,
+        payload: (&'static str, &'static str),
+        handler: F,
+    ) -> Module
     where
         F: Fn(Request) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Answer> + Send + 'static,
@@ -313,7 +341,10 @@ impl Modules {
     }
 }
 
-fn lookup<'a>(map: &HashMap<Key, (usize, usize)>, key: (Scope, bool, &'a str, &'a str)) -> Option<(usize, usize)> {
+fn lookup<'a>(
+    map: &HashMap<Key, (usize, usize)>,
+    key: (Scope, bool, &'a str, &'a str),
+) -> Option<(usize, usize)> {
     // Covariance: a map keyed by 'static strings may be read as one keyed by shorter-lived ones.
     let map: &HashMap<(Scope, bool, &'a str, &'a str), (usize, usize)> = map;
     map.get(&key).copied()

@@ -68,12 +68,14 @@ async fn set(request: Request) -> Answer {
     for element in query.children() {
         // s.3: the element has a namespace of its own.
         if element.ns().is_empty() || element.ns() == ns::PRIVATE || element.ns() == ns::CLIENT {
-            return Err(StanzaError::new(Condition::NotAcceptable).text("The element needs a namespace of its own."));
+            return Err(
+                StanzaError::new(Condition::NotAcceptable).text("The element needs a namespace of its own.")
+            );
         }
         let xml = element.to_standalone(ns::PRIVATE);
         if xml.len() > MOST_BYTES {
             return Err(StanzaError::new(Condition::ResourceConstraint)
-                .text(&format!("An element may have {MOST_BYTES} bytes; this one has {}.", xml.len())));
+                .text(format!("An element may have {MOST_BYTES} bytes; this one has {}.", xml.len())));
         }
         batch.push(
             sql("INSERT INTO private_xml (account, ns, name, xml) SELECT ?1, ?2, ?3, ?4 \
@@ -93,7 +95,7 @@ async fn set(request: Request) -> Answer {
     match request.exchange.db.run(batch).await {
         Ok(_) => Ok(Reply::Empty),
         Err(trunkline_store::StoreError::Conflict) => Err(StanzaError::new(Condition::ResourceConstraint)
-            .text(&format!("An account may store {MOST_ELEMENTS} elements."))),
+            .text(format!("An account may store {MOST_ELEMENTS} elements."))),
         Err(error) => Err(store_trouble(&error)),
     }
 }

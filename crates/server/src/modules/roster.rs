@@ -137,7 +137,7 @@ async fn set(request: Request) -> Answer {
     };
     if before.is_none() && count >= MOST_ITEMS {
         return Err(StanzaError::new(Condition::ResourceConstraint)
-            .text(&format!("A roster holds {MOST_ITEMS} contacts.")));
+            .text(format!("A roster holds {MOST_ITEMS} contacts.")));
     }
     let mut item = before.unwrap_or_default();
     item.name = wanted.name;
@@ -152,7 +152,8 @@ fn parse(stanza: &Stanza) -> Result<(Jid, Option<Item>), StanzaError> {
     let bad = |text: &str| StanzaError::new(Condition::BadRequest).text(text);
     let query = stanza.first_child().ok_or_else(|| bad("There is no query."))?;
     let mut items = query.children();
-    let item = items.next().filter(|item| item.is(ns::ROSTER, "item")).ok_or_else(|| bad("There is no item."))?;
+    let item =
+        items.next().filter(|item| item.is(ns::ROSTER, "item")).ok_or_else(|| bad("There is no item."))?;
     if items.next().is_some() {
         return Err(bad("A roster set has one item."));
     }
@@ -167,7 +168,9 @@ fn parse(stanza: &Stanza) -> Result<(Jid, Option<Item>), StanzaError> {
     for group in item.children().filter(|child| child.is(ns::ROSTER, "group")) {
         let group = group.text().into_owned();
         if group.is_empty() || group.len() > MOST_NAME {
-            return Err(StanzaError::new(Condition::NotAcceptable).text("A group's name is empty or too long."));
+            return Err(
+                StanzaError::new(Condition::NotAcceptable).text("A group's name is empty or too long.")
+            );
         }
         if !groups.insert(group) {
             return Err(bad("A group is named twice."));

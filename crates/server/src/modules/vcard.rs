@@ -46,11 +46,13 @@ async fn get(request: Request) -> Answer {
 
 async fn set(request: Request) -> Answer {
     let Some(account) = &request.account else { return Err(StanzaError::new(Condition::Forbidden)) };
-    let Some(card) = request.stanza.first_child() else { return Err(StanzaError::new(Condition::BadRequest)) };
+    let Some(card) = request.stanza.first_child() else {
+        return Err(StanzaError::new(Condition::BadRequest));
+    };
     let xml = card.to_standalone(ns::CLIENT);
     if xml.len() > MOST_BYTES {
         return Err(StanzaError::new(Condition::ResourceConstraint)
-            .text(&format!("A vCard may have {MOST_BYTES} bytes; this one has {}.", xml.len())));
+            .text(format!("A vCard may have {MOST_BYTES} bytes; this one has {}.", xml.len())));
     }
     let mut batch = Batch::new(Lane::Inside);
     batch.push(

@@ -163,7 +163,10 @@ pub struct Loaded {
 impl Accounts {
     /// Nobody is loaded.
     pub fn new() -> Arc<Accounts> {
-        Arc::new(Accounts { hasher: RandomState::new(), shards: (0..SHARDS).map(|_| Shard::default()).collect() })
+        Arc::new(Accounts {
+            hasher: RandomState::new(),
+            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
+        })
     }
 
     fn shard(&self, bare: &str) -> &Shard {

@@ -60,12 +60,8 @@ impl Exchange {
             }
             return;
         };
-        let queued = Queued {
-            stanza: mail.stanza.clone(),
-            kept: None,
-            outside: mail.is_outside(),
-            lazy: false,
-        };
+        let queued =
+            Queued { stanza: mail.stanza.clone(), kept: None, outside: mail.is_outside(), lazy: false };
         if let Push::Refused(why) = session.push(queued) {
             self.metrics.refused(why.name());
             if request {
@@ -76,7 +72,9 @@ impl Exchange {
 
     /// The account's server answers for it (RFC 6121 s.8.5.2.1.3).
     async fn answer_account(self: Arc<Self>, mail: Mail) {
-        let (Some(to), Some(from)) = (mail.stanza.head.to.clone(), mail.stanza.head.from.clone()) else { return };
+        let (Some(to), Some(from)) = (mail.stanza.head.to.clone(), mail.stanza.head.from.clone()) else {
+            return;
+        };
         let unavailable = StanzaError::new(Condition::ServiceUnavailable);
         let own = !mail.is_outside() && from.same_bare(&to);
         let loaded: Loaded = match self.accounts.load(&self.db, &to).await {

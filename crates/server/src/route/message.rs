@@ -145,12 +145,8 @@ impl Exchange {
         }
         let kept = passage.id.filter(|_| passage.class.offline.yes);
         for session in &passage.targets {
-            let queued = Queued {
-                stanza: passage.stanza.clone(),
-                kept,
-                outside,
-                lazy: !passage.class.wake.yes,
-            };
+            let queued =
+                Queued { stanza: passage.stanza.clone(), kept, outside, lazy: !passage.class.wake.yes };
             if let Push::Refused(why) = session.push(queued) {
                 self.metrics.refused(why.name());
             }
@@ -270,9 +266,8 @@ fn targets(state: &AccountState, stanza: &Stanza) -> Targets {
 /// The error for a store that can't take more.
 pub(crate) fn store_trouble(error: &trunkline_store::StoreError) -> StanzaError {
     match error {
-        trunkline_store::StoreError::Full => {
-            StanzaError::new(Condition::ResourceConstraint).text("The server's disk is full; try again later.")
-        }
+        trunkline_store::StoreError::Full => StanzaError::new(Condition::ResourceConstraint)
+            .text("The server's disk is full; try again later."),
         _ => StanzaError::new(Condition::InternalServerError).text("The server could not store this."),
     }
 }

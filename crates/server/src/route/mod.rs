@@ -163,8 +163,12 @@ impl Exchange {
 
     /// A server has no presence to give; a subscription request to it is declined (RFC 6121 s.3.1.3).
     fn presence_to_host(self: &Arc<Self>, mail: Mail) {
-        let Kind::Presence(PresenceType::Subscribe | PresenceType::Probe) = mail.stanza.head.kind else { return };
-        let (Some(from), Some(to)) = (mail.stanza.head.from.clone(), mail.stanza.head.to.clone()) else { return };
+        let Kind::Presence(PresenceType::Subscribe | PresenceType::Probe) = mail.stanza.head.kind else {
+            return;
+        };
+        let (Some(from), Some(to)) = (mail.stanza.head.from.clone(), mail.stanza.head.to.clone()) else {
+            return;
+        };
         self.send(
             Stanza::build(Kind::Presence(PresenceType::Unsubscribed)).from(to.bare()).to(from.bare()).done(),
         );

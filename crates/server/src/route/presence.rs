@@ -20,7 +20,12 @@ use crate::session::{CatchUp, Push, Queued, Session};
 
 impl Exchange {
     /// A client of ours sends presence; `from` is its full JID.
-    pub(crate) fn client_presence(self: &Arc<Self>, session: &Arc<Session>, kind: PresenceType, mail: Mail) -> Routed {
+    pub(crate) fn client_presence(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        kind: PresenceType,
+        mail: Mail,
+    ) -> Routed {
         let Some(to) = mail.stanza.head.to.clone() else {
             return match kind {
                 PresenceType::Available => self.broadcast_available(session, mail),
@@ -164,7 +169,8 @@ impl Exchange {
         let directed = std::mem::take(&mut resource.directed);
         let mut to = if was_available { audience(&state) } else { Vec::new() };
         for jid in directed {
-            if !to.iter().any(|known| known == &jid) && !(was_available && state.shows_presence_to(&jid)) {
+            let told = to.contains(&jid) || (was_available && state.shows_presence_to(&jid));
+            if !told {
                 to.push(jid);
             }
         }
@@ -191,7 +197,13 @@ impl Exchange {
     }
 
     /// RFC 6121 s.4.6.
-    fn directed(self: &Arc<Self>, session: &Arc<Session>, kind: PresenceType, to: &Jid, mail: Mail) -> Routed {
+    fn directed(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        kind: PresenceType,
+        to: &Jid,
+        mail: Mail,
+    ) -> Routed {
         const MOST: usize = 1000;
         let mut state = session.account.state();
         // XEP-0191 s.3.2: nothing goes to whom the user blocks.
@@ -270,7 +282,9 @@ impl Exchange {
 
     /// RFC 6121 s.4.3.2. Whoever may not know gets `unsubscribed`, whether the account exists or not.
     async fn receive_probe(self: &Arc<Self>, mail: Mail) {
-        let (Some(to), Some(from)) = (mail.stanza.head.to.clone(), mail.stanza.head.from.clone()) else { return };
+        let (Some(to), Some(from)) = (mail.stanza.head.to.clone(), mail.stanza.head.from.clone()) else {
+            return;
+        };
         let loaded = match self.accounts.load(&self.db, &to).await {
             Ok(loaded) => loaded,
             Err(error) => {
@@ -291,11 +305,15 @@ impl Exchange {
         });
         match answers {
             None => self.send(
-                Stanza::build(Kind::Presence(PresenceType::Unsubscribed)).from(to.bare()).to(from.bare()).done(),
+                Stanza::build(Kind::Presence(PresenceType::Unsubscribed))
+                    .from(to.bare())
+                    .to(from.bare())
+                    .done(),
             ),
             // s.4.3.2.3: nobody is there; an answer is a courtesy that lets the peer drop what it believed.
-            Some(presences) if presences.is_empty() => self
-                .send(Stanza::build(Kind::Presence(PresenceType::Unavailable)).from(to).to(from).done()),
+            Some(presences) if presences.is_empty() => {
+                self.send(Stanza::build(Kind::Presence(PresenceType::Unavailable)).from(to).to(from).done())
+            }
             Some(presences) => {
                 for mut stanza in presences {
                     stanza.head.to = Some(from.clone());
@@ -356,7 +374,9 @@ impl Exchange {
 
     /// A contact sends subscribe, subscribed, unsubscribe or unsubscribed (RFC 6121 s.3, A.3).
     async fn subscribe_in(self: &Arc<Self>, kind: PresenceType, mail: Mail) {
-        let (Some(to), Some(from)) = (mail.stanza.head.to.clone(), mail.stanza.head.from.clone()) else { return };
+        let (Some(to), Some(from)) = (mail.stanza.head.to.clone(), mail.stanza.head.from.clone()) else {
+            return;
+        };
         let contact = from.bare();
         let account = match self.accounts.load(&self.db, &to).await {
             Ok(Some(account)) => account,
@@ -404,7 +424,8 @@ impl Exchange {
             }
         }
         if let Some(reply) = outcome.reply {
-            let reply = Stanza::build(Kind::Presence(reply)).from(account.jid.clone()).to(contact.clone()).done();
+            let reply =
+                Stanza::build(Kind::Presence(reply)).from(account.jid.clone()).to(contact.clone()).done();
             Box::pin(self.deliver(Mail::inside(reply))).await;
             self.show_presence(&account, &contact);
         }
@@ -514,13 +535,10 @@ impl Exchange {
             };
             session.with_outbox(|outbox| {
                 for logged in page {
-                    let mine = logged
-                        .stanza
-                        .head
-                        .to
-                        .as_ref()
-                        .and_then(|to| to.resource())
-                        .is_none_or(|resource| resource == session.resource() || matches!(from, CatchUp::Pending(_)));
+                    let mine =
+                        logged.stanza.head.to.as_ref().and_then(|to| to.resource()).is_none_or(|resource| {
+                            resource == session.resource() || matches!(from, CatchUp::Pending(_))
+                        });
                     if logged.flags & crate::log::SENT == 0 && mine {
                         let stanza = delayed(&logged.stanza, account.jid.domain(), logged.id);
                         outbox.refill(Queued { stanza, kept: Some(logged.id), outside: false, lazy: false });

@@ -142,7 +142,10 @@ pub fn save(batch: &mut Batch, account: i64, jid: &Jid, item: Option<&Item>, ver
         .bind(i64::from(item.is_none())),
     );
     batch.push(
-        sql("UPDATE accounts SET roster_version = ?2 WHERE id = ?1").bind(account).bind(version).must_change(),
+        sql("UPDATE accounts SET roster_version = ?2 WHERE id = ?1")
+            .bind(account)
+            .bind(version)
+            .must_change(),
     );
 }
 

@@ -144,14 +144,10 @@ impl Subscription {
                 self.from || self.pending_in
             }
             // A.3.3: only for somebody who asked; else it is ignored (s.3.1.6).
-            PresenceType::Subscribed => {
-                if self.pending_out && !self.to {
-                    next.to = true;
-                    next.pending_out = false;
-                    true
-                } else {
-                    false
-                }
+            PresenceType::Subscribed if self.pending_out && !self.to => {
+                next.to = true;
+                next.pending_out = false;
+                true
             }
             // A.3.4
             PresenceType::Unsubscribed => {

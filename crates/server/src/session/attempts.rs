@@ -34,7 +34,11 @@ impl Attempts {
     /// Nobody has failed yet.
     pub fn new(clock: Clock) -> Attempts {
         let began = clock.now();
-        Attempts { clock, by_address: Mutex::new(Counts::new(began)), by_account: Mutex::new(Counts::new(began)) }
+        Attempts {
+            clock,
+            by_address: Mutex::new(Counts::new(began)),
+            by_account: Mutex::new(Counts::new(began)),
+        }
     }
 
     /// Failures from the address in the last five to ten minutes.

@@ -75,6 +75,12 @@ pub struct Connection {
     pub(super) flush: bool,
 }
 
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Connection({}, {:?})", self.serial, self.session)
+    }
+}
+
 /// A token bucket for what a client sends; 24 bytes, no timer.
 #[derive(Debug)]
 pub struct Budget {
@@ -106,7 +112,8 @@ impl Budget {
         let elapsed = (now - self.at).max(0) as f32 / 1000.0;
         self.at = now;
         let fill = |have: f32, rate: u32, burst: u32| (have + elapsed * rate as f32).min(burst as f32);
-        self.stanzas = fill(self.stanzas, limits.client_stanzas, limits.client_stanzas_burst) - stanzas as f32;
+        self.stanzas =
+            fill(self.stanzas, limits.client_stanzas, limits.client_stanzas_burst) - stanzas as f32;
         self.bytes = fill(self.bytes, limits.client_bytes, limits.client_bytes_burst) - bytes as f32;
         let wait = |have: f32, rate: u32| if have < 0.0 { -have / rate.max(1) as f32 } else { 0.0 };
         let seconds = wait(self.stanzas, limits.client_stanzas).max(wait(self.bytes, limits.client_bytes));
@@ -283,7 +290,9 @@ impl Connection {
                     }
                 }
                 Ok(Some(Event::Close)) => break Err(End::Closed),
-                Ok(Some(Event::Open(_))) => break Err(End::Error(StreamError::new(StreamCondition::InvalidXml))),
+                Ok(Some(Event::Open(_))) => {
+                    break Err(End::Error(StreamError::new(StreamCondition::InvalidXml)));
+                }
                 Err(error) => {
                     self.exchange.metrics.refused(error.label());
                     break Err(End::Error(StreamError::from(&error)));
@@ -297,7 +306,8 @@ impl Connection {
         let wait = self.budget.take(&self.exchange, stanzas, bytes.len() - rest.len());
         if wait > 0 && outcome.is_ok() {
             self.exchange.metrics.refused("client-rate");
-            self.brake = Some(Box::pin(tokio::time::sleep(std::time::Duration::from_millis(wait.min(60_000)))));
+            self.brake =
+                Some(Box::pin(tokio::time::sleep(std::time::Duration::from_millis(wait.min(60_000)))));
         }
         outcome
     }
@@ -486,5 +496,4 @@ impl Exchange {
         self.metrics.sessions.dec();
         drop(self.accounts.hold(account));
     }
-
 }

@@ -135,7 +135,7 @@ impl Exchange {
             if vitals.heard.load(Ordering::Relaxed) > now - asked {
                 vitals.asked.store(0, Ordering::Relaxed);
             } else if asked >= ANSWER_PING {
-                return close("client-silent", StreamCondition::ConnectionTimeout);
+                close("client-silent", StreamCondition::ConnectionTimeout)
             }
         } else if heard >= patience.idle {
             vitals.asked.store(now, Ordering::Relaxed);
@@ -207,7 +207,10 @@ impl Exchange {
                 detached: self.clock().now(),
                 received: handled,
                 acked,
-                unacked: unacked.iter().map(|queued| (text(&queued.stanza), queued.kept.map(|id| id.0))).collect(),
+                unacked: unacked
+                    .iter()
+                    .map(|queued| (text(&queued.stanza), queued.kept.map(|id| id.0)))
+                    .collect(),
                 presence: resource.presence.as_ref().map(text),
                 priority: resource.priority,
                 directed: resource.directed.iter().map(|jid| jid.as_str().to_owned()).collect(),
@@ -244,7 +247,12 @@ impl Exchange {
         Ok(restored)
     }
 
-    async fn restore(self: &Arc<Self>, hash: [u8; 32], snapshot: Snapshot, jid: &Jid) -> Result<Option<()>, StoreError> {
+    async fn restore(
+        self: &Arc<Self>,
+        hash: [u8; 32],
+        snapshot: Snapshot,
+        jid: &Jid,
+    ) -> Result<Option<()>, StoreError> {
         let Some(account) = self.accounts.load(&self.db, jid).await? else { return Ok(None) };
         let Ok(full) = jid.with_resource(&snapshot.resource) else { return Ok(None) };
         let session = Session::new(super::serial(), full, Arc::clone(&account), self.bounds());
@@ -304,7 +312,12 @@ impl Exchange {
                 if state.resource(row.text(1)).is_some_and(|resource| resource.presence.is_some()) {
                     continue;
                 }
-                state.roster.iter().filter(|(_, item)| item.subscription.from).map(|(jid, _)| jid.clone()).collect()
+                state
+                    .roster
+                    .iter()
+                    .filter(|(_, item)| item.subscription.from)
+                    .map(|(jid, _)| jid.clone())
+                    .collect()
             };
             for contact in contacts {
                 self.send(
@@ -333,7 +346,9 @@ impl Exchange {
     /// The reverse of [`Exchange::note_present`].
     pub(crate) fn note_absent(&self, account: i64, resource: &str) {
         let mut batch = Batch::new(Lane::Inside);
-        batch.push(sql("DELETE FROM present WHERE account = ?1 AND resource = ?2").bind(account).bind(resource));
+        batch.push(
+            sql("DELETE FROM present WHERE account = ?1 AND resource = ?2").bind(account).bind(resource),
+        );
         self.db.submit(batch, log_failure);
     }
 }

@@ -43,10 +43,7 @@ struct Held {
 impl Ledger {
     /// `grown` is called when an awaited prefix has grown; it must not block.
     pub fn new(received: u32, grown: impl Fn() + Send + Sync + 'static) -> Arc<Ledger> {
-        Arc::new(Ledger {
-            state: Mutex::new(State { received, ..State::default() }),
-            grown: Box::new(grown),
-        })
+        Arc::new(Ledger { state: Mutex::new(State { received, ..State::default() }), grown: Box::new(grown) })
     }
 
     /// Counts one more received stanza.

@@ -98,10 +98,8 @@ struct Negotiation {
 pub async fn serve(exchange: Arc<Exchange>, arrival: Arrival) {
     let config = exchange.config.load_full();
     let serial = super::serial();
-    let limits = Limits {
-        element_bytes: config.limits.stanza_bytes_unauthenticated,
-        ..scan_limits(&config.limits)
-    };
+    let limits =
+        Limits { element_bytes: config.limits.stanza_bytes_unauthenticated, ..scan_limits(&config.limits) };
     let negotiation = Negotiation {
         exchange: Arc::clone(&exchange),
         transport: arrival.transport,
@@ -113,7 +111,7 @@ pub async fn serve(exchange: Arc<Exchange>, arrival: Arrival) {
         input: Vec::new(),
         host: None,
         lang: None,
-        preauth: crate::modules::registration::Preauth::default(),
+        preauth: crate::modules::registration::Preauth,
         opened: false,
     };
     let _place = arrival.guard;
@@ -321,14 +319,15 @@ impl Negotiation {
             match self.attempt(&host, &mechanism, &initial, &bindings).await? {
                 Ok(account) => return Ok(account),
                 Err(failure) => {
-                    self.exchange.metrics.login(&mechanism_label(&mechanism), failure.name());
+                    self.exchange.metrics.login(mechanism_label(&mechanism), failure.name());
                     self.exchange.logins.failed_from(self.peer.ip());
                     self.fail(failure).await?;
                     failures += 1;
                     if failures >= MOST_FAILURES {
                         self.exchange.metrics.refused("too-many-login-failures");
                         return Err(Stop::Error(
-                            StreamError::new(StreamCondition::PolicyViolation).text("Too many failed logins."),
+                            StreamError::new(StreamCondition::PolicyViolation)
+                                .text("Too many failed logins."),
                         ));
                     }
                 }
@@ -408,7 +407,7 @@ impl Negotiation {
                     }
                     w.close();
                     self.send(&w.finish()).await?;
-                    self.exchange.metrics.login(&mechanism_label(mechanism), "ok");
+                    self.exchange.metrics.login(mechanism_label(mechanism), "ok");
                     return Ok(Ok(account));
                 }
             }
@@ -432,9 +431,11 @@ impl Negotiation {
         }
         let answer = if open {
             let asker = crate::modules::registration::Asker { host, address: self.peer.ip() };
-            crate::modules::registration::before_login(&self.exchange, asker, &mut self.preauth, &stanza).await
+            crate::modules::registration::before_login(&self.exchange, asker, &mut self.preauth, &stanza)
+                .await
         } else {
-            Err(StanzaError::new(Condition::NotAllowed).text("This server does not register accounts this way."))
+            Err(StanzaError::new(Condition::NotAllowed)
+                .text("This server does not register accounts this way."))
         };
         let answer = match answer {
             Ok(crate::modules::Reply::Payload(payload)) => Some(stanza.reply().payload(payload).done()),
@@ -582,16 +583,23 @@ impl Negotiation {
     }
 
     /// XEP-0198 s.5. `None`: the client got `<failed/>` and may bind.
-    async fn resume(&mut self, account: &Arc<Account>, element: &Element) -> Result<Option<Arc<Session>>, Stop> {
+    async fn resume(
+        &mut self,
+        account: &Arc<Account>,
+        element: &Element,
+    ) -> Result<Option<Arc<Session>>, Stop> {
         let root = element.root();
-        let (Some(previous), Some(h)) = (root.attr("previd"), root.attr("h").and_then(|h| h.parse::<u32>().ok()))
+        let (Some(previous), Some(h)) =
+            (root.attr("previd"), root.attr("h").and_then(|h| h.parse::<u32>().ok()))
         else {
             self.send(&management::failed(Condition::BadRequest, None)).await?;
             return Ok(None);
         };
         let session = self.exchange.resumable.lock().get(&management::hash(&previous)).cloned();
         let session = session.filter(|session| session.account.id == account.id && !session.is_ended());
-        let Some((session, ledger)) = session.and_then(|session| Some((Arc::clone(&session), session.ledger()?))) else {
+        let Some((session, ledger)) =
+            session.and_then(|session| Some((Arc::clone(&session), session.ledger()?)))
+        else {
             // After a crash, or too late. The kept messages come again with a delay.
             self.send(&management::failed(Condition::ItemNotFound, None)).await?;
             return Ok(None);
@@ -614,7 +622,11 @@ impl Negotiation {
         };
         crate::log::delivered(&self.exchange.db, account.id, &kept);
         let mut w = Writer::new();
-        w.open("resumed").attr("xmlns", ns::SM).attr("h", &handled.to_string()).attr("previd", &previous).close();
+        w.open("resumed")
+            .attr("xmlns", ns::SM)
+            .attr("h", &handled.to_string())
+            .attr("previd", &previous)
+            .close();
         self.send(&w.finish()).await?;
         self.exchange.metrics.resumed.inc();
         Ok(Some(session))
@@ -652,7 +664,11 @@ impl Negotiation {
                         return Err(StreamCondition::HostUnknown.into());
                     }
                     self.host = Some(host);
-                    if version.as_deref().and_then(|version| version.split('.').next()?.parse::<u32>().ok()).unwrap_or(0) < 1
+                    if version
+                        .as_deref()
+                        .and_then(|version| version.split('.').next()?.parse::<u32>().ok())
+                        .unwrap_or(0)
+                        < 1
                     {
                         return Err(StreamCondition::UnsupportedVersion.into());
                     }
@@ -764,7 +780,12 @@ fn mechanism_label(name: &str) -> &'static str {
 impl Exchange {
     /// Binds a resource: a new session wins, the old one of the same name gets `conflict`
     /// (RFC 6120 s.7.7.2.2).
-    fn bind(self: &Arc<Self>, account: Arc<Account>, full: Jid, serial: u64) -> Result<Arc<Session>, StanzaError> {
+    fn bind(
+        self: &Arc<Self>,
+        account: Arc<Account>,
+        full: Jid,
+        serial: u64,
+    ) -> Result<Arc<Session>, StanzaError> {
         let most = self.config.load().clients.max_sessions_per_account;
         let old = {
             let state = account.state();
@@ -783,7 +804,7 @@ impl Exchange {
         }
         if state.resources.len() >= most {
             return Err(StanzaError::new(Condition::ResourceConstraint)
-                .text(&format!("An account may have {most} devices connected.")));
+                .text(format!("An account may have {most} devices connected.")));
         }
         let session = Session::new(serial, full, Arc::clone(&account), self.bounds());
         state.resources.push(Resource::new(Arc::clone(&session)));
@@ -793,7 +814,8 @@ impl Exchange {
 
     fn login_blocked_from(&self, address: std::net::IpAddr) -> bool {
         let config = self.config.load();
-        config.limits.enabled && self.logins.from_address(address) >= config.clients.login_failures_per_address
+        config.limits.enabled
+            && self.logins.from_address(address) >= config.clients.login_failures_per_address
     }
 
     fn login_blocked_for(&self, account: &Jid) -> bool {

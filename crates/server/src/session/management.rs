@@ -18,7 +18,11 @@ use crate::log;
 ///
 /// # Errors
 /// The stream error that the client has earned.
-pub(super) fn handle(exchange: &Arc<Exchange>, session: &Arc<Session>, element: &Node<'_>) -> Result<(), StreamError> {
+pub(super) fn handle(
+    exchange: &Arc<Exchange>,
+    session: &Arc<Session>,
+    element: &Node<'_>,
+) -> Result<(), StreamError> {
     match element.name() {
         "enable" => {
             enable(exchange, session, element);
@@ -103,7 +107,11 @@ fn ack(h: u32) -> Vec<u8> {
 }
 
 /// s.4 and s.6: an `h` above what was sent is an undefined-condition with the numbers.
-fn acknowledge(exchange: &Arc<Exchange>, session: &Arc<Session>, element: &Node<'_>) -> Result<(), StreamError> {
+fn acknowledge(
+    exchange: &Arc<Exchange>,
+    session: &Arc<Session>,
+    element: &Node<'_>,
+) -> Result<(), StreamError> {
     let Some(h) = element.attr("h").and_then(|h| h.parse::<u32>().ok()) else {
         return Err(StreamError::new(StreamCondition::UndefinedCondition).text("An <a/> needs a number."));
     };

@@ -204,8 +204,10 @@ impl Outbox {
     /// Puts newer presence of the same full JID in the place of older.
     fn replace_presence(&mut self, queued: &Queued) -> bool {
         let from = &queued.stanza.head.from;
-        let Some(place) =
-            self.queue.iter_mut().find(|old| is_broadcast_presence(&old.stanza) && old.stanza.head.from == *from)
+        let Some(place) = self
+            .queue
+            .iter_mut()
+            .find(|old| is_broadcast_presence(&old.stanza) && old.stanza.head.from == *from)
         else {
             return false;
         };
@@ -251,13 +253,14 @@ impl Outbox {
 
     /// There is something to write now.
     pub fn is_ready(&self) -> bool {
-        !self.nonzas.is_empty() || (!self.queue.is_empty() && (!self.inactive || self.urgent) && self.ring_has_room())
+        !self.nonzas.is_empty()
+            || (!self.queue.is_empty() && (!self.inactive || self.urgent) && self.ring_has_room())
     }
 
     fn ring_has_room(&self) -> bool {
-        self.ring.as_ref().is_none_or(|ring| {
-            ring.unacked.len() < self.bounds.ring && ring.bytes < self.bounds.ring_bytes
-        })
+        self.ring
+            .as_ref()
+            .is_none_or(|ring| ring.unacked.len() < self.bounds.ring && ring.bytes < self.bounds.ring_bytes)
     }
 
     /// The client has not acknowledged for so long that nothing more may be sent.
