@@ -3,15 +3,17 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError as HickoryDnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{RData, RecordType};
+use hickory_resolver::{ResolverBuilder, TokioResolver};
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
@@ -331,9 +333,30 @@ impl fmt::Debug for SystemResolver {
 }
 
 impl SystemResolver {
-    /// Reads the system's configuration (`/etc/resolv.conf`, `/etc/hosts`).
+    /// Reads the system's configuration (`/etc/resolv.conf`, `/etc/hosts`). Without one the name server is expected
+    /// on this machine, as the C library does.
     pub fn new() -> Result<SystemResolver, DnsError> {
-        let mut builder = TokioResolver::builder_tokio().map_err(|e| DnsError::Other(e.to_string()))?;
+        match TokioResolver::builder_tokio() {
+            Ok(builder) => SystemResolver::build(builder),
+            Err(error) => {
+                tracing::warn!(%error, "the system's DNS configuration cannot be read, asking 127.0.0.1");
+                SystemResolver::with_server(SocketAddr::from(([127, 0, 0, 1], 53)))
+            }
+        }
+    }
+
+    /// Asks one name server only.
+    pub fn with_server(server: SocketAddr) -> Result<SystemResolver, DnsError> {
+        let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
+            connection.port = server.port();
+            connection
+        });
+        let server = NameServerConfig::new(server.ip(), true, connections.into());
+        let config = ResolverConfig::from_name_servers(vec![server]);
+        SystemResolver::build(TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()))
+    }
+
+    fn build(mut builder: ResolverBuilder<TokioRuntimeProvider>) -> Result<SystemResolver, DnsError> {
         let options = builder.options_mut();
         options.timeout = ONE_QUERY;
         options.attempts = 2;

@@ -2,3 +2,4 @@ mod dns;
 mod listen;
 mod tls;
 mod verdict;
+mod wire;

@@ -30,7 +30,7 @@ impl Files {
     }
 
     fn own(&self, domain: &str) -> CertSource {
-        self.source(domain, &self_signed(domain).unwrap())
+        self.source(domain, &self_signed(&Leaf::new(domain, 30)).unwrap())
     }
 }
 

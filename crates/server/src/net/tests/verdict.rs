@@ -84,7 +84,7 @@ fn each_fault_has_its_name_and_words() {
     let verdict = verify_peer(&chain(&forged), "north.example", now, &world.roots);
     assert!(matches!(verdict, Verdict::BadSignature | Verdict::UnknownIssuer { .. }), "{verdict:?}");
 
-    let own = self_signed("north.example").unwrap();
+    let own = self_signed(&Leaf::new("north.example", 30)).unwrap();
     assert_eq!(verify_peer(&chain(&own), "north.example", now, &world.roots), Verdict::SelfSigned);
     assert_eq!(verify_peer(&[], "north.example", now, &world.roots), Verdict::Missing);
     let rubbish = [CertificateDer::from(vec![0x30, 0x03, 1, 2, 3])];
@@ -95,7 +95,7 @@ fn each_fault_has_its_name_and_words() {
 
 #[test]
 fn a_certificate_that_the_operator_trusts_needs_no_authority() {
-    let own = chain(&self_signed("north.example").unwrap());
+    let own = chain(&self_signed(&Leaf::new("north.example", 30)).unwrap());
     let roots = TrustRoots::certificates(own.clone()).unwrap();
     let now = Timestamp::now();
     assert_eq!(verify_peer(&own, "north.example", now, &roots), Verdict::Valid);
@@ -103,7 +103,7 @@ fn a_certificate_that_the_operator_trusts_needs_no_authority() {
     let later = now + SignedDuration::from_hours(24 * 400);
     assert_eq!(verify_peer(&own, "north.example", later, &roots).label(), "expired");
     // Nor does its key speak for others: a certificate issued by it is not trusted for its own name.
-    let other = chain(&self_signed("south.example").unwrap());
+    let other = chain(&self_signed(&Leaf::new("south.example", 30)).unwrap());
     assert_eq!(verify_peer(&other, "south.example", now, &roots), Verdict::SelfSigned);
 }
 
