@@ -220,9 +220,9 @@ pub enum ClientError {
         /// The start of what came.
         got: String,
     },
-    /// The server's side of the login is not what it must be: it does not know the password.
-    #[error("the server did not prove that it knows the account: {0}")]
-    ServerNotProven(String),
+    /// The login can't go on: our user name or password can't be used, or the server did not prove that it knows them.
+    #[error("login: {0}")]
+    Login(String),
     /// Nothing came in time.
     #[error("{what} did not come within {after:?}")]
     Timeout {

@@ -73,6 +73,17 @@ impl Stream {
         Ok(())
     }
 
+    /// RFC 9266: what binds a login to this TLS connection. TLS 1.3 only: before that it would need a check that the
+    /// handshake had the extended master secret.
+    pub(crate) fn exporter(&self) -> Option<Vec<u8>> {
+        let Transport::Tls(tls) = &self.transport else { return None };
+        let (_, connection) = tls.get_ref();
+        if connection.protocol_version() != Some(rustls::ProtocolVersion::TLSv1_3) {
+            return None;
+        }
+        connection.export_keying_material(vec![0; 32], b"EXPORTER-Channel-Binding", None).ok()
+    }
+
     /// Opens a stream and returns its features.
     pub(crate) async fn open(&mut self, domain: &str) -> Result<Element, ClientError> {
         self.scanner.restart();

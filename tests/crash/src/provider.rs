@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
@@ -203,6 +203,8 @@ impl Authority {
         let key = KeyPair::generate().map_err(|error| error.to_string())?;
         let mut parameters = CertificateParams::new(Vec::new()).map_err(|error| error.to_string())?;
         parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        parameters.distinguished_name.push(DnType::CommonName, "Crash test CA");
         let certificate = parameters.self_signed(&key).map_err(|error| error.to_string())?;
         fs::write(file, certificate.pem()).map_err(|error| error.to_string())?;
         Ok(Authority(Issuer::new(parameters, key)))
@@ -210,8 +212,9 @@ impl Authority {
 
     fn issue(&self, domain: &str, directory: &Path) -> Result<(), String> {
         let key = KeyPair::generate().map_err(|error| error.to_string())?;
-        let parameters =
+        let mut parameters =
             CertificateParams::new(vec![domain.to_owned()]).map_err(|error| error.to_string())?;
+        parameters.distinguished_name.push(DnType::CommonName, domain);
         let certificate = parameters.signed_by(&key, &self.0).map_err(|error| error.to_string())?;
         fs::write(directory.join("certificate.pem"), certificate.pem()).map_err(|error| error.to_string())?;
         let file = directory.join("key.pem");
