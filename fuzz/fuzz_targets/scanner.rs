@@ -5,8 +5,8 @@
 use libfuzzer_sys::fuzz_target;
 use trunkline_xml::{Element, Event, Limits, ScanError, Scanner};
 
-/// The elements, and the label of the error.
-fn scan(pieces: [&[u8]; 2], limits: Limits) -> (Vec<Element>, Option<&'static str>) {
+/// The elements, whether there was an error, and how many bytes of an unfinished one are left.
+fn scan(pieces: [&[u8]; 2], limits: Limits) -> (Vec<Element>, bool, usize) {
     let mut scanner = Scanner::new(limits);
     let mut elements = Vec::new();
     for mut chunk in pieces {
@@ -16,11 +16,11 @@ fn scan(pieces: [&[u8]; 2], limits: Limits) -> (Vec<Element>, Option<&'static st
                 Ok(Some(Event::Element(element))) => elements.push(element),
                 Ok(Some(Event::Open(header))) => drop(header.default_ns()),
                 Ok(Some(Event::Whitespace | Event::Close)) => {}
-                Err(error) => return (elements, Some(error.label())),
+                Err(_) => return (elements, true, 0),
             }
         }
     }
-    (elements, None)
+    (elements, false, scanner.buffered())
 }
 
 fuzz_target!(|input: (u8, u8, &[u8])| {
@@ -38,11 +38,11 @@ fuzz_target!(|input: (u8, u8, &[u8])| {
         },
     };
     let cut = usize::from(cut).min(bytes.len());
-    let (whole, error) = scan([bytes, b""], limits);
-    let (halves, halves_error) = scan([&bytes[..cut], &bytes[cut..]], limits);
+    let (whole, error, _) = scan([bytes, b""], limits);
+    let (halves, halves_error, left) = scan([&bytes[..cut], &bytes[cut..]], limits);
     assert_eq!(whole, halves);
-    // Of two faults in one run of text, the one named depends on what was there to be seen.
-    assert_eq!(error.is_some(), halves_error.is_some());
+    // A fault in a tag that comes in pieces may be noticed at its end only.
+    assert!(error == halves_error || error && left > 0);
 
     for element in &whole {
         assert!(element.bytes().len() <= limits.element_bytes);

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use memchr::{memchr, memchr_iter, memchr2, memchr3, memmem};
 
 use crate::ScanError;
+use crate::names::{self, NameChar};
 
 /// White space: tab, line feed, carriage return, space.
 pub(crate) const SPACE: u8 = 1;
@@ -56,21 +57,9 @@ pub(crate) fn is_space(byte: u8) -> bool {
     CLASS[byte as usize] & SPACE != 0
 }
 
-/// Namespaces in XML 1.0, NCName: `NameStartChar` of XML 1.0 without the colon, beyond ASCII.
-fn is_name_start(c: char) -> bool {
-    matches!(c,
-        '\u{C0}'..='\u{D6}' | '\u{D8}'..='\u{F6}' | '\u{F8}'..='\u{2FF}' | '\u{370}'..='\u{37D}'
-        | '\u{37F}'..='\u{1FFF}' | '\u{200C}'..='\u{200D}' | '\u{2070}'..='\u{218F}' | '\u{2C00}'..='\u{2FEF}'
-        | '\u{3001}'..='\u{D7FF}' | '\u{F900}'..='\u{FDCF}' | '\u{FDF0}'..='\u{FFFD}'
-        | '\u{10000}'..='\u{EFFFF}')
-}
-
-fn is_name(c: char) -> bool {
-    is_name_start(c) || matches!(c, '\u{B7}' | '\u{300}'..='\u{36F}' | '\u{203F}'..='\u{2040}')
-}
-
-/// A name character beyond ASCII at the start of `bytes`: its length, or `None` when bytes are missing.
-pub(crate) fn wide_name_char(bytes: &[u8], first: bool) -> Result<Option<usize>, ScanError> {
+/// A name character beyond ASCII at the start of `bytes`: its length and what kind it is, or `None` when bytes are
+/// missing.
+pub(crate) fn wide_name_char(bytes: &[u8], first: bool) -> Result<Option<(usize, NameChar)>, ScanError> {
     let length = match bytes[0] {
         0xC2..=0xDF => 2,
         0xE0..=0xEF => 3,
@@ -81,10 +70,9 @@ pub(crate) fn wide_name_char(bytes: &[u8], first: bool) -> Result<Option<usize>,
     match std::str::from_utf8(there) {
         Ok(text) => {
             let c = text.chars().next().expect("invariant: a whole character was sliced");
-            if if first { is_name_start(c) } else { is_name(c) } {
-                Ok(Some(length))
-            } else {
-                Err(ScanError::NotWellFormed("a character that no name may have"))
+            match names::classify(c, first) {
+                NameChar::No => Err(ScanError::NotWellFormed("a character that no name may have")),
+                kind => Ok(Some((length, kind))),
             }
         }
         Err(error) if error.error_len().is_none() => Ok(None),
@@ -283,4 +271,11 @@ pub(crate) fn unescape_value(text: &str) -> Cow<'_, str> {
     }
     out.push_str(rest);
     Cow::Owned(out)
+}
+
+/// Whether a namespace name has none of the ASCII characters that no URI has (RFC 3986 s.2).
+pub(crate) fn is_uri(name: &[u8]) -> bool {
+    !name.iter().any(|byte| {
+        matches!(byte, 0..=b' ' | b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}' | 0x7F)
+    })
 }

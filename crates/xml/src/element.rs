@@ -9,8 +9,8 @@ use bytes::Bytes;
 use memchr::{memchr3, memmem};
 
 use crate::parse::{
-    ATTR_DECL, ATTR_ESCAPED, ATTR_WORDS, NODE_WORDS, NS_DEFAULT, NS_INHERITED, NS_NONE, NS_TABLE,
-    NS_UNESCAPED, NS_XML, Parser, Rules, Stop, raw_name_length, words,
+    ATTR_DECL, ATTR_ESCAPED, ATTR_WORDS, NODE_WORDS, NOT_PORTABLE, NS_DEFAULT, NS_INHERITED, NS_NONE,
+    NS_TABLE, NS_UNESCAPED, NS_XML, Parser, Rules, Stop, raw_name_length, words,
 };
 use crate::scope::Scope;
 use crate::writer::escape_attr;
@@ -92,8 +92,20 @@ impl Element {
         std::iter::successors(Some(self.root()), |node| node.following()).count()
     }
 
+    /// False when it is well-formed but much of the software that may get it could not read it and would drop its
+    /// stream: names with characters that only the fifth edition of XML 1.0 permits, and namespace names with ASCII
+    /// characters that no URI has (parsers use such characters as separators, and refuse them since CVE-2022-25236).
+    pub fn is_portable(&self) -> bool {
+        self.tape[0] & NOT_PORTABLE == 0
+    }
+
+    /// Where on the tape the nodes end and the namespace table begins.
+    fn nodes_end(&self) -> usize {
+        (self.tape[0] & !NOT_PORTABLE) as usize
+    }
+
     fn namespaces(&self) -> impl Iterator<Item = [u32; 2]> {
-        self.tape[self.tape[0] as usize..].chunks_exact(2).map(|entry| [entry[0], entry[1]])
+        self.tape[self.nodes_end()..].chunks_exact(2).map(|entry| [entry[0], entry[1]])
     }
 
     fn str(&self, range: Range<usize>) -> &str {
@@ -108,7 +120,7 @@ impl Element {
             NS_NONE => b"",
             NS_XML => XML_NS.as_bytes(),
             table => {
-                let at = self.tape[0] as usize + 2 * usize::from(table - NS_TABLE);
+                let at = self.nodes_end() + 2 * usize::from(table - NS_TABLE);
                 match words(&self.tape, at) {
                     [entry, _] if entry & NS_INHERITED != 0 => {
                         bindings.prefixes[(entry & !NS_INHERITED) as usize].1.as_bytes()
@@ -273,7 +285,7 @@ impl<'a> Node<'a> {
     /// The node that follows in document order: the first child, else what comes after.
     fn following(self) -> Option<Node<'a>> {
         let at = self.at + NODE_WORDS + (self.words()[6] & 0xFFFF) as usize * ATTR_WORDS;
-        (at < self.element.tape[0] as usize).then_some(Node { at, ..self })
+        (at < self.element.nodes_end()).then_some(Node { at, ..self })
     }
 
     /// Where the first node that is not inside this one stands.

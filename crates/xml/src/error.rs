@@ -54,7 +54,7 @@ impl Limits {
             depth: self.depth.min(1 << 16),
             attributes: self.attributes.min(1 << 14),
             namespaces: self.namespaces.min(1 << 12),
-            name_bytes: self.name_bytes.min((1 << 16) - 1),
+            name_bytes: self.name_bytes.min(1 << 15),
             nodes: self.nodes.min(1 << 26),
         }
     }

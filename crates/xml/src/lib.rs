@@ -15,6 +15,7 @@
 mod chars;
 mod element;
 mod error;
+mod names;
 mod parse;
 mod scanner;
 mod scope;

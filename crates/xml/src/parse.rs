@@ -1,7 +1,8 @@
 //! The parser of one element: resumable between tokens, writes the tape.
 //!
 //! The tape is a sequence of 32-bit words: one word that says where the namespace table begins, the nodes in document
-//! order, each followed by its attributes, and the namespace table. Offsets count from the first byte of the element.
+//! order, each followed by its attributes, and the namespace table. The highest bit of the first word says that the
+//! element is not portable. Offsets count from the first byte of the element.
 //!
 //! | node | |
 //! |---|---|
@@ -28,6 +29,7 @@ use memchr::{memchr, memchr2, memchr3, memmem};
 use smallvec::SmallVec;
 
 use crate::chars::{self, CLASS, HIGH, LT, NAME, NAME_START, is_space};
+use crate::names::NameChar;
 use crate::scope::{Bindings, Scope};
 use crate::{Limits, ScanError, XML_NS, XMLNS_NS};
 
@@ -51,6 +53,11 @@ pub(crate) const NS_UNESCAPED: u32 = 1 << 30;
 pub(crate) const ATTR_ESCAPED: u32 = 1;
 /// Attribute flag: a namespace declaration.
 pub(crate) const ATTR_DECL: u32 = 2;
+/// Attribute flag: the name has a character that many parsers don't know.
+const ATTR_NEW_NAME: u32 = 4;
+
+/// In the first word of the tape: see [`Element::is_portable`](crate::Element::is_portable).
+pub(crate) const NOT_PORTABLE: u32 = 1 << 31;
 
 /// Prefixes in scope at once, as a multiple of what one start tag may declare. Looking a prefix up is linear.
 const PREFIXES_IN_SCOPE: usize = 8;
@@ -111,6 +118,7 @@ pub(crate) struct Parser {
     /// Namespace table index + 1 per prefix of the scope that has been used.
     inherited: SmallVec<[u16; 8]>,
     nodes: usize,
+    not_portable: bool,
     /// Where the current token begins; everything before is settled.
     position: usize,
     /// How far the current token has been searched for its end, if that was tried before.
@@ -146,6 +154,14 @@ impl Parser {
         }
     }
 
+    /// Gives back memory that an element which may take long to complete does not need.
+    pub(crate) fn shrink(&mut self) {
+        self.tape.shrink_to(2 * self.tape.len());
+        self.namespaces.shrink_to(2 * self.namespaces.len());
+        self.stack.shrink_to(2 * self.stack.len());
+        self.prefixes.shrink_to(2 * self.prefixes.len());
+    }
+
     fn reset(&mut self) {
         self.tape.clear();
         self.namespaces.clear();
@@ -154,6 +170,7 @@ impl Parser {
         self.prefixes.clear();
         self.inherited.clear();
         self.nodes = 0;
+        self.not_portable = false;
         self.position = 0;
         self.searched = 0;
         self.quote = 0;
@@ -211,7 +228,7 @@ impl Parser {
 
     /// The finished tape, and the namespace names it refers to that are not in the bytes.
     pub(crate) fn finish(&mut self, scope: &Scope) -> (Arc<[u32]>, Scope) {
-        self.tape[0] = self.tape.len() as u32;
+        self.tape[0] = self.tape.len() as u32 | if self.not_portable { NOT_PORTABLE } else { 0 };
         self.tape.extend_from_slice(self.namespaces.as_flattened());
         (Arc::from(self.tape.as_slice()), scope.with_unescaped(std::mem::take(&mut self.unescaped)))
     }
@@ -338,6 +355,7 @@ impl Parser {
         let node = self.tape.len();
         let name = name(bytes, start + 1, rules.limits.name_bytes)?;
         self.tape.extend_from_slice(&[start as u32, 0, 0, 0, 0, name.lengths, 0]);
+        self.not_portable |= name.new;
         let (mut attributes, mut declarations, mut prefixed) = (0, 0, name.lengths >> 16 != 0);
         let mut at = name.end;
         let tag = loop {
@@ -356,6 +374,7 @@ impl Parser {
             }
             let (attribute, end) = attribute(bytes, at, rules.limits.name_bytes)?;
             at = end;
+            self.not_portable |= attribute[4] & ATTR_NEW_NAME != 0;
             if attribute[4] & ATTR_DECL != 0 {
                 declarations += 1;
                 if declarations > rules.limits.namespaces {
@@ -404,6 +423,7 @@ impl Parser {
                 skip => &bytes[(name + skip + 1) as usize..][..(lengths & 0xFFFF) as usize],
             };
             guard(prefix, uri)?;
+            self.not_portable |= !chars::is_uri(uri);
             let ns = if uri.is_empty() {
                 NS_NONE
             } else if prefix == b"xml" {
@@ -480,6 +500,7 @@ impl Parser {
             self.inherited.resize(index + 1, 0);
         }
         if self.inherited[index] == 0 {
+            self.not_portable |= !chars::is_uri(rules.scope.prefixes[index].1.as_bytes());
             let ns = self.add_namespace([NS_INHERITED | index as u32, 0], rules.limits.namespaces)?;
             self.inherited[index] = ns;
         }
@@ -592,6 +613,8 @@ struct Name {
     end: usize,
     /// Prefix in the high half, local name in the low half.
     lengths: u32,
+    /// It has a character that only the fifth edition of XML 1.0 permits.
+    new: bool,
 }
 
 /// Reads the qualified name at `start`.
@@ -599,13 +622,13 @@ fn name(bytes: &[u8], start: usize, limit: usize) -> Result<Name, Stop> {
     let mut at = start;
     let mut part = start;
     let mut prefix = 0;
+    let mut new = false;
     loop {
+        if at - start > limit {
+            return Err(ScanError::NameTooLong { limit }.into());
+        }
         let Some(&byte) = bytes.get(at) else {
-            return Err(if at - start > limit {
-                ScanError::NameTooLong { limit }.into()
-            } else {
-                Stop::More
-            });
+            return Err(Stop::More);
         };
         let class = CLASS[byte as usize];
         if class & NAME != 0 {
@@ -615,7 +638,10 @@ fn name(bytes: &[u8], start: usize, limit: usize) -> Result<Name, Stop> {
             at += 1;
         } else if class & HIGH != 0 {
             match chars::wide_name_char(&bytes[at..], at == part)? {
-                Some(length) => at += length,
+                Some((length, kind)) => {
+                    at += length;
+                    new |= kind == NameChar::New;
+                }
                 None => return Err(Stop::More),
             }
         } else if byte == b':' && at > part && prefix == 0 {
@@ -624,10 +650,8 @@ fn name(bytes: &[u8], start: usize, limit: usize) -> Result<Name, Stop> {
             part = at;
         } else if at == part || byte == b':' {
             return Err(malformed("a name that is empty or has a ':' too many"));
-        } else if at - start > limit {
-            return Err(ScanError::NameTooLong { limit }.into());
         } else {
-            return Ok(Name { end: at, lengths: (prefix << 16 | (at - part)) as u32 });
+            return Ok(Name { end: at, lengths: (prefix << 16 | (at - part)) as u32, new });
         }
     }
 }
@@ -666,6 +690,9 @@ fn attribute(bytes: &[u8], start: usize, name_limit: usize) -> Result<([u32; ATT
     let special = seen & (chars::AMP | chars::SPECIAL) != 0;
     if special && (seen & chars::AMP != 0 || memchr3(b'\t', b'\n', b'\r', raw).is_some()) {
         flags |= ATTR_ESCAPED;
+    }
+    if name.new {
+        flags |= ATTR_NEW_NAME;
     }
     let declares = match name.lengths >> 16 {
         0 => &bytes[start..name.end] == b"xmlns",

@@ -133,6 +133,7 @@ impl Scanner {
                 Ok(Some(event))
             }
             Ok(None) => {
+                partial.parser.shrink();
                 partial.bytes.extend_from_slice(input);
                 *input = &[];
                 self.partial = Some(Box::new(partial));

@@ -311,8 +311,7 @@ fn permitted(input: &[u8], ours: &Seen, theirs: &Seen) -> bool {
         (End::Ours(ScanError::BadNamespace("a prefix bound to the namespace of xmlns")), _) => {
             theirs.lines.starts_with(&ours.lines)
         }
-        (End::Ours(_), End::Theirs(_)) => ours.lines == theirs.lines,
-        (End::Unfinished, End::Theirs(_)) => ours.lines == theirs.lines,
+        (End::Ours(_) | End::Unfinished, End::Theirs(_)) => ours.lines == theirs.lines,
         (End::Ours(_), End::Whole | End::Unfinished) => {
             ours.lines == theirs.lines && refuses_any_end(input, theirs)
         }

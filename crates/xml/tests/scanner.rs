@@ -147,6 +147,28 @@ fn what_rfc_6120_s_11_1_forbids() {
 }
 
 #[test]
+fn names_that_many_parsers_cannot_read() {
+    for (xml, portable) in [
+        ("<\u{10000}/>", false),
+        ("<a\u{FEFF}/>", false),
+        ("<a \u{218F}='1'/>", false),
+        ("<a><b\u{203F}/></a>", false),
+        ("<a xmlns='b c'/>", false),
+        ("<a xmlns:b='c}'/>", false),
+        ("<a xmlns:b='c&#9;'/>", false),
+        ("<a xmlns:b='urn:\u{e9}' c='} {'> }\u{10000}</a>", true),
+        ("<a><\u{e9}\u{b7}/></a>", true),
+    ] {
+        accepted(xml);
+        assert_eq!(
+            trunkline_xml::Element::parse(xml, "").map(|element| element.is_portable()),
+            Ok(portable),
+            "{xml}"
+        );
+    }
+}
+
+#[test]
 fn text_between_elements() {
     assert_eq!(refusal("hello<a/>"), Some(ScanError::StrayText));
     assert_eq!(refusal("<a/>&lt;<a/>"), Some(ScanError::StrayText));

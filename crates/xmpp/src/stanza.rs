@@ -237,7 +237,8 @@ impl Stanza {
         let refusal = refusal
             .or(from.err().map(Refusal::From))
             .or(to.err().map(Refusal::To))
-            .or_else(|| refuse_iq(kind, &head, root));
+            .or_else(|| refuse_iq(kind, &head, root))
+            .or_else(|| (!element.is_portable()).then_some(Refusal::NotPortable));
         if let Some(why) = refusal {
             head.extra = None;
             return Err(StanzaRefusal { why, reply: Some(Box::new(head)) });
@@ -475,7 +476,9 @@ fn normalise(element: Element, content_ns: &str) -> Element {
         let unprefixed = node.prefix().is_empty();
         match default_declaration(node) {
             // Under another default namespace, `xmlns='jabber:client'` is needed, as inside a forwarded message.
-            Some(_) if !unprefixed || node.ns() != content_ns => foreign_until = node.range().end,
+            Some(_) if !unprefixed || ![content_ns, ns::CLIENT].contains(&node.ns()) => {
+                foreign_until = node.range().end;
+            }
             Some(declaration) => cuts.push(declaration),
             None => {}
         }
@@ -628,6 +631,9 @@ pub enum Refusal {
     /// A request without or with more than one child.
     #[error("an iq request without exactly one child")]
     IqPayload,
+    /// XML that many recipients could not read, and that would cost them their streams.
+    #[error("names that many XML parsers can't read")]
+    NotPortable,
 }
 
 impl Refusal {
@@ -643,6 +649,7 @@ impl Refusal {
             Refusal::IqType => "stanza-iq-type",
             Refusal::IqId => "stanza-iq-id",
             Refusal::IqPayload => "stanza-iq-payload",
+            Refusal::NotPortable => "stanza-not-portable",
         }
     }
 }
@@ -678,6 +685,7 @@ impl StanzaRefusal {
             Refusal::PresenceType | Refusal::IqType | Refusal::IqId | Refusal::IqPayload => {
                 Condition::BadRequest
             }
+            Refusal::NotPortable => Condition::NotAcceptable,
             Refusal::UnknownStanza | Refusal::Namespace | Refusal::Prefix | Refusal::From(_) => return None,
         };
         let head = self.reply.as_deref()?;

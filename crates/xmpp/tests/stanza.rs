@@ -109,6 +109,14 @@ fn a_content_namespace_declared_on_the_stanza_only() {
     }
 }
 
+/// Some servers declare the namespace of clients on what they pass on to other servers.
+#[test]
+fn the_namespace_of_clients_on_a_server_stream() {
+    let stanza = accepted(SERVER, "<message><body xmlns='jabber:client'>x</body></message>");
+    assert_eq!(written(&stanza), "<message><body>x</body></message>");
+    assert_eq!(parse(&written(&stanza)), stanza);
+}
+
 #[test]
 fn a_forwarded_stanza_keeps_its_namespace() {
     let payload = "<forwarded xmlns='urn:xmpp:forward:0'><message xmlns='jabber:client'><body>x</body></message></forwarded>";
@@ -122,11 +130,11 @@ fn a_forwarded_stanza_keeps_its_namespace() {
 
 #[test]
 fn declarations_on_the_stream_header_go_with_the_stanza() {
-    let header = "<s xmlns='jabber:server' xmlns:p='urn:p' xmlns:q='urn:&lt;q' xmlns:unused='urn:u'>";
+    let header = "<s xmlns='jabber:server' xmlns:p='urn:p' xmlns:q='urn:&amp;q' xmlns:unused='urn:u'>";
     let stanza = accepted(header, "<message q:a='1'><p:x/><body/></message>");
     assert_eq!(
         written(&stanza),
-        "<message q:a='1' xmlns:q='urn:&lt;q' xmlns:p='urn:p'><p:x/><body/></message>"
+        "<message q:a='1' xmlns:q='urn:&amp;q' xmlns:p='urn:p'><p:x/><body/></message>"
     );
     assert!(stanza.child("urn:p", "x").is_some());
     assert_eq!(parse(&written(&stanza)), stanza);
@@ -208,6 +216,8 @@ fn what_is_refused_is_answered() {
         ("<iq from='a@b.example/c' type='odd' id='7'><a xmlns='x'/></iq>", "<bad-request "),
         ("<iq from='a@b.example/c' id='7'><a xmlns='x'/></iq>", "<bad-request "),
         ("<presence from='a@b.example/c' type='odd' id='7'/>", "<bad-request "),
+        ("<message from='a@b.example/c' id='7'><x xmlns='}'/></message>", "<not-acceptable "),
+        ("<message from='a@b.example/c' id='7' \u{10000}=''/>", "<not-acceptable "),
     ] {
         let refusal = refused(xml);
         assert_eq!(refusal.stream_condition(), None, "{xml}");
