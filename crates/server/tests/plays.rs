@@ -23,6 +23,8 @@
 //! `<stanza-id/>` and anything where `<any/>` stands. A value `*` is any, `$name` is captured the first time and
 //! compared from then on, `-` means that the attribute is absent.
 
+#![allow(clippy::unwrap_used, reason = "a play that cannot be read is a failed test")]
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
