@@ -70,7 +70,13 @@ impl Exchange {
 
     /// The bounds of a client's queue.
     pub fn bounds(&self) -> Bounds {
-        Bounds::default()
+        let limits = &self.config.load().limits;
+        Bounds {
+            stanzas: limits.outbox_stanzas,
+            bytes: limits.outbox_bytes,
+            ring: limits.unacked_stanzas,
+            ring_bytes: limits.unacked_bytes,
+        }
     }
 
     /// `jid` is an administrator of this server.

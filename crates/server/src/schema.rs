@@ -14,7 +14,7 @@ const ACCOUNTS: Migration = Migration {
         CREATE TABLE hosts (
             id INTEGER PRIMARY KEY,
             name TEXT NOT NULL UNIQUE
-        );
+        ) STRICT;
         CREATE TABLE accounts (
             id INTEGER PRIMARY KEY AUTOINCREMENT,
             host_id INTEGER NOT NULL REFERENCES hosts (id),
@@ -22,7 +22,7 @@ const ACCOUNTS: Migration = Migration {
             created_at INTEGER NOT NULL,
             disabled INTEGER NOT NULL DEFAULT 0,
             UNIQUE (host_id, local)
-        );
+        ) STRICT;
         CREATE TABLE credentials (
             account_id INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
             mechanism TEXT NOT NULL,
@@ -31,7 +31,7 @@ const ACCOUNTS: Migration = Migration {
             stored_key BLOB NOT NULL,
             server_key BLOB NOT NULL,
             PRIMARY KEY (account_id, mechanism)
-        );
+        ) STRICT;
     ",
 };
 
@@ -52,26 +52,26 @@ const MESSAGING: Migration = Migration {
             request BLOB,
             removed INTEGER NOT NULL DEFAULT 0,
             PRIMARY KEY (account, jid)
-        );
+        ) STRICT;
         CREATE TABLE blocked (
             account INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
             jid TEXT NOT NULL,
             PRIMARY KEY (account, jid)
-        );
+        ) STRICT;
         CREATE TABLE archive (
             id INTEGER PRIMARY KEY,
             account INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
             peer TEXT NOT NULL,
             flags INTEGER NOT NULL,
             stanza BLOB NOT NULL
-        );
+        ) STRICT;
         CREATE INDEX archive_by_account ON archive (account, id);
         CREATE INDEX archive_by_peer ON archive (account, peer, id);
         CREATE TABLE pending (
             account INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
             id INTEGER NOT NULL,
             PRIMARY KEY (account, id)
-        );
+        ) STRICT;
         CREATE TABLE outbound (
             id INTEGER PRIMARY KEY,
             local_domain TEXT NOT NULL,
@@ -81,29 +81,29 @@ const MESSAGING: Migration = Migration {
             expires_at INTEGER NOT NULL,
             attempts INTEGER NOT NULL DEFAULT 0,
             stanza BLOB NOT NULL
-        );
+        ) STRICT;
         CREATE INDEX outbound_by_pair ON outbound (local_domain, peer_domain, id);
         CREATE INDEX outbound_by_expiry ON outbound (expires_at);
         CREATE TABLE vcards (
             account INTEGER PRIMARY KEY REFERENCES accounts (id) ON DELETE CASCADE,
             xml BLOB NOT NULL
-        );
+        ) STRICT;
         CREATE TABLE private_xml (
             account INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
             ns TEXT NOT NULL,
             name TEXT NOT NULL,
             xml BLOB NOT NULL,
             PRIMARY KEY (account, ns, name)
-        );
+        ) STRICT;
         CREATE TABLE session_snapshots (
             hash BLOB PRIMARY KEY,
             account INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
             data TEXT NOT NULL
-        );
+        ) STRICT;
         CREATE TABLE present (
             account INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
             resource TEXT NOT NULL,
             PRIMARY KEY (account, resource)
-        );
+        ) STRICT;
     ",
 };

@@ -373,11 +373,12 @@ async fn wait(server: &Arc<Server>) -> std::io::Result<()> {
 
 /// The shared state, with the store open.
 async fn exchange(config: Config, parts: &Parts) -> Result<Arc<Exchange>, StartError> {
-    let options = if parts.in_memory {
+    let mut options = if parts.in_memory {
         Options::memory(crate::schema::MIGRATIONS)
     } else {
         Options::file(config.database(), crate::schema::MIGRATIONS)
     };
+    options.queue_statements = config.limits.store_statements;
     let db = Db::open(options)?;
     let domains = config
         .domains()

@@ -285,9 +285,6 @@ pub const KEYS: &[Key] = &[
     key("limits.element_timeout", Duration)
         .default("\"60 s\"")
         .doc("How long a stanza may take from its first byte to its last."),
-    key("limits.socket_bytes", Bytes)
-        .default("\"64 kB\"")
-        .doc("Bytes read ahead from one connection; then reading stops until they are handled."),
     key("limits.outbox_stanzas", Int(16, i64::MAX))
         .default("256")
         .doc("Stanzas waiting to be written to one client. From outside at most half of it."),

@@ -318,7 +318,6 @@ pub struct Limits {
     pub namespaces: usize,
     pub nodes: usize,
     pub element_timeout: Duration,
-    pub socket_bytes: usize,
     pub outbox_stanzas: usize,
     pub outbox_bytes: usize,
     pub outbox_standstill: Duration,

@@ -14,7 +14,7 @@ use super::{Answer, Flow, Level, Module, Passage, Reply, Request, Scope, Step, W
 use crate::route::account::Account;
 use crate::route::message::store_trouble;
 
-/// Addresses one account may block.
+/// Addresses in one request.
 const MOST_BLOCKED: usize = 5000;
 
 /// The block list.
@@ -85,9 +85,10 @@ async fn block(request: Request) -> Answer {
         let new: Vec<Jid> = jids.iter().filter(|jid| !state.blocked.contains(*jid)).cloned().collect();
         (new, state.blocked.len())
     };
-    if count + new.len() > MOST_BLOCKED {
+    let most = request.exchange.config.load().limits.blocked_items;
+    if count + new.len() > most {
         return Err(StanzaError::new(Condition::ResourceConstraint)
-            .text(format!("A block list holds {MOST_BLOCKED} addresses.")));
+            .text(format!("A block list holds {most} addresses.")));
     }
     if !new.is_empty() {
         let mut batch = Batch::new(Lane::Inside);

@@ -137,10 +137,11 @@ async fn account_items(request: Request) -> Answer {
 
 /// XEP-0157: `abuse-addresses` and the like.
 fn contact_form(info: &mut trunkline_xmpp::disco::Info, contact: &BTreeMap<String, Vec<String>>) {
-    if contact.is_empty() {
+    if contact.values().all(Vec::is_empty) {
         return;
     }
-    let form = contact.iter().fold(Form::result(ns::SERVER_INFO), |form, (kind, addresses)| {
+    let named = contact.iter().filter(|(_, addresses)| !addresses.is_empty());
+    let form = named.fold(Form::result(ns::SERVER_INFO), |form, (kind, addresses)| {
         let field = Field::list_multi(&format!("{kind}-addresses"));
         form.field(addresses.iter().fold(field, |field, address| field.value(address)))
     });

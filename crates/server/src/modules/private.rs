@@ -9,8 +9,6 @@ use trunkline_xmpp::stanza::IqType::{Get, Set};
 use super::{Answer, Level, Module, Reply, Request, Scope};
 use crate::route::message::store_trouble;
 
-/// Bytes one element may have.
-const MOST_BYTES: usize = 128 * 1024;
 /// Elements one account may store.
 const MOST_ELEMENTS: i64 = 100;
 
@@ -65,6 +63,7 @@ async fn set(request: Request) -> Answer {
     let Some(account) = &request.account else { return Err(StanzaError::new(Condition::Forbidden)) };
     let query = request.stanza.first_child().ok_or_else(|| StanzaError::new(Condition::BadRequest))?;
     let mut batch = Batch::new(Lane::Inside);
+    let most = request.exchange.config.load().limits.private_bytes;
     for element in query.children() {
         // s.3: the element has a namespace of its own.
         if element.ns().is_empty() || element.ns() == ns::PRIVATE || element.ns() == ns::CLIENT {
@@ -73,9 +72,9 @@ async fn set(request: Request) -> Answer {
             );
         }
         let xml = element.to_standalone(ns::PRIVATE);
-        if xml.len() > MOST_BYTES {
+        if xml.len() > most {
             return Err(StanzaError::new(Condition::ResourceConstraint)
-                .text(format!("An element may have {MOST_BYTES} bytes; this one has {}.", xml.len())));
+                .text(format!("An element may have {most} bytes; this one has {}.", xml.len())));
         }
         batch.push(
             sql("INSERT INTO private_xml (account, ns, name, xml) SELECT ?1, ?2, ?3, ?4 \

@@ -15,8 +15,6 @@ use crate::route::message::store_trouble;
 use crate::route::roster::{Item, write_item};
 use crate::session::Queued;
 
-/// Contacts one account may have; answers `resource-constraint` beyond.
-const MOST_ITEMS: usize = 5000;
 /// Bytes of a contact's name or group (RFC 6121 s.2.3.3: `not-acceptable` beyond).
 const MOST_NAME: usize = 1023;
 const MOST_GROUPS: usize = 50;
@@ -135,9 +133,11 @@ async fn set(request: Request) -> Answer {
         }
         return Ok(Reply::Empty);
     };
-    if before.is_none() && count >= MOST_ITEMS {
-        return Err(StanzaError::new(Condition::ResourceConstraint)
-            .text(format!("A roster holds {MOST_ITEMS} contacts.")));
+    let most = request.exchange.config.load().limits.roster_items;
+    if before.is_none() && count >= most {
+        return Err(
+            StanzaError::new(Condition::ResourceConstraint).text(format!("A roster holds {most} contacts."))
+        );
     }
     let mut item = before.unwrap_or_default();
     item.name = wanted.name;

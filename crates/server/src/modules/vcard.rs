@@ -9,9 +9,6 @@ use trunkline_xmpp::stanza::IqType::{Get, Set};
 use super::{Answer, Level, Module, Reply, Request, Scope};
 use crate::route::message::store_trouble;
 
-/// Bytes a vCard may have.
-const MOST_BYTES: usize = 128 * 1024;
-
 /// Keeps each user's vCard and shows it to contacts.
 pub fn module() -> Module {
     Module::new("vcard", "Keep and show vCards")
@@ -50,9 +47,10 @@ async fn set(request: Request) -> Answer {
         return Err(StanzaError::new(Condition::BadRequest));
     };
     let xml = card.to_standalone(ns::CLIENT);
-    if xml.len() > MOST_BYTES {
+    let most = request.exchange.config.load().limits.vcard_bytes;
+    if xml.len() > most {
         return Err(StanzaError::new(Condition::ResourceConstraint)
-            .text(format!("A vCard may have {MOST_BYTES} bytes; this one has {}.", xml.len())));
+            .text(format!("A vCard may have {most} bytes; this one has {}.", xml.len())));
     }
     let mut batch = Batch::new(Lane::Inside);
     batch.push(

@@ -44,6 +44,8 @@ pub struct AccountState {
     pub blocked: BTreeSet<Jid>,
     /// The newest id given to something kept for this account.
     pub last_kept: Option<LogId>,
+    /// Messages that waited when the account was loaded, and those that came since when nobody was there.
+    pub waiting: usize,
     /// The account was removed while in memory.
     pub removed: bool,
 }
@@ -208,7 +210,9 @@ impl Accounts {
         let (id, version) = (row.int(0), row.int(1));
         let items = db.read(sql(Roster::QUERY).bind(id)).await?;
         let blocks = db.read(sql("SELECT jid FROM blocked WHERE account = ?1").bind(id)).await?;
+        let waiting = db.read(sql("SELECT COUNT(*) FROM pending WHERE account = ?1").bind(id)).await?;
         let state = AccountState {
+            waiting: waiting.first().and_then(|row| usize::try_from(row.int(0)).ok()).unwrap_or(0),
             roster: Roster::load(&items, version),
             blocked: blocks.iter().filter_map(|row| Jid::parse(row.text(0)).ok()).collect(),
             ..AccountState::default()

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 use trunkline_store::Batch;
-use trunkline_xmpp::classify::classify;
+use trunkline_xmpp::classify::{classify, classify_sent};
 use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::stanza::{Kind, MessageType, Stanza};
 
@@ -38,7 +38,7 @@ impl Exchange {
         let mut passage = Passage {
             exchange: self,
             account,
-            class: classify(&mail.stanza),
+            class: classify_sent(&mail.stanza),
             stanza: mail.stanza,
             state,
             way: Way::Sent,
@@ -123,7 +123,17 @@ impl Exchange {
         }
         passage.targets = match targets(passage.state, &passage.stanza) {
             Targets::Sessions(sessions) => sessions,
-            Targets::Nobody if passage.class.offline.yes => SmallVec::new(),
+            Targets::Nobody if passage.class.offline.yes => {
+                // XEP-0160 s.2: what is too much is refused, not thrown away later.
+                if passage.state.waiting >= self.config.load().limits.offline_messages {
+                    self.metrics.refused("offline-messages-full");
+                    let error = StanzaError::new(Condition::ServiceUnavailable);
+                    self.refuse_unlocked(guard, &mail, &error);
+                    return;
+                }
+                passage.state.waiting += 1;
+                SmallVec::new()
+            }
             Targets::Nobody | Targets::Unavailable => {
                 self.refuse_unlocked(guard, &mail, &StanzaError::new(Condition::ServiceUnavailable));
                 return;

@@ -204,7 +204,7 @@ impl Exchange {
         to: &Jid,
         mail: Mail,
     ) -> Routed {
-        const MOST: usize = 1000;
+        let most = self.config.load().limits.directed_presence;
         let mut state = session.account.state();
         // XEP-0191 s.3.2: nothing goes to whom the user blocks.
         if state.blocks(to) && kind == PresenceType::Available {
@@ -215,7 +215,7 @@ impl Exchange {
         let Some(resource) = state.resource_of(session) else { return Routed::Done };
         match kind {
             PresenceType::Available => {
-                if resource.directed.len() >= MOST && !resource.directed.contains(to) {
+                if resource.directed.len() >= most && !resource.directed.contains(to) {
                     drop(state);
                     self.metrics.refused("directed-presence-full");
                     let error = StanzaError::new(Condition::ResourceConstraint)
@@ -390,7 +390,7 @@ impl Exchange {
             let item = state.roster.get(&contact).cloned();
             let before = item.as_ref().map(|item| item.subscription).unwrap_or_default();
             let requests = state.roster.iter().filter(|(_, item)| item.subscription.pending_in).count();
-            (before, item, state.blocks(&contact), requests >= MOST_REQUESTS)
+            (before, item, state.blocks(&contact), requests >= self.config.load().limits.held_requests)
         };
         if blocked {
             return;
@@ -505,6 +505,8 @@ impl Exchange {
     /// Feeds a session that is behind from the log until it has caught up.
     pub(crate) async fn catch_up(self: Arc<Self>, session: Arc<Session>) {
         const PAGE: i64 = 50;
+        // What is younger is no replay: it came while the session was reading what is older.
+        let began = self.clock().now();
         let account = Arc::clone(&session.account);
         loop {
             session.room().await;
@@ -540,7 +542,11 @@ impl Exchange {
                             resource == session.resource() || matches!(from, CatchUp::Pending(_))
                         });
                     if logged.flags & crate::log::SENT == 0 && mine {
-                        let stanza = delayed(&logged.stanza, account.jid.domain(), logged.id);
+                        let replay = logged.id.millis() < began;
+                        let stanza = match replay {
+                            true => delayed(&logged.stanza, account.jid.domain(), logged.id),
+                            false => logged.stanza,
+                        };
                         outbox.refill(Queued { stanza, kept: Some(logged.id), outside: false, lazy: false });
                     }
                 }
@@ -553,9 +559,6 @@ impl Exchange {
         }
     }
 }
-
-/// Requests from contacts that may wait for one user's answer.
-const MOST_REQUESTS: usize = 200;
 
 /// XEP-0203: when the server got the stanza.
 pub(crate) fn delayed(stanza: &Stanza, domain: &str, id: LogId) -> Stanza {

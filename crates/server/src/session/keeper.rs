@@ -25,8 +25,6 @@ use crate::route::account::Resource;
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 /// How often sessions are looked at.
 const ROUND: Duration = Duration::from_secs(5);
-/// A client that was asked for a sign of life has this long.
-const ANSWER_PING: i64 = 60_000;
 /// After a crash, clients that were online have this long to come back before their contacts are told.
 const COME_BACK: Duration = Duration::from_secs(60);
 
@@ -92,16 +90,17 @@ impl Exchange {
         let config = self.config.load();
         let now = self.clock().now();
         let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
-        let (standstill, element, idle) = (
+        let (standstill, element, idle, answer) = (
             millis(config.limits.outbox_standstill),
             millis(config.limits.element_timeout),
             millis(config.clients.idle_check),
+            millis(config.limits.iq_timeout),
         );
         for account in self.accounts.all() {
             let sessions: Vec<Arc<Session>> =
                 account.state().resources.iter().map(|resource| Arc::clone(&resource.session)).collect();
             for session in sessions {
-                self.look_at(&session, now, &Patience { standstill, element, idle });
+                self.look_at(&session, now, &Patience { standstill, element, idle, answer });
             }
         }
     }
@@ -134,7 +133,7 @@ impl Exchange {
         if let Some(asked) = since(&vitals.asked) {
             if vitals.heard.load(Ordering::Relaxed) > now - asked {
                 vitals.asked.store(0, Ordering::Relaxed);
-            } else if asked >= ANSWER_PING {
+            } else if asked >= patience.answer {
                 close("client-silent", StreamCondition::ConnectionTimeout)
             }
         } else if heard >= patience.idle {
@@ -363,6 +362,7 @@ struct Patience {
     standstill: i64,
     element: i64,
     idle: i64,
+    answer: i64,
 }
 
 /// A session across a clean restart.
