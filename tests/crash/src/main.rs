@@ -39,6 +39,9 @@ struct Arguments {
     /// People at each provider
     #[arg(long, default_value_t = 6)]
     people: usize,
+    /// One provider only, without federation
+    #[arg(long)]
+    alone: bool,
     /// Keep the servers' directories, with databases and logs, here
     #[arg(long)]
     keep: Option<PathBuf>,
@@ -67,6 +70,7 @@ async fn run(arguments: &Arguments, seed: u64) -> Result<usize, String> {
     let temporary = tempfile::tempdir().map_err(|error| error.to_string())?;
     let directory = arguments.keep.clone().unwrap_or_else(|| temporary.path().to_path_buf());
     let mut providers = provider::pair(&directory, &arguments.trunkline).await?;
+    providers.truncate(if arguments.alone { 1 } else { 2 });
     let oracle = Arc::new(Oracle::default());
     let mut dice = Dice::new(seed);
     let mut people = Vec::new();
@@ -76,7 +80,7 @@ async fn run(arguments: &Arguments, seed: u64) -> Result<usize, String> {
             provider.add_user(&name).await?;
             people.push((name, provider.target()));
         }
-        provider.start().await?;
+        provider.start(!arguments.alone).await?;
     }
     let people: Vec<Person> = people
         .into_iter()
@@ -94,7 +98,7 @@ async fn run(arguments: &Arguments, seed: u64) -> Result<usize, String> {
 
 /// The whole experiment.
 struct Chaos {
-    providers: [Provider; 2],
+    providers: Vec<Provider>,
     people: Vec<Person>,
     oracle: Arc<Oracle>,
     dice: Dice,
@@ -173,10 +177,11 @@ impl Chaos {
     /// Kills one provider or both, checks the databases as they were left, and starts again.
     async fn kill_and_check(&mut self) -> Result<Vec<String>, String> {
         let mut problems = Vec::new();
+        let federated = self.providers.len() == 2;
         let victims: &[usize] = match self.dice.below(5) {
-            0 | 1 => &[0],
-            2 | 3 => &[1],
-            _ => &[0, 1],
+            2 | 3 if federated => &[1],
+            4 if federated => &[0, 1],
+            _ => &[0],
         };
         for victim in victims {
             let provider = &mut self.providers[*victim];
@@ -186,7 +191,7 @@ impl Chaos {
         }
         tokio::time::sleep(Duration::from_millis(self.dice.below(300))).await;
         for victim in victims {
-            self.providers[*victim].start().await?;
+            self.providers[*victim].start(federated).await?;
         }
         Ok(problems)
     }

@@ -16,6 +16,8 @@ pub(crate) struct State {
     messages: HashMap<Arc<str>, Message>,
     /// Who is online: the bare address.
     pub(crate) online: HashSet<String>,
+    /// Who is offline by order, and expects nothing.
+    asleep: HashSet<String>,
     /// Per owner and contact.
     contacts: BTreeMap<(String, String), Contact>,
     pub(crate) rosters_compared: usize,
@@ -129,21 +131,21 @@ impl Oracle {
         state.problems.extend(problem.map(|it| ("messages", it)));
     }
 
-    /// Messages acknowledged and not arrived, to people who are online.
+    /// Messages acknowledged and not arrived.
     pub(crate) fn acknowledged_so_far(&self) -> Vec<Arc<str>> {
         let state = self.0.lock();
         let open = state.messages.iter().filter(|(_, it)| it.acknowledged && it.arrivals == 0 && !it.bounced);
         open.map(|(token, _)| token.clone()).collect()
     }
 
-    /// Those of `due` that are still missing although their receiver is online.
+    /// Those of `due` that are still missing although their receiver is not asleep.
     pub(crate) fn missing_of(&self, due: &[Arc<str>]) -> Vec<Arc<str>> {
         let state = self.0.lock();
         let missing = |token: &&Arc<str>| {
             state
                 .messages
                 .get(*token)
-                .is_some_and(|it| it.arrivals == 0 && !it.bounced && state.online.contains(&it.to))
+                .is_some_and(|it| it.arrivals == 0 && !it.bounced && !state.asleep.contains(&it.to))
         };
         due.iter().filter(missing).cloned().collect()
     }
@@ -168,6 +170,15 @@ impl Oracle {
 
     pub(crate) fn went_offline(&self, jid: &str) {
         self.0.lock().online.remove(jid);
+    }
+
+    pub(crate) fn sleeps(&self, jid: &str, asleep: bool) {
+        let mut state = self.0.lock();
+        if asleep {
+            state.asleep.insert(jid.to_owned())
+        } else {
+            state.asleep.remove(jid)
+        };
     }
 
     pub(crate) fn renaming(&self, owner: &str, contact: &str, name: &str) {

@@ -113,12 +113,14 @@ impl Body {
     async fn live(mut self) {
         let mut session: Option<Session> = None;
         loop {
+            self.oracle.sleeps(&self.jid, !self.awake);
             while !self.awake {
                 match self.orders.recv().await {
                     Some(order) => self.note(order),
                     None => return,
                 }
             }
+            self.oracle.sleeps(&self.jid, false);
             let mut client = match self.log_in(session.take()).await {
                 Ok(client) => client,
                 Err((error, kept)) => {

@@ -25,7 +25,7 @@ pub(crate) struct Provider {
 }
 
 /// Two that know each other's address and trust one certificate authority.
-pub(crate) async fn pair(directory: &Path, program: &Path) -> Result<[Provider; 2], String> {
+pub(crate) async fn pair(directory: &Path, program: &Path) -> Result<Vec<Provider>, String> {
     let program = fs::canonicalize(program).map_err(|error| format!("{}: {error}", program.display()))?;
     let ca = directory.join("ca.pem");
     fs::create_dir_all(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
@@ -49,7 +49,7 @@ pub(crate) async fn pair(directory: &Path, program: &Path) -> Result<[Provider; 
     let [north, south] = <[Provider; 2]>::try_from(providers).map_err(|_| "two providers".to_owned())?;
     north.init(&south).await?;
     south.init(&north).await?;
-    Ok([north, south])
+    Ok(vec![north, south])
 }
 
 impl Provider {
@@ -99,8 +99,8 @@ impl Provider {
         run(command, "secret\n").await
     }
 
-    /// Starts the server and waits until clients and servers can connect.
-    pub(crate) async fn start(&mut self) -> Result<(), String> {
+    /// Starts the server and waits until clients, and if `federated` servers, can connect.
+    pub(crate) async fn start(&mut self, federated: bool) -> Result<(), String> {
         let log = self.directory.join("server.log");
         let open =
             || fs::OpenOptions::new().create(true).append(true).open(&log).map_err(|error| error.to_string());
@@ -109,7 +109,8 @@ impl Provider {
         command.stdin(Stdio::null()).stdout(open()?).stderr(open()?).kill_on_drop(true);
         let mut child = command.spawn().map_err(|error| error.to_string())?;
         let end = Instant::now() + Duration::from_secs(30);
-        for address in [self.clients, self.federation] {
+        let addresses = [Some(self.clients), federated.then_some(self.federation)];
+        for address in addresses.into_iter().flatten() {
             while TcpStream::connect(address).await.is_err() {
                 let ended = child.try_wait().map_err(|error| error.to_string())?;
                 if ended.is_some() || Instant::now() > end {
@@ -141,9 +142,10 @@ impl Provider {
         drop(fs::remove_dir_all(&copy));
         fs::create_dir_all(&copy).map_err(|error| error.to_string())?;
         let mut found = None;
-        for entry in fs::read_dir(self.data()).map_err(|error| error.to_string())?.flatten() {
+        for entry in fs::read_dir(self.data().join("data")).map_err(|error| error.to_string())?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if name.contains(".db") && entry.path().is_file() {
+            // Without the shared memory: it is rebuilt from the log, as after a power cut.
+            if name.ends_with(".db") || name.ends_with(".db-wal") {
                 fs::copy(entry.path(), copy.join(&name)).map_err(|error| error.to_string())?;
                 if name.ends_with(".db") {
                     found = Some(copy.join(name));
