@@ -180,7 +180,8 @@ impl Connection {
         let mut moved = false;
         loop {
             if self.unsent.is_empty() {
-                let drained = self.session.with_outbox(|outbox| outbox.drain(&mut self.unsent, WRITE));
+                let drained =
+                    self.session.with_outbox(|outbox| outbox.drain(self.serial, &mut self.unsent, WRITE));
                 self.unsent_kept.extend(drained.kept);
                 if drained.stanzas > 0 {
                     self.session.note_drained();

@@ -101,7 +101,7 @@ impl Session {
             serial,
             jid,
             account,
-            outbox: Mutex::new(Outbox::new(bounds)),
+            outbox: Mutex::new(Outbox::new(bounds, serial)),
             drained: Notify::new(),
             life: Mutex::new(Life { attached: true, connection: serial, ..Life::default() }),
             vitals: Vitals::default(),
@@ -186,6 +186,7 @@ impl Session {
         life.connection = connection;
         life.close = None;
         drop(life);
+        self.outbox.lock().serve_by(connection);
         self.wake();
     }
 

@@ -122,6 +122,8 @@ pub struct Outbox {
     catch_up: Option<CatchUp>,
     ended: bool,
     waker: Option<Waker>,
+    /// The connection that may drain; one that was replaced must not take stanzas with it.
+    connection: u64,
 }
 
 #[derive(Debug, Default)]
@@ -134,7 +136,7 @@ struct Ring {
 }
 
 impl Outbox {
-    pub(super) fn new(bounds: Bounds) -> Outbox {
+    pub(super) fn new(bounds: Bounds, connection: u64) -> Outbox {
         Outbox {
             bounds,
             queue: VecDeque::new(),
@@ -148,6 +150,7 @@ impl Outbox {
             catch_up: None,
             ended: false,
             waker: None,
+            connection,
         }
     }
 
@@ -278,9 +281,17 @@ impl Outbox {
         self.queue.len() < self.bounds.stanzas / 4 && self.bytes < self.bounds.bytes / 4
     }
 
-    /// Writes stanzas to `out` until it holds `limit` bytes.
-    pub fn drain(&mut self, out: &mut Vec<u8>, limit: usize) -> Drained {
+    /// From now on `connection` drains, and no other.
+    pub fn serve_by(&mut self, connection: u64) {
+        self.connection = connection;
+    }
+
+    /// Writes stanzas to `out` until it holds `limit` bytes, for the connection that serves.
+    pub fn drain(&mut self, connection: u64, out: &mut Vec<u8>, limit: usize) -> Drained {
         let mut drained = Drained::default();
+        if connection != self.connection {
+            return drained;
+        }
         out.append(&mut self.nonzas);
         if self.inactive && !self.urgent {
             return drained;
