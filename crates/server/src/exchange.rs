@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -45,6 +45,16 @@ pub struct Exchange {
     pub remote: OnceLock<Arc<dyn Remote>>,
     /// Sessions that can be resumed, by the hash of their resumption id.
     pub resumable: Mutex<HashMap<[u8; 32], Arc<Session>>>,
+    /// What of the server is outside the exchange. Set once at start.
+    pub surroundings: OnceLock<Weak<dyn crate::operations::Surroundings>>,
+    /// Keys of the configuration that were changed and wait for a restart.
+    pub needs_restart: Mutex<Vec<String>>,
+    /// Registrations of accounts, counted by address.
+    pub registrations: crate::session::attempts::Attempts,
+    /// Ad-hoc commands under way.
+    pub commands: crate::commands::Sessions,
+    /// Connected components.
+    pub components: crate::route::components::Components,
     /// Failed logins, counted.
     pub logins: crate::session::attempts::Attempts,
     /// Looks after the sessions.
@@ -83,11 +93,6 @@ impl Exchange {
     pub fn is_admin(&self, jid: &Jid) -> bool {
         let config = self.config.load();
         config.accounts.admins.iter().any(|admin| admin.as_str() == jid.bare_str())
-    }
-
-    /// The domains of external components, in order.
-    pub fn component_domains(&self) -> Vec<String> {
-        self.config.load().components.entries.keys().cloned().collect()
     }
 
     /// Runs `future` on the inside's threads.

@@ -2,10 +2,12 @@
 
 pub mod admin;
 pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod demo;
 pub mod exchange;
 pub mod ids;
+pub mod invites;
 pub mod log;
 pub mod logging;
 pub mod metrics;
@@ -13,6 +15,7 @@ pub mod modules;
 pub mod net;
 pub mod notify;
 pub mod operations;
+pub mod protocols;
 pub mod route;
 pub mod schema;
 pub mod serve;

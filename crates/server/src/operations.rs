@@ -1,10 +1,23 @@
-//! The operations of administration on a running server.
+//! The operations of administration on a running server: what command line, ad-hoc commands and modules call.
+//!
+//! [`Operator`] implements [`Admin`], the ONE set. What a user may do to the own account (change the password, remove
+//! it) is done by the same functions.
 
 use std::sync::Arc;
 
+use trunkline_xmpp::error::{Condition, StanzaError, StreamCondition, StreamError};
+use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::stanza::{Kind, PresenceType, Stanza};
+
 use crate::admin::accounts::{self, NewAccount};
-use crate::admin::{Admin, OpError, Operation, Outcome};
+use crate::admin::{Admin, DomainStatus, OpError, Operation, Outcome, Password, Status};
+use crate::config::{Config, Registration};
 use crate::exchange::Exchange;
+use crate::invites::{InviteError, Wish};
+use crate::route::Mail;
+use crate::route::account::{Account, Loaded};
+use crate::route::remote::Remote;
+use crate::session::{Close, Session};
 
 /// Runs operations on a running server.
 #[derive(Clone, Debug)]
@@ -14,31 +27,338 @@ impl Admin for Operator {
     async fn run(&self, operation: Operation) -> Result<Outcome, OpError> {
         let exchange = &self.0;
         let config = exchange.config.load_full();
-        let said = |text: String| Ok(Outcome::Done { text });
         match operation {
             Operation::UserAdd { address, password } => {
                 let jid = accounts::new_address(&address, &config)?;
-                let new = NewAccount {
-                    jid: &jid,
-                    password: &password,
-                    iterations: config.accounts.password_iterations,
-                    now: exchange.clock().now(),
-                };
-                accounts::add(&exchange.db, new).await?;
-                said(format!("{jid} was added."))
+                self.add(&config, &jid, &password).await?;
+                Ok(said(format!("{jid} was added.")))
             }
             Operation::UserPasswd { address, password } => {
                 let jid = accounts::address(&address, &config)?;
-                accounts::set_password(&exchange.db, &jid, &password, config.accounts.password_iterations)
-                    .await?;
-                said(format!("{jid} has a new password."))
+                let iterations = config.accounts.password_iterations;
+                accounts::set_password(&exchange.db, &jid, &password, iterations).await?;
+                Ok(said(format!("{jid} has a new password.")))
+            }
+            Operation::UserRemove { address } => {
+                let jid = accounts::address(&address, &config)?;
+                exchange.erase_account(&jid).await?.depart().await;
+                Ok(said(format!("{jid} was removed, with everything it owned.")))
             }
             Operation::UserList { domain, after } => {
                 let after = after.map(|after| accounts::address(&after, &config)).transpose()?;
-                let (users, more) = accounts::list(&exchange.db, domain.as_deref(), after.as_ref()).await?;
+                let (mut users, more) =
+                    accounts::list(&exchange.db, domain.as_deref(), after.as_ref()).await?;
+                for user in &mut users {
+                    let online =
+                        Jid::parse(&user.address).ok().and_then(|jid| exchange.accounts.online(&jid));
+                    let sessions = online.map_or(0, |account| account.state().resources.len());
+                    user.sessions = Some(u32::try_from(sessions).unwrap_or(u32::MAX));
+                }
                 Ok(Outcome::Users { users, more })
             }
-            _ => Err(OpError::NotPossible("this build can't do that yet".into())),
+            Operation::Reload => exchange.reload(&config),
+            Operation::Status => Ok(Outcome::Status(Box::new(exchange.status(&config).await?))),
+            Operation::FederationStatus => Ok(Outcome::Federation(exchange.remote()?.status())),
+            Operation::FederationClose { domain } => Ok(said(exchange.remote()?.close(domain.as_deref())?)),
+            Operation::FederationOpen { domain } => Ok(said(exchange.remote()?.open(domain.as_deref())?)),
+            Operation::Kick { address } => exchange.kick(&address),
+            Operation::InviteCreate { domain } => self.invite(&config, domain).await,
         }
     }
+}
+
+impl Operator {
+    async fn add(&self, config: &Config, jid: &Jid, password: &Password) -> Result<(), OpError> {
+        let exchange = &self.0;
+        if let (Some(host), Some(local)) = (exchange.host(jid.domain()), jid.local()) {
+            let taken = exchange.is_name_taken(host, local, None).await;
+            if taken.map_err(|error| OpError::Store(error.to_string()))? {
+                return Err(OpError::Exists(jid.to_string()));
+            }
+        }
+        let new = NewAccount {
+            jid,
+            password,
+            iterations: config.accounts.password_iterations,
+            now: exchange.clock().now(),
+        };
+        accounts::add(&exchange.db, new).await
+    }
+
+    async fn invite(&self, config: &Config, domain: Option<String>) -> Result<Outcome, OpError> {
+        let domain = domain.unwrap_or_else(|| config.domain.clone());
+        let host = self.0.host(&domain).ok_or(OpError::UnknownDomain(domain))?;
+        if config.accounts.registration == Registration::Closed {
+            return Err(OpError::NotPossible(
+                "nobody can register: set accounts.registration to \"invite\" first".into(),
+            ));
+        }
+        let wish = Wish { creates_account: true, ..Wish::default() };
+        let made = self.0.invite(host, wish).await.map_err(|error| match error {
+            InviteError::Store(error) => OpError::Store(error.to_string()),
+            error => OpError::NotPossible(error.to_string()),
+        })?;
+        Ok(Outcome::Invitation { uri: made.uri, expires_at: made.expires_at })
+    }
+}
+
+/// What of a running server is not the exchange's: certificates, listeners, gates. The server registers itself once.
+pub trait Surroundings: Send + Sync + 'static {
+    /// Takes over what a reload can change. Certificates are read first: when one can't be read nothing is changed.
+    ///
+    /// # Errors
+    /// A text for the operator; nothing was changed.
+    fn reload(&self, config: &Config) -> Result<(), String>;
+
+    /// Fills in what only it knows: listeners, ends of certificates.
+    fn describe(&self, status: &mut Status);
+}
+
+/// An account whose rows are gone and whose sessions are still there; [`Erased::depart`] ends it.
+#[must_use = "sessions and contacts of a removed account have to be told"]
+pub struct Erased {
+    exchange: Arc<Exchange>,
+    /// `None`: it was disabled.
+    account: Option<Loaded>,
+}
+
+impl Exchange {
+    /// Removes every row of an account; from here on nobody can log in to it. The caller then calls
+    /// [`Erased::depart`], after whatever it still has to tell the account's sessions.
+    ///
+    /// # Errors
+    /// [`OpError::NoSuchUser`], or the store's.
+    pub async fn erase_account(self: &Arc<Self>, jid: &Jid) -> Result<Erased, OpError> {
+        let loaded =
+            self.accounts.load(&self.db, jid).await.map_err(|error| OpError::Store(error.to_string()))?;
+        let Some(account) = loaded else {
+            // Disabled accounts are never loaded: nobody is connected, only the rows are there.
+            accounts::remove(&self.db, jid).await?;
+            return Ok(Erased { exchange: Arc::clone(self), account: None });
+        };
+        // What changes roster and block list waits, and finds no rows afterwards.
+        let writing = account.writes.lock().await;
+        accounts::remove(&self.db, jid).await?;
+        account.state().removed = true;
+        self.accounts.forget(&account);
+        drop(writing);
+        Ok(Erased { exchange: Arc::clone(self), account: Some(account) })
+    }
+
+    /// Asks the connections of an account to close with `error`, all but `keep`; sessions without a connection
+    /// end at once.
+    pub fn end_sessions(
+        self: &Arc<Self>,
+        account: &Account,
+        keep: Option<&Session>,
+        error: &StreamError,
+    ) -> usize {
+        let sessions: Vec<Arc<Session>> = account
+            .state()
+            .resources
+            .iter()
+            .map(|resource| Arc::clone(&resource.session))
+            .filter(|session| keep.is_none_or(|keep| keep.serial != session.serial))
+            .collect();
+        for session in &sessions {
+            session.close(Close { error: Some(error.clone()), resumable: false });
+            if !session.is_attached() {
+                self.end_session(session, None);
+            }
+        }
+        sessions.len()
+    }
+
+    /// Sets the password of one's own account and ends the other sessions.
+    ///
+    /// # Errors
+    /// Those of [`accounts::set_password`].
+    pub async fn change_password(
+        self: &Arc<Self>,
+        session: &Session,
+        password: &Password,
+    ) -> Result<(), OpError> {
+        let iterations = self.config.load().accounts.password_iterations;
+        accounts::set_password(&self.db, &session.account.jid, password, iterations).await?;
+        // RFC 6120 s.4.9.3.16: the security context of these streams is outdated.
+        let error = StreamError::new(StreamCondition::Reset).text("The password was changed.");
+        self.end_sessions(&session.account, Some(session), &error);
+        Ok(())
+    }
+
+    fn kick(self: &Arc<Self>, address: &str) -> Result<Outcome, OpError> {
+        let jid = Jid::parse(address).map_err(|error| OpError::BadAddress(format!("{address}: {error}")))?;
+        let account = self.accounts.online(&jid);
+        let error = StreamError::new(StreamCondition::PolicyViolation).text("Ended by an administrator.");
+        let ended = match (account, jid.resource()) {
+            (None, _) => 0,
+            (Some(account), None) => self.end_sessions(&account, None, &error),
+            (Some(account), Some(name)) => {
+                let session = account.state().resource(name).map(|resource| Arc::clone(&resource.session));
+                if let Some(session) = &session {
+                    session.close(Close { error: Some(error), resumable: false });
+                    if !session.is_attached() {
+                        self.end_session(session, None);
+                    }
+                }
+                usize::from(session.is_some())
+            }
+        };
+        match ended {
+            0 => Err(OpError::NotPossible(format!("{jid} is not connected"))),
+            1 => Ok(said(format!("One session of {jid} is ended."))),
+            ended => Ok(said(format!("{ended} sessions of {jid} are ended."))),
+        }
+    }
+
+    fn remote(&self) -> Result<&Arc<dyn Remote>, OpError> {
+        self.remote.get().ok_or_else(|| OpError::NotPossible("there is no federation in this server".into()))
+    }
+
+    /// Reads the configuration and the certificates again. All of it is checked before anything is changed.
+    fn reload(self: &Arc<Self>, old: &Config) -> Result<Outcome, OpError> {
+        let refused = |error: crate::config::ConfigError| OpError::Config(error.to_string());
+        let new = Config::load(old.file()).map_err(refused)?;
+        new.missing_files().map_err(refused)?;
+        let reload = Config::diff(old, &new);
+        let effective = new.with_restart_keys_of(old);
+        if let Some(surroundings) = self.surroundings.get().and_then(std::sync::Weak::upgrade) {
+            surroundings.reload(&effective).map_err(OpError::Config)?;
+        }
+        let effective = Arc::new(effective);
+        self.config.store(Arc::clone(&effective));
+        *self.needs_restart.lock() = reload.needs_restart.clone();
+        self.components.reconcile(&effective);
+        if let Some(remote) = self.remote.get() {
+            remote.reload(&effective);
+        }
+        tracing::info!(applied = ?reload.applied, needs_restart = ?reload.needs_restart, "the configuration was reloaded");
+        Ok(Outcome::Reloaded { reload })
+    }
+
+    async fn status(&self, config: &Config) -> Result<Status, OpError> {
+        let mut status = Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started_at: self.started,
+            domains: config
+                .domains()
+                .map(|name| DomainStatus { name: name.to_owned(), ..DomainStatus::default() })
+                .collect(),
+            accounts: accounts::count(&self.db).await?,
+            federation_open: config.federation.enabled,
+            memory: resident(),
+            database: std::fs::metadata(config.database()).ok().map(|file| file.len()),
+            needs_restart: self.needs_restart.lock().clone(),
+            ..Status::default()
+        };
+        if let Some(remote) = self.remote.get() {
+            let federation = remote.status();
+            status.federation_open = federation.open;
+            status.peers = federation.peers.iter().filter(|peer| !peer.streams.is_empty()).count() as u64;
+        }
+        if let Some(surroundings) = self.surroundings.get().and_then(std::sync::Weak::upgrade) {
+            surroundings.describe(&mut status);
+        }
+        for account in self.accounts.all() {
+            for resource in &account.state().resources {
+                status.sessions += 1;
+                status.sessions_waiting += u64::from(!resource.session.is_attached());
+            }
+        }
+        Ok(status)
+    }
+
+    /// Makes two accounts of this server contacts of each other (XEP-0401 s.5.5): who came with an invitation, and
+    /// who invited. Each account's change is durable by itself; a failure is logged and leaves the manual way.
+    pub async fn befriend(self: &Arc<Self>, one: &Jid, other: &Jid) -> Result<(), StanzaError> {
+        for (owner, contact) in [(one, other), (other, one)] {
+            let loaded = self
+                .accounts
+                .load(&self.db, owner)
+                .await
+                .map_err(|error| crate::route::message::store_trouble(&error))?;
+            let Some(account) = loaded else { return Err(StanzaError::new(Condition::ItemNotFound)) };
+            let _writing = account.writes.lock().await;
+            let mut item = account.state().roster.get(contact).cloned().unwrap_or_default();
+            item.listed = true;
+            item.request = None;
+            item.subscription =
+                crate::route::subscription::Subscription { to: true, from: true, ..Default::default() };
+            self.change_item(&account, contact, Some(item), trunkline_store::Lane::Inside).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Erased {
+    /// Ends the sessions and tells the contacts (XEP-0077 s.3.2: subscriptions are cancelled).
+    pub async fn depart(self) {
+        let Erased { exchange, account } = self;
+        let Some(account) = account else { return };
+        let sessions: Vec<Arc<Session>> =
+            account.state().resources.iter().map(|resource| Arc::clone(&resource.session)).collect();
+        for session in &sessions {
+            let unavailable =
+                Stanza::build(Kind::Presence(PresenceType::Unavailable)).from(session.jid.clone()).done();
+            exchange.broadcast_unavailable(session, unavailable);
+        }
+        // XEP-0077 s.3.2: `not-authorized` for all of the account's streams.
+        exchange.end_sessions(&account, None, &StreamError::new(StreamCondition::NotAuthorized));
+        let farewells: Vec<(Jid, PresenceType)> = {
+            let state = account.state();
+            let mut farewells = Vec::new();
+            for (contact, item) in state.roster.iter() {
+                let subscription = item.subscription;
+                if subscription.to || subscription.pending_out {
+                    farewells.push((contact.clone(), PresenceType::Unsubscribe));
+                }
+                if subscription.from || subscription.pending_in {
+                    farewells.push((contact.clone(), PresenceType::Unsubscribed));
+                }
+            }
+            farewells
+        };
+        for (contact, kind) in farewells {
+            let stanza = Stanza::build(Kind::Presence(kind)).from(account.jid.clone()).to(contact).done();
+            exchange.deliver(Mail::inside(stanza)).await;
+        }
+    }
+}
+
+impl std::fmt::Debug for Erased {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Erased({:?})", self.account)
+    }
+}
+
+/// Bytes of memory that the process occupies, where the system tells (proc(5), statm).
+fn resident() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * 4096)
+}
+
+/// What a client is told of an operation that failed.
+pub fn stanza_error(error: &OpError) -> StanzaError {
+    let condition = match error {
+        OpError::BadAddress(_) => Condition::JidMalformed,
+        OpError::UnknownDomain(_) => Condition::NotAllowed,
+        OpError::Exists(_) => Condition::Conflict,
+        OpError::NoSuchUser(_) => Condition::ItemNotFound,
+        OpError::BadPassword(_) => Condition::NotAcceptable,
+        OpError::Config(_) | OpError::NotPossible(_) => Condition::NotAllowed,
+        OpError::BadRequest(_) => Condition::BadRequest,
+        OpError::NotRunning | OpError::Closing => Condition::ServiceUnavailable,
+        OpError::Store(_) => {
+            // The text is for the log; the client can do nothing with it.
+            tracing::error!(%error, "an operation failed");
+            return StanzaError::new(Condition::InternalServerError);
+        }
+    };
+    StanzaError::new(condition).text(error.to_string())
+}
+
+fn said(text: String) -> Outcome {
+    Outcome::Done { text }
 }

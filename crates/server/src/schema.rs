@@ -6,7 +6,7 @@
 use trunkline_store::Migration;
 
 /// Every migration, oldest first.
-pub const MIGRATIONS: &[Migration] = &[ACCOUNTS, MESSAGING];
+pub const MIGRATIONS: &[Migration] = &[ACCOUNTS, MESSAGING, INVITES];
 
 const ACCOUNTS: Migration = Migration {
     name: "accounts",
@@ -105,5 +105,25 @@ const MESSAGING: Migration = Migration {
             resource TEXT NOT NULL,
             PRIMARY KEY (account, resource)
         ) STRICT;
+    ",
+};
+
+/// Invitations: the hash of each token and what it is good for (see [`crate::invites`]).
+const INVITES: Migration = Migration {
+    name: "invites",
+    sql: "
+        CREATE TABLE invites (
+            token_hash BLOB PRIMARY KEY,
+            host_id INTEGER NOT NULL REFERENCES hosts (id),
+            inviter INTEGER REFERENCES accounts (id) ON DELETE CASCADE,
+            local TEXT,
+            creates_account INTEGER NOT NULL,
+            created_at INTEGER NOT NULL,
+            expires_at INTEGER NOT NULL,
+            used_at INTEGER
+        ) STRICT;
+        CREATE INDEX invites_by_inviter ON invites (inviter);
+        CREATE INDEX invites_by_name ON invites (host_id, local);
+        CREATE INDEX invites_by_expiry ON invites (expires_at);
     ",
 };

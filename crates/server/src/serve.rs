@@ -15,14 +15,14 @@ use trunkline_xmpp::error::{StreamCondition, StreamError};
 use trunkline_xmpp::jid::Jid;
 
 use crate::admin::socket::ControlSocket;
-use crate::admin::{Admin as _, ListenerStatus, Operation};
+use crate::admin::{Admin as _, ListenerStatus, Operation, Status};
 use crate::config::{Config, TlsPolicy};
 use crate::exchange::{Exchange, load_hosts};
 use crate::ids::{Clock, Ids};
 use crate::metrics::Metrics;
 use crate::modules::{self, Modules};
 use crate::net;
-use crate::operations::Operator;
+use crate::operations::{Operator, Surroundings};
 use crate::route::account::Accounts;
 use crate::session::attempts::Attempts;
 use crate::session::keeper::Keeper;
@@ -31,6 +31,9 @@ use crate::web::{Health, Pages};
 
 /// How long connections have to say goodbye when the server stops.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How long a registration counts against its address.
+const REGISTRATIONS: Duration = Duration::from_secs(3600);
 
 /// What a server gets from outside, so that tests can put other things in its place.
 #[derive(Clone, Debug)]
@@ -105,6 +108,8 @@ impl Server {
             tasks: Mutex::new(JoinSet::new()),
             listeners: Mutex::new(Vec::new()),
         });
+        let weak = Arc::downgrade(&server);
+        let _ = exchange.surroundings.set(weak);
         if !parts.in_memory {
             // Before anything moves: a port that is taken must not cost anybody a session.
             let bound = server.bind(&config)?;
@@ -143,6 +148,7 @@ impl Server {
         Ok(Bound {
             clients: net::bind(&config.clients.listen)?,
             clients_tls: net::bind(&config.clients.listen_tls)?,
+            components: net::bind(&config.components.listen)?,
             web: net::bind(&config.web.listen)?,
             policy: config.clients.tls,
         })
@@ -154,6 +160,11 @@ impl Server {
         }
         for listener in bound.clients_tls {
             self.serve_clients(listener, "clients.listen_tls", login::Entry::DirectTls);
+        }
+        for listener in bound.components {
+            self.note_listener("components.listen", &listener);
+            let handler = Arc::new(Components { server: Arc::downgrade(self) });
+            self.spawn(net::serve(listener, Arc::clone(&self.gate), handler, self.stopped.clone()));
         }
         for listener in bound.web {
             self.note_listener("web.listen", &listener);
@@ -262,6 +273,7 @@ impl Server {
                 resumable: true,
             });
         }
+        self.exchange.components.close_all(&StreamError::new(StreamCondition::SystemShutdown));
         let gone = async {
             while sessions.iter().any(|session| session.is_attached() && !session.is_ended()) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -284,6 +296,7 @@ impl Server {
 struct Bound {
     clients: Vec<TcpListener>,
     clients_tls: Vec<TcpListener>,
+    components: Vec<TcpListener>,
     web: Vec<TcpListener>,
     policy: TlsPolicy,
 }
@@ -311,6 +324,50 @@ impl net::listen::Handler for Clients {
         if let Some(server) = self.server.upgrade() {
             server.exchange.metrics.refused(why.label());
             tracing::debug!(%peer, why = why.label(), "a connection was refused");
+        }
+    }
+}
+
+/// Takes components from a listener.
+struct Components {
+    server: Weak<Server>,
+}
+
+impl net::listen::Handler for Components {
+    fn connection(&self, stream: TcpStream, peer: SocketAddr, guard: net::Guard) {
+        let Some(server) = self.server.upgrade() else { return };
+        let exchange = Arc::clone(&server.exchange);
+        server.exchange.spawn(async move {
+            crate::session::component::serve(exchange, stream, peer).await;
+            drop(guard);
+        });
+    }
+
+    fn refused(&self, peer: IpAddr, why: net::listen::Refused) {
+        if let Some(server) = self.server.upgrade() {
+            server.exchange.metrics.refused(why.label());
+            tracing::warn!(%peer, why = why.label(), "a component's connection was refused");
+        }
+    }
+}
+
+impl Surroundings for Server {
+    fn reload(&self, config: &Config) -> Result<(), String> {
+        if let Some(certificates) = &self.certificates {
+            certificates.reload(&sources(config)).map_err(|error| error.to_string())?;
+        }
+        self.gate.set_limits(gate_limits(config));
+        Ok(())
+    }
+
+    fn describe(&self, status: &mut Status) {
+        status.listeners = self.listeners();
+        for domain in &mut status.domains {
+            let certificate =
+                self.exchange.config.load().certificate(&domain.name).map(|(chain, _)| chain.to_owned());
+            domain.certificate_expires_at = certificate
+                .and_then(|chain| net::inspect(&chain).ok())
+                .map(|certificate| certificate.not_after.as_millisecond());
         }
     }
 }
@@ -397,6 +454,11 @@ async fn exchange(config: Config, parts: &Parts) -> Result<Arc<Exchange>, StartE
         modules: Modules::new(modules::all()),
         remote: OnceLock::new(),
         resumable: Mutex::new(std::collections::HashMap::new()),
+        surroundings: OnceLock::new(),
+        needs_restart: Mutex::new(Vec::new()),
+        registrations: Attempts::over(parts.clock.clone(), REGISTRATIONS),
+        commands: crate::commands::Sessions::default(),
+        components: crate::route::components::Components::default(),
         logins: Attempts::new(parts.clock.clone()),
         keeper: Keeper::default(),
         metrics: Metrics::new(),

@@ -6,6 +6,8 @@
 //! # what is shown, with its section
 //! set federation.enabled = false        configuration, before anybody enters
 //! Romeo is romeo@north.localhost/orchard
+//! Iago is a stranger at north.localhost  connects without a login
+//! Globe is the component globe.north.localhost with secret
 //! Romeo connects                        an authenticated stream, the resource bound
 //! Romeo is online                       the same, then initial presence; what that brings is passed over
 //! Romeo sends:                          indented XML follows, `$name` stands for what was captured
@@ -21,21 +23,24 @@
 //!
 //! What is expected says less than what comes: attributes not named may be there, and so may `<delay/>`,
 //! `<stanza-id/>` and anything where `<any/>` stands. A value `*` is any, `$name` is captured the first time and
-//! compared from then on, `-` means that the attribute is absent.
+//! compared from then on, `-` means that the attribute is absent, `~text$name` captures a word behind a text.
 
 #![allow(clippy::unwrap_used, reason = "a play that cannot be read is a failed test")]
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
-use trunkline_server::config::Config;
 use trunkline_server::config::overrides::Overrides;
+use trunkline_server::config::{Config, TlsPolicy};
 use trunkline_server::ids::Clock;
 use trunkline_server::net::Transport;
 use trunkline_server::serve::{Parts, Server};
+use trunkline_server::session::component;
+use trunkline_server::session::login::Entry;
 use trunkline_store::{Batch, Lane, sql};
 use trunkline_xml::{Element, Event, Limits, Node, Scanner};
 use trunkline_xmpp::jid::Jid;
@@ -81,10 +86,41 @@ struct Play {
 
 struct Person {
     jid: Jid,
+    role: Role,
     stream: Option<DuplexStream>,
     scanner: Scanner,
     input: Vec<u8>,
     closed: bool,
+}
+
+/// How somebody enters.
+#[derive(Clone)]
+enum Role {
+    /// Logged in, with a resource.
+    User,
+    /// Not logged in.
+    Stranger,
+    /// XEP-0114, with this secret.
+    Component(String),
+}
+
+impl Role {
+    fn content(&self) -> &'static str {
+        if matches!(self, Role::Component(_)) { "jabber:component:accept" } else { "jabber:client" }
+    }
+}
+
+impl Person {
+    fn new(jid: Jid, role: Role) -> Person {
+        Person {
+            jid,
+            role,
+            stream: None,
+            scanner: Scanner::new(Limits::default()),
+            input: Vec::new(),
+            closed: false,
+        }
+    }
 }
 
 impl Play {
@@ -128,14 +164,20 @@ impl Play {
         if let Some(jid) = action.strip_prefix("is ").filter(|rest| rest.contains('@')) {
             let jid = Jid::parse(jid).map_err(|error| error.to_string())?;
             self.start(&jid).await?;
-            let person = Person {
-                jid,
-                stream: None,
-                scanner: Scanner::new(Limits::default()),
-                input: Vec::new(),
-                closed: false,
-            };
-            self.people.insert(name.to_owned(), person);
+            self.people.insert(name.to_owned(), Person::new(jid, Role::User));
+            return Ok(());
+        }
+        let role = match action.strip_prefix("is a stranger at ") {
+            Some(domain) => Some((domain, Role::Stranger)),
+            None => action
+                .strip_prefix("is the component ")
+                .and_then(|rest| rest.split_once(" with "))
+                .map(|(domain, secret)| (domain, Role::Component(secret.to_owned()))),
+        };
+        if let Some((domain, role)) = role {
+            self.start_server().await?;
+            let jid = Jid::parse(domain).map_err(|error| error.to_string())?;
+            self.people.insert(name.to_owned(), Person::new(jid, role));
             return Ok(());
         }
         let name = name.trim_end_matches("'s");
@@ -178,8 +220,8 @@ impl Play {
         self.people.get_mut(name).ok_or_else(|| format!("who is {name}?"))
     }
 
-    /// Starts the server on first use and makes the account.
-    async fn start(&mut self, jid: &Jid) -> Result<(), String> {
+    /// Starts the server on first use.
+    async fn start_server(&mut self) -> Result<(), String> {
         if self.server.is_none() {
             let mut presets = Overrides::default();
             let common = [
@@ -196,6 +238,12 @@ impl Play {
             let parts = Parts { clock: Clock::virtual_now(), in_memory: true };
             self.server = Some(Server::start(config, parts).await.map_err(|error| error.to_string())?);
         }
+        Ok(())
+    }
+
+    /// Starts the server on first use and makes the account.
+    async fn start(&mut self, jid: &Jid) -> Result<(), String> {
+        self.start_server().await?;
         let server = self.server.as_ref().ok_or("no server")?;
         let exchange = server.exchange();
         let host = exchange.host(jid.domain()).ok_or("not a host of this server")?;
@@ -218,15 +266,29 @@ impl Play {
         person.scanner = Scanner::new(Limits::default());
         person.input.clear();
         person.closed = false;
-        let jid = person.jid.clone();
-        server.seat(Transport::from(theirs), &jid.bare());
+        let (jid, role) = (person.jid.clone(), person.role.clone());
+        let nowhere = SocketAddr::from(([192, 0, 2, 1], 40_000));
+        match &role {
+            Role::User => server.seat(Transport::from(theirs), &jid.bare()),
+            Role::Stranger => {
+                server.accept(Transport::from(theirs), nowhere, Entry::StartTls(TlsPolicy::Optional));
+            }
+            Role::Component(_) => {
+                let exchange = Arc::clone(server.exchange());
+                tokio::spawn(component::serve(exchange, theirs, nowhere));
+            }
+        }
         let open = format!(
-            "<stream:stream to='{}' version='1.0' xmlns='jabber:client' \
-             xmlns:stream='http://etherx.jabber.org/streams'>",
-            jid.domain()
+            "<stream:stream to='{}' version='1.0' xmlns='{}' xmlns:stream='http://etherx.jabber.org/streams'>",
+            jid.domain(),
+            role.content()
         );
         self.send(name, &open).await?;
-        self.arrived(name).await?;
+        match role {
+            Role::User => drop(self.arrived(name).await?),
+            Role::Stranger => return self.arrived(name).await.map(drop),
+            Role::Component(secret) => return self.shake_hands(name, &secret).await,
+        }
         let bind = format!(
             "<iq type='set' id='bind'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'><resource>{}</resource></bind></iq>",
             jid.resource().unwrap_or_default()
@@ -237,6 +299,30 @@ impl Play {
             Some(element) if element.root().attr("type").as_deref() == Some("result") => Ok(()),
             other => Err(format!("not bound: {:?}", other.map(show))),
         }
+    }
+
+    /// XEP-0114 s.3.
+    async fn shake_hands(&mut self, name: &str, secret: &str) -> Result<(), String> {
+        let person = self.person(name)?;
+        let stream = person.stream.as_mut().ok_or("not connected")?;
+        let mut buffer = [0; 4096];
+        let read = stream.read(&mut buffer).await.map_err(|error| error.to_string())?;
+        let mut rest = &buffer[..read];
+        let Some(Event::Open(header)) = person.scanner.next(&mut rest).map_err(|error| error.to_string())?
+        else {
+            return Err("no header".into());
+        };
+        let id = header.root().attr("id").map(|id| id.into_owned()).unwrap_or_default();
+        person.input = rest.to_vec();
+        if person.input.is_empty() {
+            let hash = aws_lc_rs::digest::digest(
+                &aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY,
+                format!("{id}{secret}").as_bytes(),
+            );
+            let hex: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+            self.send(name, &format!("<handshake>{hex}</handshake>")).await?;
+        }
+        Ok(())
     }
 
     async fn send(&mut self, name: &str, xml: &str) -> Result<(), String> {
@@ -278,7 +364,7 @@ impl Play {
 
     async fn receive(&mut self, name: &str, block: &str, any_order: bool) -> Result<(), String> {
         let mut arrived = self.arrived(name).await?;
-        let expected = elements(block)?;
+        let expected = elements(block, self.person(name)?.role.content())?;
         for wanted in &expected {
             let place = if any_order {
                 let mut captured = self.captured.clone();
@@ -328,10 +414,9 @@ async fn settle() {
     tokio::time::sleep(Duration::from_millis(5)).await;
 }
 
-fn elements(block: &str) -> Result<Vec<Element>, String> {
-    let document = format!(
-        "<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams'>{block}"
-    );
+fn elements(block: &str, content: &str) -> Result<Vec<Element>, String> {
+    let document =
+        format!("<stream:stream xmlns='{content}' xmlns:stream='http://etherx.jabber.org/streams'>{block}");
     let mut scanner = Scanner::new(Limits::default());
     let mut rest = document.as_bytes();
     let mut elements = Vec::new();
@@ -406,6 +491,15 @@ fn same_text(wanted: &str, got: Option<&str>, captured: &mut HashMap<String, Str
         ("-", None) | ("*", Some(_)) => Ok(()),
         ("-", Some(got)) => Err(format!("'{got}' should be absent")),
         (_, None) => Err("absent".into()),
+        (wanted, Some(got)) if wanted.starts_with('~') => {
+            // `~text$name` or `~text$name;text`: the name stands for a word within the text.
+            let (start, rest) = wanted[1..].split_once('$').ok_or("~ without a name")?;
+            let end = rest.find(|c: char| !c.is_alphanumeric()).unwrap_or(rest.len());
+            let word = got.strip_prefix(start).and_then(|got| got.strip_suffix(&rest[end..]));
+            let word = word.ok_or_else(|| format!("'{got}' is not '{wanted}'"))?;
+            captured.insert(rest[..end].to_owned(), word.to_owned());
+            Ok(())
+        }
         (wanted, Some(got)) => {
             if let Some(name) = wanted.strip_prefix('$') {
                 let known = captured.entry(name.to_owned()).or_insert_with(|| got.to_owned());

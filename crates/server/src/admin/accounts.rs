@@ -42,8 +42,17 @@ pub fn new_address(text: &str, config: &Config) -> Result<Jid, OpError> {
 
 /// Makes an account. Its address comes from [`new_address`].
 pub async fn add(db: &Db, new: NewAccount<'_>) -> Result<(), OpError> {
+    add_with(db, new, Vec::new()).await
+}
+
+/// Makes an account together with `conditions`, all or nothing: [`OpError::NotPossible`] when one of them changes
+/// nothing.
+pub async fn add_with(db: &Db, new: NewAccount<'_>, conditions: Vec<Statement>) -> Result<(), OpError> {
     let keys = keys(new.password, new.iterations).await?;
     let mut batch = Batch::new(Lane::Inside);
+    for condition in conditions {
+        batch.push(condition);
+    }
     batch.push(
         sql("INSERT INTO hosts (name) VALUES (?1) ON CONFLICT (name) DO NOTHING").bind(new.jid.domain()),
     );
@@ -57,6 +66,7 @@ pub async fn add(db: &Db, new: NewAccount<'_>) -> Result<(), OpError> {
     push_credentials(&mut batch, new.jid, keys);
     db.run(batch).await.map(drop).map_err(|error| match error {
         StoreError::Constraint(Violation::Unique, _) => OpError::Exists(new.jid.to_string()),
+        StoreError::Conflict => OpError::NotPossible("the permission was used up meanwhile".into()),
         error => store(error),
     })
 }

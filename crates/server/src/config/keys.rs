@@ -173,6 +173,9 @@ pub const KEYS: &[Key] = &[
     key("accounts.registrations_per_address", Int(1, i64::MAX))
         .default("3")
         .doc("New accounts from one address (IPv6: one /64) within an hour."),
+    key("accounts.user_invites", Bool).default("false").doc(
+        "Whether the invitations that users make for contacts let the invited register an account here. Needs registration \"invite\" or \"open\".",
+    ),
     key("accounts.invite_lifetime", Duration).default("\"7 days\"").doc("How long an invitation can be used."),
     key("accounts.password_iterations", Int(4096, 10_000_000)).default("10000").doc(
         "The work factor of stored passwords (SCRAM, PBKDF2). Clients do this work at each login. Applies when a password is set.",

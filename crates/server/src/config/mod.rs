@@ -137,6 +137,8 @@ pub struct Accounts {
     pub registration: Registration,
     /// In an hour.
     pub registrations_per_address: u32,
+    /// Whether users' invitations let the invited register.
+    pub user_invites: bool,
     /// How long an invitation can be used.
     pub invite_lifetime: Duration,
     /// PBKDF2 iterations for new passwords.

@@ -50,8 +50,13 @@ fn node(request: &Request) -> Option<String> {
 }
 
 async fn host_info(request: Request) -> Answer {
-    let info = describe(&request.exchange);
     let node = node(&request);
+    if let Some(info) = node.as_deref().and_then(|node| crate::commands::info(&request, node)) {
+        let mut w = Writer::new();
+        info.write(&mut w, node.as_deref());
+        return Ok(w.finish().into());
+    }
+    let info = describe(&request.exchange);
     match node.as_deref() {
         None | Some("") => {}
         // XEP-0115 s.6.2: the node of our caps is asked for with the verification string behind '#'.
@@ -79,12 +84,15 @@ pub fn caps_feature(exchange: &Exchange) -> Vec<u8> {
 }
 
 async fn host_items(request: Request) -> Answer {
+    if node(&request).as_deref() == Some(ns::COMMANDS) {
+        return Ok(crate::commands::items(&request).into());
+    }
     if node(&request).is_some_and(|node| !node.is_empty()) {
         return Err(StanzaError::new(Condition::ItemNotFound));
     }
     let mut w = Writer::new();
     w.open("query").attr("xmlns", ns::DISCO_ITEMS);
-    for domain in request.exchange.component_domains() {
+    for domain in request.exchange.component_domains(&request.host) {
         w.open("item").attr("jid", &domain).close();
     }
     w.close();

@@ -4,10 +4,13 @@
 //! a message. [`all`] is the server's table of contents and the order within a step. What two modules need
 //! is a service (`log`, `route`), not a module; modules do not import each other.
 
+pub mod administration;
 pub mod blocking;
 pub mod carbons;
+pub mod commands;
 pub mod disco;
 pub mod history;
+pub mod invitations;
 pub mod ping;
 pub mod private;
 pub mod registration;
@@ -33,6 +36,7 @@ use trunkline_xmpp::error::StanzaError;
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::stanza::{IqType, Stanza};
 
+use crate::commands::Command;
 use crate::exchange::{Exchange, Host};
 use crate::ids::LogId;
 use crate::route::account::{Account, AccountState};
@@ -54,6 +58,10 @@ pub fn all() -> Vec<Module> {
         carbons::module(),
         vcard::module(),
         private::module(),
+        registration::module(),
+        commands::module(),
+        invitations::module(),
+        administration::module(),
     ]
 }
 
@@ -205,6 +213,7 @@ pub struct Module {
     features: Vec<(Scope, &'static str)>,
     requests: Vec<(Scope, IqType, (&'static str, &'static str), Handler)>,
     hooks: Vec<(Way, Step, Hook)>,
+    commands: Vec<Command>,
 }
 
 impl Module {
@@ -217,6 +226,7 @@ impl Module {
             features: Vec::new(),
             requests: Vec::new(),
             hooks: Vec::new(),
+            commands: Vec::new(),
         }
     }
 
@@ -256,6 +266,18 @@ impl Module {
     pub fn on(mut self, way: Way, step: Step, hook: Hook) -> Module {
         self.hooks.push((way, step, hook));
         self
+    }
+
+    /// An ad-hoc command on the domain (XEP-0050).
+    #[must_use]
+    pub fn command(mut self, command: Command) -> Module {
+        self.commands.push(command);
+        self
+    }
+
+    /// The ad-hoc commands it brings.
+    pub fn commands(&self) -> &[Command] {
+        &self.commands
     }
 
     /// The module's name.
@@ -317,6 +339,11 @@ impl Modules {
         self.list.iter().flat_map(move |module| {
             module.features.iter().filter(move |(of, _)| *of == scope).map(|(_, feature)| *feature)
         })
+    }
+
+    /// The ad-hoc commands, in the order of the list.
+    pub fn commands(&self) -> impl Iterator<Item = &Command> {
+        self.list.iter().flat_map(|module| &module.commands)
     }
 
     /// Runs the hooks of one step.

@@ -240,6 +240,14 @@ impl Accounts {
         }
     }
 
+    /// A removed account: whoever loads it from now on finds no rows. Sessions that hold it go on until they end.
+    pub fn forget(&self, account: &Arc<Account>) {
+        let mut map = self.shard(account.jid.as_str()).map.lock();
+        if map.get(account.jid.as_str()).is_some_and(|held| Arc::ptr_eq(held, account)) {
+            map.remove(account.jid.as_str());
+        }
+    }
+
     /// Keeps `account` loaded while the result is held; on its drop unused accounts go.
     pub fn hold(self: &Arc<Self>, account: Arc<Account>) -> Loaded {
         Loaded { accounts: Arc::clone(self), account: Some(account) }

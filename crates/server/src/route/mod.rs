@@ -5,6 +5,7 @@
 //! awaited by whoever reads the stanza's source (so the brake is on the sender's own socket).
 
 pub mod account;
+pub mod components;
 pub mod iq;
 pub mod message;
 pub mod presence;
@@ -97,6 +98,9 @@ impl Exchange {
             return Routed::Done;
         };
         let Some(host) = self.host(to.domain()) else {
+            if self.is_component(to.domain()) {
+                return self.route_to_component(to.domain(), mail);
+            }
             return self.route_remote(mail);
         };
         if to.local().is_none() {
@@ -130,8 +134,8 @@ impl Exchange {
             self.bounce(&mail.stanza, &StanzaError::new(Condition::RemoteServerNotFound));
             return Routed::Done;
         };
-        // What came from outside does not leave again: no open relay.
-        if mail.is_outside() {
+        // What came from outside does not leave again: no open relay. A component on the outside is our own domain.
+        if mail.is_outside() && !mail.from().is_some_and(|from| self.is_component(from.domain())) {
             self.bounce(&mail.stanza, &StanzaError::new(Condition::ItemNotFound));
             return Routed::Done;
         }

@@ -385,7 +385,7 @@ impl Exchange {
             Err(error) => return self.bounce(&mail.stanza, &store_trouble(&error)),
         };
         let writing = account.writes.lock().await;
-        let (before, item, blocked, crowded) = {
+        let (mut before, item, blocked, crowded) = {
             let state = account.state();
             let item = state.roster.get(&contact).cloned();
             let before = item.as_ref().map(|item| item.subscription).unwrap_or_default();
@@ -395,7 +395,16 @@ impl Exchange {
         if blocked {
             return;
         }
-        let outcome = before.inbound(kind);
+        // XEP-0379 s.3.5: a token of ours stands for the user's approval, and for a request of the user's own.
+        let invited =
+            kind == PresenceType::Subscribe && !before.from && self.is_invited(&account, &mail.stanza).await;
+        if invited {
+            before.approved = true;
+        }
+        let mut outcome = before.inbound(kind);
+        if invited && !outcome.next.to {
+            outcome.next.pending_out = true;
+        }
         if outcome.next.pending_in && !before.pending_in && crowded {
             self.metrics.refused("subscription-requests-full");
             return;
@@ -429,9 +438,29 @@ impl Exchange {
             Box::pin(self.deliver(Mail::inside(reply))).await;
             self.show_presence(&account, &contact);
         }
+        if invited && outcome.next.pending_out {
+            let subscribe = Stanza::build(Kind::Presence(PresenceType::Subscribe));
+            let subscribe = subscribe.from(account.jid.clone()).to(contact.clone()).done();
+            Box::pin(self.deliver(Mail::inside(subscribe))).await;
+        }
         // s.3.3.3: who unsubscribes sees us go.
         if kind == PresenceType::Unsubscribe && before.from {
             self.hide_presence(&account, &contact);
+        }
+    }
+
+    /// A subscription request shows a token that this account's user has given away (XEP-0379 s.3.5). The token is
+    /// used up. Anything wrong with it, and the user decides as ever (s.4.1).
+    async fn is_invited(&self, account: &Account, stanza: &Stanza) -> bool {
+        let Some(token) = stanza.child(ns::PARS, "preauth").and_then(|preauth| preauth.attr("token")) else {
+            return false;
+        };
+        match self.redeem_contact(account.id, &token).await {
+            Ok(invited) => invited,
+            Err(error) => {
+                tracing::warn!(%error, "a token could not be looked up");
+                false
+            }
         }
     }
 

@@ -1,17 +1,19 @@
-//! Failed logins per address and per account, counted over ten minutes (twice five). Bounded: beyond
+//! Failed logins per address and per account, counted over ten minutes (twice five); and other things that an
+//! address may do only so often. Bounded: beyond
 //! [`MOST`] entries nothing new is counted, and an address or account that is not counted may try.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use trunkline_xmpp::jid::Jid;
 
 use crate::ids::Clock;
 
-/// Half of the time a failure counts.
-const GENERATION: i64 = 5 * 60 * 1000;
+/// How long a failed login counts, at most; at least half of it.
+const WINDOW: Duration = Duration::from_secs(600);
 /// Addresses and accounts remembered, each, per generation.
 const MOST: usize = 50_000;
 
@@ -28,17 +30,22 @@ struct Counts<K> {
     current: HashMap<K, u32>,
     previous: HashMap<K, u32>,
     began: i64,
+    /// Half of the time that something counts, in milliseconds.
+    generation: i64,
 }
 
 impl Attempts {
     /// Nobody has failed yet.
     pub fn new(clock: Clock) -> Attempts {
+        Attempts::over(clock, WINDOW)
+    }
+
+    /// Counts what happened within `window`, or at least within half of it.
+    pub fn over(clock: Clock, window: Duration) -> Attempts {
         let began = clock.now();
-        Attempts {
-            clock,
-            by_address: Mutex::new(Counts::new(began)),
-            by_account: Mutex::new(Counts::new(began)),
-        }
+        let generation = i64::try_from(window.as_millis() / 2).unwrap_or(i64::MAX / 2);
+        let by_address = Mutex::new(Counts::new(began, generation));
+        Attempts { clock, by_address, by_account: Mutex::new(Counts::new(began, generation)) }
     }
 
     /// Failures from the address in the last five to ten minutes.
@@ -77,14 +84,14 @@ fn network(address: IpAddr) -> IpAddr {
 }
 
 impl<K: Eq + Hash> Counts<K> {
-    fn new(began: i64) -> Counts<K> {
-        Counts { current: HashMap::new(), previous: HashMap::new(), began }
+    fn new(began: i64, generation: i64) -> Counts<K> {
+        Counts { current: HashMap::new(), previous: HashMap::new(), began, generation }
     }
 
     fn turn(&mut self, now: i64) {
-        if now - self.began >= 2 * GENERATION || now < self.began {
-            *self = Counts::new(now);
-        } else if now - self.began >= GENERATION {
+        if now - self.began >= 2 * self.generation || now < self.began {
+            *self = Counts::new(now, self.generation);
+        } else if now - self.began >= self.generation {
             self.previous = std::mem::take(&mut self.current);
             self.began = now;
         }
@@ -109,7 +116,6 @@ impl<K: Eq + Hash> Counts<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[tokio::test(start_paused = true)]
     async fn failures_are_forgotten_after_ten_minutes() {

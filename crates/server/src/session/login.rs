@@ -111,7 +111,7 @@ pub async fn serve(exchange: Arc<Exchange>, arrival: Arrival) {
         input: Vec::new(),
         host: None,
         lang: None,
-        preauth: crate::modules::registration::Preauth,
+        preauth: crate::modules::registration::Preauth::default(),
         opened: false,
     };
     let _place = arrival.guard;
@@ -418,7 +418,6 @@ impl Negotiation {
 impl Negotiation {
     /// An IQ before login: only registration may ask (XEP-0077 s.3.1, XEP-0445).
     async fn before_login(&mut self, host: &Arc<Host>, element: Element) -> Result<(), Stop> {
-        let open = self.exchange.config.load().accounts.registration != Registration::Closed;
         let Ok(stanza) = Stanza::from_element(element, ns::CLIENT, self.lang.as_deref()) else {
             return Err(StreamCondition::NotAuthorized.into());
         };
@@ -429,19 +428,16 @@ impl Negotiation {
             self.exchange.metrics.refused("stanza-before-login");
             return Err(StreamCondition::NotAuthorized.into());
         }
-        let answer = if open {
-            let asker = crate::modules::registration::Asker { host, address: self.peer.ip() };
+        let asker = crate::modules::registration::Asker { host, address: self.peer.ip() };
+        let answer =
             crate::modules::registration::before_login(&self.exchange, asker, &mut self.preauth, &stanza)
-                .await
-        } else {
-            Err(StanzaError::new(Condition::NotAllowed)
-                .text("This server does not register accounts this way."))
-        };
+                .await;
         let answer = match answer {
             Ok(crate::modules::Reply::Payload(payload)) => Some(stanza.reply().payload(payload).done()),
             Ok(crate::modules::Reply::Empty) => Some(stanza.reply().done()),
             Ok(crate::modules::Reply::Sent) => None,
-            Err(error) => stanza.error(&error),
+            // XEP-0077 s.3.3: errors don't repeat the password.
+            Err(error) => stanza.with_payload([]).error(&error),
         };
         if let Some(mut answer) = answer {
             answer.head.from = Some(host.domain.clone());

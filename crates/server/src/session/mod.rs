@@ -5,6 +5,7 @@
 
 pub mod attempts;
 pub mod client;
+pub mod component;
 pub mod keeper;
 pub mod ledger;
 pub mod login;

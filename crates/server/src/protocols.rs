@@ -1,0 +1,222 @@
+//! `docs/protocols.md` and `doap.xml`: what the server speaks, generated from the list of modules and from [`CORE`].
+//!
+//! A test fails when the files are stale; `UPDATE_DOCS=1 cargo test -p trunkline-server --test protocols` writes them.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use trunkline_xml::Writer;
+
+use crate::modules::{self, Level};
+
+/// One specification that no module stands for, because it is a part of streams, routing or federation.
+struct Core {
+    xep: u16,
+    version: &'static str,
+    level: Level,
+    place: &'static str,
+}
+
+const fn core(xep: u16, version: &'static str, level: Level, place: &'static str) -> Core {
+    Core { xep, version, level, place }
+}
+
+/// What is not a module, by number.
+const CORE: &[Core] = &[
+    core(4, "2.13.2", Level::Partial("what our own forms need: no reported tables"), "xmpp::forms"),
+    core(68, "1.3.0", Level::Complete, "xmpp::forms"),
+    core(82, "1.1.1", Level::Complete, "xmpp::time"),
+    core(114, "1.6", Level::Partial("accept only, as all servers today; no connect"), "session::component"),
+    core(147, "1.2", Level::Partial("the links of invitations"), "invites"),
+    core(160, "1.0.1", Level::Complete, "log"),
+    core(178, "1.2", Level::Partial("between servers; not for clients"), "federation"),
+    core(185, "1.0", Level::Complete, "federation"),
+    core(198, "1.6.3", Level::Complete, "session::management, federation"),
+    core(203, "2.0", Level::Complete, "route"),
+    core(220, "1.1.1", Level::Complete, "federation"),
+    core(288, "1.0.1", Level::Complete, "federation"),
+    core(318, "0.2", Level::Partial("probes of clients are ignored, not forwarded"), "route::presence"),
+    core(334, "1.0.0", Level::Complete, "xmpp::classify"),
+    core(352, "1.0.0", Level::Complete, "session::outbox"),
+    core(368, "1.1.0", Level::Complete, "net, federation"),
+    core(440, "1.0.0", Level::Complete, "session::login"),
+    core(478, "0.2.0", Level::Complete, "session::login"),
+];
+
+/// Titles, by number: a specification without one here fails the test.
+const TITLES: &[(u16, &str)] = &[
+    (4, "Data Forms"),
+    (12, "Last Activity"),
+    (30, "Service Discovery"),
+    (49, "Private XML Storage"),
+    (50, "Ad-Hoc Commands"),
+    (54, "vcard-temp"),
+    (68, "Field Standardization for Data Forms"),
+    (77, "In-Band Registration"),
+    (82, "XMPP Date and Time Profiles"),
+    (92, "Software Version"),
+    (114, "Jabber Component Protocol"),
+    (115, "Entity Capabilities"),
+    (133, "Service Administration"),
+    (147, "XMPP URI Scheme Query Components"),
+    (157, "Contact Addresses for XMPP Services"),
+    (160, "Best Practices for Handling Offline Messages"),
+    (178, "Best Practices for Use of SASL EXTERNAL with Certificates"),
+    (185, "Dialback Key Generation and Validation"),
+    (191, "Blocking Command"),
+    (198, "Stream Management"),
+    (199, "XMPP Ping"),
+    (202, "Entity Time"),
+    (203, "Delayed Delivery"),
+    (220, "Server Dialback"),
+    (237, "Roster Versioning"),
+    (280, "Message Carbons"),
+    (288, "Bidirectional Server-to-Server Connections"),
+    (313, "Message Archive Management"),
+    (318, "Best Practices for Client Initiated Presence Probes"),
+    (334, "Message Processing Hints"),
+    (352, "Client State Indication"),
+    (359, "Unique and Stable Stanza IDs"),
+    (368, "SRV records for XMPP over TLS"),
+    (379, "Pre-Authenticated Roster Subscription"),
+    (401, "Ad-hoc Account Invitation Generation"),
+    (440, "SASL Channel-Binding Type Capability"),
+    (445, "Pre-Authenticated In-Band Registration"),
+    (478, "Stream Limits Advertisement"),
+];
+
+/// What RFC 6120, 6121 and 7590 are, in one line each.
+const RFCS: &[(&str, &str, &str)] = &[
+    ("6120", "XMPP Core", "complete; SASL: SCRAM-SHA-1, -256, -512 and -PLUS, PLAIN inside TLS"),
+    ("6121", "XMPP Instant Messaging and Presence", "complete"),
+    ("7590", "Use of TLS in XMPP", "complete: TLS 1.2 and 1.3 only"),
+    (
+        "7622",
+        "XMPP Address Format",
+        "addresses are RFC 6122's; new accounts have names that are the same in both",
+    ),
+    ("9266", "Channel Bindings for TLS 1.3", "complete"),
+];
+
+/// Where the server does otherwise than a specification recommends, and why.
+const DEPARTURES: &str = "\
+- **Who exists is not told to strangers from other domains** (RFC 6121 s.8.5.1 permits it). The answer to a sender of
+  another domain without consent is fixed before the account is looked up: silence for messages and presence,
+  `service-unavailable` for IQ requests and group chat, `unsubscribed` for probes. The RFC's SHOULD of
+  `service-unavailable` for messages to unknown users applies to local senders only. Consent is a subscription in either
+  direction, an open request of the user's, or directed presence.
+- **Components that are not connected** (XEP-0114 says nothing): `remote-server-timeout`, type wait. With
+  `service-unavailable` a client that pings its room (XEP-0410 s.3.2) would believe to be inside still.
+- **A component that connects twice** (XEP-0114 s.3 lets the server choose): the newer connection stays, the older one
+  is closed with `conflict`. Both have shown the secret; the older one is most likely dead.
+- **Changing the password** (XEP-0077 s.3.3) ends the account's other sessions with the stream error `reset`.
+- **Registration and invitations**: off by default. An invitation works once and expires; what a user's invitation is
+  good for is the operator's choice (`accounts.user_invites`).
+- **Errors don't repeat requests** above 1 KiB (RFC 6120 s.8.3.1 permits it), and never those that have a password in
+  them.
+";
+
+/// One row: level and where it is.
+struct Row {
+    version: &'static str,
+    level: Level,
+    place: String,
+}
+
+fn rows() -> BTreeMap<u16, Row> {
+    let mut rows = BTreeMap::new();
+    for core in CORE {
+        let row = Row { version: core.version, level: core.level, place: core.place.to_owned() };
+        rows.insert(core.xep, row);
+    }
+    for module in modules::all() {
+        for (xep, version, level) in module.xeps() {
+            rows.insert(*xep, Row { version, level: *level, place: format!("modules::{}", module.name()) });
+        }
+    }
+    rows
+}
+
+fn title(xep: u16) -> &'static str {
+    TITLES.iter().find(|(number, _)| *number == xep).map_or("", |(_, title)| title)
+}
+
+/// `docs/protocols.md`.
+pub fn markdown() -> String {
+    let mut out = String::from(
+        "# What Trunkline speaks\n\n\
+         Generated from the list of modules (`crates/server/src/modules/mod.rs`) and from \
+         `crates/server/src/protocols.rs`; don't edit.\n\n\
+         ## RFCs\n\n| RFC | | how much |\n|---|---|---|\n",
+    );
+    for (number, title, level) in RFCS {
+        let _ = writeln!(out, "| {number} | {title} | {level} |");
+    }
+    out.push_str("\n## XEPs\n\n| XEP | | version | how much | where |\n|---|---|---|---|---|\n");
+    for (xep, row) in rows() {
+        let level = match row.level {
+            Level::Complete => "complete",
+            Level::Partial(what) => what,
+        };
+        let _ = writeln!(out, "| {xep:04} | {} | {} | {level} | `{}` |", title(xep), row.version, row.place);
+    }
+    out.push_str("\n## Where we do otherwise\n\n");
+    out.push_str(DEPARTURES);
+    out.push_str("\n## Modules\n\n| module | what it does |\n|---|---|\n");
+    for module in modules::all() {
+        let _ = writeln!(out, "| `{}` | {} |", module.name(), module.summary());
+    }
+    out.push_str("\n## Commands\n\n| node | | who |\n|---|---|---|\n");
+    for module in modules::all() {
+        for command in module.commands() {
+            let who = match command.access {
+                crate::commands::Access::Users => "users",
+                crate::commands::Access::Admins => "administrators",
+            };
+            let _ = writeln!(out, "| `{}` | {} | {who} |", command.node, command.name);
+        }
+    }
+    out
+}
+
+/// `doap.xml` (XEP-0453).
+pub fn doap() -> String {
+    let mut w = Writer::new();
+    w.open("rdf:RDF")
+        .attr("xmlns", "http://usefulinc.com/ns/doap#")
+        .attr("xmlns:rdf", "http://www.w3.org/1999/02/22-rdf-syntax-ns#")
+        .attr("xmlns:xmpp", "https://linkmauve.fr/ns/xmpp-doap#");
+    w.open("Project");
+    w.text_element("name", "Trunkline");
+    w.text_element("shortdesc", "An XMPP server and federation edge");
+    w.text_element("programming-language", "Rust");
+    w.open("category").attr("rdf:resource", "https://linkmauve.fr/ns/xmpp-doap#category-server").close();
+    for license in ["https://spdx.org/licenses/Apache-2.0", "https://spdx.org/licenses/MIT"] {
+        w.open("license").attr("rdf:resource", license).close();
+    }
+    for (number, ..) in RFCS {
+        w.open("implements").attr("rdf:resource", &format!("https://xmpp.org/rfcs/rfc{number}.html")).close();
+    }
+    for (xep, row) in rows() {
+        w.open("implements").open("xmpp:SupportedXep");
+        w.open("xmpp:xep")
+            .attr("rdf:resource", &format!("https://xmpp.org/extensions/xep-{xep:04}.html"))
+            .close();
+        w.text_element("xmpp:version", row.version);
+        match row.level {
+            Level::Complete => w.text_element("xmpp:status", "complete"),
+            Level::Partial(what) => w.text_element("xmpp:status", "partial").text_element("xmpp:note", what),
+        };
+        w.close().close();
+    }
+    w.close().close();
+    let text = String::from_utf8_lossy(&w.finish()).into_owned();
+    // One element a line, so that a change is a line in the history.
+    let text = text.replace("><implements", ">\n<implements").replace("></Project>", ">\n</Project>");
+    format!("<?xml version='1.0' encoding='UTF-8'?>\n{text}\n")
+}
+
+/// Specifications without a title.
+pub fn untitled() -> Vec<u16> {
+    rows().into_keys().filter(|xep| title(*xep).is_empty()).collect()
+}

@@ -1,0 +1,377 @@
+//! XEP-0114 Jabber Component Protocol 1.6: one external component's connection.
+//!
+//! The protocol has no TLS and no resumption: the listener belongs on loopback or a private network. A second
+//! connection of the same component replaces the first (see [`crate::route::components::Components::connect`]).
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::{constant_time, digest};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use trunkline_store::Lane;
+use trunkline_xml::{Element, Event, Limits, Scanner, Writer};
+use trunkline_xmpp::error::{StreamCondition, StreamError};
+use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::ns;
+use trunkline_xmpp::stanza::Stanza;
+
+use crate::config::Config;
+use crate::exchange::Exchange;
+use crate::route::components::{Bounds, Link, Work};
+use crate::route::{Mail, Origin};
+
+/// Bytes read at once.
+const READ: usize = 16 * 1024;
+/// How long a farewell may take.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Why a connection ended.
+#[derive(Debug)]
+enum End {
+    /// The component closed its stream.
+    Closed,
+    /// The socket is gone.
+    Lost,
+    /// The stream is ended with this error.
+    Error(StreamError),
+}
+
+impl From<StreamCondition> for End {
+    fn from(condition: StreamCondition) -> End {
+        End::Error(StreamError::new(condition))
+    }
+}
+
+impl From<std::io::Error> for End {
+    fn from(_: std::io::Error) -> End {
+        End::Lost
+    }
+}
+
+/// The receiving half with what is read and not scanned.
+struct Inbox<R> {
+    socket: R,
+    scanner: Scanner,
+    input: Vec<u8>,
+}
+
+/// Serves one connection of a component from accept to its end.
+pub async fn serve<S>(exchange: Arc<Exchange>, stream: S, peer: SocketAddr)
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let config = exchange.config.load_full();
+    let serial = super::serial();
+    let (reader, mut writer) = tokio::io::split(stream);
+    let limits = Limits {
+        element_bytes: config.limits.stanza_bytes_unauthenticated,
+        ..super::login::scan_limits(&config.limits)
+    };
+    let mut inbox = Inbox { socket: reader, scanner: Scanner::new(limits), input: Vec::new() };
+    let mut opened = false;
+    let handshake = handshake(&exchange, &mut inbox, &mut writer, &mut opened);
+    let link = match tokio::time::timeout(config.clients.login_timeout, handshake).await {
+        Ok(Ok((domain, component))) => {
+            let bounds =
+                Bounds { stanzas: config.federation.queue_stanzas, bytes: config.federation.queue_bytes };
+            Link::new(serial, domain, component, bounds)
+        }
+        Ok(Err(end)) => return farewell(&exchange, &mut writer, end, opened).await,
+        Err(_) => {
+            exchange.metrics.refused("component-handshake-timeout");
+            return farewell(&exchange, &mut writer, StreamCondition::ConnectionTimeout.into(), opened).await;
+        }
+    };
+    exchange.components.connect(&link);
+    tracing::info!(conn = serial, component = %link.domain, peer = %peer.ip(), "component connected");
+    inbox.scanner.set_limits(scan_limits(&config, &link));
+    let end = tokio::select! {
+        end = read(&exchange, &link, &mut inbox) => end,
+        end = write(&exchange, &link, &mut writer) => end,
+    };
+    tracing::info!(conn = serial, component = %link.domain, ?end, "component disconnected");
+    // After a part of a stanza nothing that follows could be understood.
+    let torn = link.is_writing();
+    exchange.component_gone(&link);
+    if !torn {
+        farewell(&exchange, &mut writer, end, true).await;
+    }
+}
+
+fn scan_limits(config: &Config, link: &Link) -> Limits {
+    let bytes =
+        if link.is_outside() { config.limits.stanza_bytes_outside } else { config.limits.stanza_bytes };
+    Limits { element_bytes: bytes, ..super::login::scan_limits(&config.limits) }
+}
+
+/// s.3: stream header, our header, handshake.
+async fn handshake<R, W>(
+    exchange: &Arc<Exchange>,
+    inbox: &mut Inbox<R>,
+    writer: &mut W,
+    opened: &mut bool,
+) -> Result<(Jid, crate::config::Component), End>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let header = loop {
+        match inbox.event(exchange).await? {
+            Event::Open(header) => break header,
+            Event::Whitespace => {}
+            Event::Close => return Err(End::Closed),
+            Event::Element(_) => return Err(StreamCondition::InvalidXml.into()),
+        }
+    };
+    let root = header.root();
+    if root.ns() != ns::STREAMS || header.default_ns() != ns::COMPONENT {
+        exchange.metrics.refused("component-namespace");
+        return Err(StreamCondition::InvalidNamespace.into());
+    }
+    if root.name() != "stream" {
+        return Err(StreamCondition::InvalidXml.into());
+    }
+    let domain = root.attr("to").and_then(|to| Jid::parse(&to).ok()).filter(Jid::is_domain);
+    let known = domain.and_then(|domain| {
+        let config = exchange.config.load();
+        let component = config.components.entries.get(domain.as_str()).cloned()?;
+        Some((domain, component))
+    });
+    let Some((domain, component)) = known else {
+        exchange.metrics.refused("component-host-unknown");
+        return Err(StreamCondition::HostUnknown.into());
+    };
+    let id = crate::ids::token(18);
+    writer.write_all(&our_header(Some((&domain, &id)))).await?;
+    writer.flush().await?;
+    *opened = true;
+    let element = loop {
+        match inbox.event(exchange).await? {
+            Event::Element(element) => break element,
+            Event::Whitespace => {}
+            Event::Close => return Err(End::Closed),
+            Event::Open(_) => return Err(StreamCondition::InvalidXml.into()),
+        }
+    };
+    let root = element.root();
+    let shown = root.text();
+    if !root.is(ns::COMPONENT, "handshake") || !is_proof(&id, &component.secret, shown.trim()) {
+        exchange.metrics.refused("component-not-authorized");
+        tracing::warn!(component = %domain, "a component's handshake was wrong");
+        return Err(StreamCondition::NotAuthorized.into());
+    }
+    writer.write_all(b"<handshake/>").await?;
+    writer.flush().await?;
+    Ok((domain, component))
+}
+
+/// s.3: the SHA-1 of stream id and secret, in lower-case hexadecimal digits. SHA-1 is the protocol's, and here nobody
+/// can choose what is hashed.
+fn is_proof(id: &str, secret: &str, shown: &str) -> bool {
+    let mut context = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
+    context.update(id.as_bytes());
+    context.update(secret.as_bytes());
+    let mut expected = String::with_capacity(40);
+    for byte in context.finish().as_ref() {
+        use std::fmt::Write as _;
+        let _ = write!(expected, "{byte:02x}");
+    }
+    constant_time::verify_slices_are_equal(expected.as_bytes(), shown.as_bytes()).is_ok()
+}
+
+fn our_header(opened: Option<(&Jid, &str)>) -> Vec<u8> {
+    let mut w = Writer::new();
+    w.open("stream:stream").attr("xmlns", ns::COMPONENT).attr("xmlns:stream", ns::STREAMS);
+    match opened {
+        Some((domain, id)) => w.attr("from", domain.as_str()).attr("id", id),
+        None => w.attr("id", &crate::ids::token(18)),
+    };
+    let mut out = b"<?xml version='1.0'?>".to_vec();
+    out.extend_from_slice(&w.finish_header());
+    out
+}
+
+async fn farewell<W: AsyncWrite + Unpin>(exchange: &Exchange, writer: &mut W, end: End, opened: bool) {
+    let mut out = Vec::new();
+    match end {
+        End::Lost => return,
+        End::Closed => {}
+        End::Error(error) => {
+            if !opened {
+                out = our_header(None);
+            }
+            exchange.metrics.stream_error(error.condition().as_str());
+            let mut w = Writer::new();
+            error.write(&mut w);
+            out.extend_from_slice(&w.finish());
+        }
+    }
+    out.extend_from_slice(b"</stream:stream>");
+    let _ = tokio::time::timeout(FAREWELL, async {
+        writer.write_all(&out).await?;
+        writer.shutdown().await
+    })
+    .await;
+}
+
+/// Component to server, stanza by stanza: the next is read when the one before is where it belongs.
+async fn read<R: AsyncRead + Unpin>(exchange: &Arc<Exchange>, link: &Arc<Link>, inbox: &mut Inbox<R>) -> End {
+    let lane = if link.is_outside() { Lane::Outside } else { Lane::Inside };
+    let mut budget = Budget::new(exchange);
+    loop {
+        exchange.db.ready(lane).await;
+        let element = match inbox.event(exchange).await {
+            Ok(Event::Element(element)) => element,
+            Ok(Event::Whitespace) => continue,
+            Ok(Event::Close) => return End::Closed,
+            Ok(Event::Open(_)) => return StreamCondition::InvalidXml.into(),
+            Err(end) => return end,
+        };
+        if link.is_outside() {
+            budget.spend(exchange, element.bytes().len()).await;
+        }
+        if let Err(end) = stanza(exchange, link, element).await {
+            return end;
+        }
+    }
+}
+
+async fn stanza(exchange: &Arc<Exchange>, link: &Arc<Link>, element: Element) -> Result<(), End> {
+    let stanza = match Stanza::from_element(element, ns::COMPONENT, None) {
+        Ok(stanza) => stanza,
+        Err(refusal) => {
+            exchange.metrics.refused(refusal.why.label());
+            if let Some(condition) = refusal.stream_condition() {
+                return Err(condition.into());
+            }
+            if let Some(answer) = refusal.error_reply() {
+                // A component that doesn't read its errors loses them.
+                let _ = link.push(Mail::inside(answer));
+            }
+            return Ok(());
+        }
+    };
+    // s.3: as in `jabber:server`, both addresses are there, and the sender's is the component's.
+    let (Some(from), Some(_)) = (&stanza.head.from, &stanza.head.to) else {
+        exchange.metrics.refused("component-addressing");
+        return Err(StreamCondition::ImproperAddressing.into());
+    };
+    if from.domain() != link.domain.as_str() {
+        exchange.metrics.refused("forged-from");
+        return Err(StreamCondition::InvalidFrom.into());
+    }
+    let origin = if link.is_outside() { Origin::Outside } else { Origin::Inside };
+    exchange.deliver(Mail { stanza, origin, receipt: None }).await;
+    Ok(())
+}
+
+/// Server to component.
+async fn write<W: AsyncWrite + Unpin>(exchange: &Arc<Exchange>, link: &Arc<Link>, writer: &mut W) -> End {
+    loop {
+        let (ping, standstill) = {
+            let config = exchange.config.load();
+            (config.federation.ping_interval, config.limits.outbox_standstill)
+        };
+        let (bytes, counted) = match link.work(ping).await {
+            Work::Write(bytes) => (bytes, true),
+            // Finds out that the other side is gone.
+            Work::Idle => (b" ".to_vec(), false),
+            Work::Close(error) => return End::Error(error),
+        };
+        let writing = async {
+            writer.write_all(&bytes).await?;
+            writer.flush().await
+        };
+        match tokio::time::timeout(standstill, writing).await {
+            Ok(Ok(())) if counted => link.written(),
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return End::Lost,
+            Err(_) => {
+                exchange.metrics.refused("component-does-not-read");
+                return StreamCondition::ConnectionTimeout.into();
+            }
+        }
+    }
+}
+
+impl<R: AsyncRead + Unpin> Inbox<R> {
+    async fn event(&mut self, exchange: &Exchange) -> Result<Event, End> {
+        loop {
+            let mut rest = self.input.as_slice();
+            let event = self.scanner.next(&mut rest);
+            let used = self.input.len() - rest.len();
+            self.input.drain(..used);
+            match event {
+                Ok(Some(event)) => return Ok(event),
+                Ok(None) => {}
+                Err(error) => {
+                    exchange.metrics.refused(error.label());
+                    return Err(End::Error(StreamError::from(&error)));
+                }
+            }
+            let mut buffer = vec![0; READ];
+            let read = self.socket.read(&mut buffer).await?;
+            if read == 0 {
+                return Err(End::Lost);
+            }
+            self.input.extend_from_slice(&buffer[..read]);
+        }
+    }
+}
+
+/// What a component outside may send: as another provider (`limits.peer_*`). Above it reading slows down.
+struct Budget {
+    stanzas: f64,
+    bytes: f64,
+    at: i64,
+}
+
+impl Budget {
+    fn new(exchange: &Exchange) -> Budget {
+        let config = exchange.config.load();
+        Budget {
+            stanzas: f64::from(config.limits.peer_stanzas_burst),
+            bytes: f64::from(config.limits.peer_bytes_burst),
+            at: exchange.clock().now(),
+        }
+    }
+
+    async fn spend(&mut self, exchange: &Exchange, bytes: usize) {
+        let wait = {
+            let config = exchange.config.load();
+            let limits = &config.limits;
+            if !limits.enabled {
+                return;
+            }
+            let now = exchange.clock().now();
+            let elapsed = u32::try_from((now - self.at).max(0)).map_or(f64::MAX, f64::from) / 1000.0;
+            self.at = now;
+            let fill =
+                |have: f64, rate: u32, burst: u32| (have + elapsed * f64::from(rate)).min(f64::from(burst));
+            self.stanzas = fill(self.stanzas, limits.peer_stanzas, limits.peer_stanzas_burst) - 1.0;
+            let bytes = u32::try_from(bytes).map_or(f64::MAX, f64::from);
+            self.bytes = fill(self.bytes, limits.peer_bytes, limits.peer_bytes_burst) - bytes;
+            let wait = |have: f64, rate: u32| if have < 0.0 { -have / f64::from(rate.max(1)) } else { 0.0 };
+            wait(self.stanzas, limits.peer_stanzas).max(wait(self.bytes, limits.peer_bytes))
+        };
+        if wait > 0.0 {
+            exchange.metrics.refused("component-rate");
+            tokio::time::sleep(Duration::from_secs_f64(wait.min(60.0))).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_proof_is_that_of_the_specification() {
+        let hex = "b09ea9b3b7f586be8a08d0a3dd7466f110aeb136";
+        assert!(is_proof("3BF96D32", "secret", hex));
+        assert!(!is_proof("3BF96D32", "secret", &hex.to_uppercase()));
+        assert!(!is_proof("3BF96D33", "secret", hex));
+        assert!(!is_proof("3BF96D32", "", ""));
+    }
+}
