@@ -68,10 +68,14 @@ fn source(name: &str, text: &str, problems: &mut Vec<String>) {
             }
         }
         let starts_right = ["//!", "#![", "// "].iter().any(|start| text.starts_with(start));
-        if !text.is_empty() && name.contains("/src/") && !starts_right && !name.ends_with("tests.rs") {
+        if !text.is_empty() && name.contains("/src/") && !starts_right && !is_test(name) {
             problems.push(format!("{name}:1: the first line says what the file is for (//! ...)"));
         }
     }
+}
+
+fn is_test(name: &str) -> bool {
+    name.ends_with("tests.rs") || name.contains("/tests/")
 }
 
 /// The server's module that a file belongs to: `carbons` for `modules/carbons.rs` and `modules/carbons/*.rs`.
