@@ -106,6 +106,8 @@ async def federation(report, world, kinds):
                     checks.append((f"{pair} {mode}: {scenario.__name__}, other way", scenario, True))
         else:
             checks = [(f"{pair} {mode}: {s.__name__}", s, False) for s in scenarios.SHORT]
+        if "trunkline" in kinds:
+            checks.insert(1, (f"{pair} {mode}: status", scenarios.status, False))
         await with_pair(report, world, kinds, settings, checks)
     for swapped in (False, True):
         shower = kinds[0] if swapped else kinds[1]

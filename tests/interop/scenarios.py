@@ -4,7 +4,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from clients import (DELAY, Client, Timeout, bare, body, bounce, condition, kind, message, presence,
+from clients import (DELAY, Client, bare, body, bounce, condition, kind, message, presence,
                      roster_push)
 
 # To cover a peer that answers nothing at all, and a first connection with DNS, TCP, TLS and login.
@@ -274,7 +274,27 @@ async def refused(pair):
         assert condition(error), "an error without a condition"
         id = juliet.say(romeo.boundjid.bare, "it is me, honestly")
         await romeo.absent("message of a server that did not prove its name", message(id), 3)
+        if pair.left.kind == "trunkline":
+            # The operator is told by name what is wrong with the certificate.
+            status = await pair.left.ctl("federation", "status")
+            word = REASONS[pair.right.setting.certificate]
+            assert word in status, f"federation status does not say {word!r}:\n{status}"
         return f"sender told: {condition(error)}"
+
+
+REASONS = {"expired": "certificate expired", "wrong-name": "certificate is for wrong.example",
+           "self-signed": "self-signed"}
+
+
+async def status(pair):
+    """`trunkline federation status` tells how each side has proved itself, and that TLS is as it was meant to be."""
+    ours, other = (pair.left, pair.right) if pair.left.kind == "trunkline" else (pair.right, pair.left)
+    await accepted(pair)
+    text = await ours.ctl("federation", "status")
+    proof = "dialback" if ours.setting.mode == "dialback" else "external"
+    for word in (other.domain, "connected", "TLS 1.", proof):
+        assert word in text, f"no {word!r} in:\n{text}"
+    assert ("(direct)" in text) == (ours.setting.mode == "direct"), f"direct TLS?\n{text}"
 
 
 async def accepted(pair):
