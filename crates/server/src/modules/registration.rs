@@ -25,8 +25,8 @@ use crate::operations::stanza_error;
 use crate::route::message::store_trouble;
 use crate::session::Queued;
 
-/// Tokens that one connection may try (they have 120 bits: this is for the store's sake).
-const MOST_TOKENS: u32 = 10;
+/// Tokens and names that one connection may try (for the store's sake, and so that nobody asks for all names).
+const MOST_ATTEMPTS: u32 = 10;
 /// XEP-0077 s.3.1 example 5 and s.4: FORM_TYPE of the registration form.
 const FORM_TYPE: &str = "jabber:iq:register";
 
@@ -55,7 +55,7 @@ pub struct Asker<'a> {
 #[derive(Debug, Default)]
 pub struct Preauth {
     invite: Option<Invite>,
-    tokens: u32,
+    attempts: u32,
     registered: bool,
 }
 
@@ -113,11 +113,7 @@ async fn show_token(
     preauth: &mut Preauth,
     token: &str,
 ) -> Answer {
-    preauth.tokens += 1;
-    if preauth.tokens > MOST_TOKENS {
-        exchange.metrics.refused("registration-tokens");
-        return Err(StanzaError::new(Condition::PolicyViolation).text("Too many tokens were tried."));
-    }
+    attempt(exchange, preauth)?;
     let found = exchange.find_invite(asker.host, token).await.map_err(|error| store_trouble(&error))?;
     match found.filter(|invite| invite.creates_account) {
         Some(invite) => {
@@ -129,6 +125,17 @@ async fn show_token(
             Err(StanzaError::new(Condition::ItemNotFound).text("The provided token is invalid or expired"))
         }
     }
+}
+
+fn attempt(exchange: &Exchange, preauth: &mut Preauth) -> Result<(), StanzaError> {
+    preauth.attempts += 1;
+    if preauth.attempts > MOST_ATTEMPTS {
+        exchange.metrics.refused("registration-attempts");
+        return Err(
+            StanzaError::new(Condition::ResourceConstraint).text("Too many attempts; connect again later.")
+        );
+    }
+    Ok(())
 }
 
 /// XEP-0077 s.3.1: the fields, for old clients and as a form.
@@ -197,6 +204,7 @@ async fn register(
             StanzaError::new(Condition::NotAcceptable).text("You have registered already; log in now.")
         );
     }
+    attempt(exchange, preauth)?;
     let config = exchange.config.load_full();
     let address = format!("{}@{}", wanted.username, asker.host.domain.as_str());
     let jid = match accounts::new_address(&address, &config) {
@@ -224,6 +232,8 @@ async fn register(
     if taken.map_err(|error| store_trouble(&error))? {
         return Err(StanzaError::new(Condition::Conflict).text("Somebody has that name."));
     }
+    // Before the work of deriving keys, so that many at once don't pass the limit together.
+    exchange.registrations.failed_from(asker.address);
     let now = exchange.clock().now();
     let new = NewAccount {
         jid: &jid,
@@ -245,7 +255,6 @@ async fn register(
         Err(error) => return Err(stanza_error(&error)),
     }
     preauth.registered = true;
-    exchange.registrations.failed_from(asker.address);
     tracing::info!(account = %jid, invited = with_invite, "an account was registered");
     if let Some(inviter) = preauth.invite.take().and_then(|invite| invite.inviter)
         && let Err(error) = exchange.befriend(&inviter, &jid).await

@@ -13,6 +13,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::digest;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use trunkline_xmpp::error::{Condition, StanzaError, StreamCondition, StreamError};
@@ -31,6 +32,8 @@ const WRITE: usize = 32 * 1024;
 #[derive(Debug, Default)]
 pub struct Components {
     connected: Mutex<HashMap<String, Arc<Link>>>,
+    /// What federation needs to know of a component's domain, made when first asked for.
+    hosts: Mutex<HashMap<String, Arc<Host>>>,
 }
 
 /// One connected component.
@@ -119,6 +122,7 @@ impl Components {
 
     /// After a reload: components that are no longer configured, or differently, have to go.
     pub fn reconcile(&self, config: &Config) {
+        self.hosts.lock().clear();
         let links: Vec<Arc<Link>> = self.connected.lock().values().cloned().collect();
         for link in links {
             let now = config.components.entries.get(link.domain.as_str());
@@ -250,6 +254,34 @@ impl Exchange {
     /// for and proves itself as.
     pub fn serves(&self, domain: &str) -> bool {
         self.host(domain).is_some() || self.is_component(domain)
+    }
+
+    /// The host or component of that name, as federation sees it. A component has no row in the store: its id is
+    /// negative, and its secret (XEP-0185 keys are made with it) comes from the one it shows.
+    pub fn served(&self, domain: &str) -> Option<Arc<Host>> {
+        if let Some(host) = self.host(domain) {
+            return Some(Arc::clone(host));
+        }
+        let config = self.config.load();
+        let component = config.components.entries.get(domain)?;
+        let mut hosts = self.components.hosts.lock();
+        if let Some(host) = hosts.get(domain) {
+            return Some(Arc::clone(host));
+        }
+        let parsed = Jid::parse(domain).ok()?;
+        let hash = |parts: [&[u8]; 3]| {
+            let mut context = digest::Context::new(&digest::SHA256);
+            parts.iter().for_each(|part| context.update(part));
+            let mut hash = [0; 32];
+            hash.copy_from_slice(context.finish().as_ref());
+            hash
+        };
+        let [a, b, c, d, e, f, g, h, ..] = hash([b"id", domain.as_bytes(), b""]);
+        let id = i64::from_be_bytes([a, b, c, d, e, f, g, h]) | i64::MIN;
+        let secret = hash([b"secret", domain.as_bytes(), component.secret.as_bytes()]);
+        let host = Arc::new(Host { id, domain: parsed, secret });
+        hosts.insert(domain.to_owned(), Arc::clone(&host));
+        Some(host)
     }
 
     /// Whether a domain is a component's by configuration.

@@ -171,12 +171,13 @@ impl Outbox {
         {
             return self.overflow(queued, PushRefusal::OutsideShareFull);
         }
-        let held = self.inactive && queued.lazy;
+        let held = self.inactive && !self.urgent && queued.lazy;
         if held && is_broadcast_presence(&queued.stanza) && self.replace_presence(&queued) {
             return Push::Held;
         }
         self.enqueue(queued, size);
-        if held {
+        // What is held back must not take the room of what is urgent: at half of the bounds it goes.
+        if held && self.queue.len() * 2 < self.bounds.stanzas && self.bytes * 2 < self.bounds.bytes {
             return Push::Held;
         }
         self.urgent = true;
@@ -196,6 +197,8 @@ impl Outbox {
         if let Some(id) = queued.kept {
             // The log has it: from here on the log is read, in order, as the socket drains.
             self.catch_up = Some(CatchUp::Archive(LogId(id.0 - 1)));
+            // Also for an inactive client: the queue has to move before the log can be read.
+            self.urgent = true;
             return Push::Behind;
         }
         if is_broadcast_presence(&queued.stanza) && self.replace_presence(&queued) {
@@ -446,4 +449,94 @@ impl Outbox {
 
 fn is_broadcast_presence(stanza: &Stanza) -> bool {
     matches!(stanza.head.kind, Kind::Presence(PresenceType::Available | PresenceType::Unavailable))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trunkline_xmpp::jid::Jid;
+    use trunkline_xmpp::stanza::MessageType;
+
+    fn outbox(stanzas: usize) -> Outbox {
+        Outbox::new(Bounds { stanzas, ..Bounds::default() }, 1)
+    }
+
+    fn presence(from: &str, show: &str) -> Queued {
+        let stanza = Stanza::build(Kind::Presence(PresenceType::Available))
+            .from(Jid::parse(from).unwrap())
+            .body(|w| {
+                w.text_element("show", show);
+            })
+            .done();
+        Queued { stanza, kept: None, outside: false, lazy: true }
+    }
+
+    fn message(id: &str, lazy: bool, kept: Option<i64>) -> Queued {
+        let stanza = Stanza::build(Kind::Message(MessageType::Chat)).id(id).done();
+        Queued { stanza, kept: kept.map(LogId), outside: false, lazy }
+    }
+
+    fn written(outbox: &mut Outbox) -> String {
+        let mut out = Vec::new();
+        outbox.drain(1, &mut out, usize::MAX);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn an_inactive_client_gets_the_newest_presence_with_the_next_message() {
+        let mut outbox = outbox(100);
+        outbox.set_inactive(true);
+        assert_eq!(outbox.push(presence("juliet@north.example/balcony", "away")), Push::Held);
+        assert_eq!(outbox.push(presence("nurse@north.example/hall", "chat")), Push::Held);
+        assert_eq!(outbox.push(presence("juliet@north.example/balcony", "dnd")), Push::Held);
+        assert_eq!(outbox.push(message("typing", true, None)), Push::Held);
+        assert!(!outbox.is_ready());
+        assert_eq!(written(&mut outbox), "");
+        assert_eq!(outbox.push(message("m1", false, Some(1))), Push::Queued);
+        assert!(outbox.is_ready());
+        let text = written(&mut outbox);
+        assert!(!text.contains("away"), "{text}");
+        let order: Vec<usize> =
+            ["dnd", "nurse", "typing", "m1"].iter().map(|what| text.find(what).unwrap()).collect();
+        assert!(order.is_sorted(), "{text}");
+        assert_eq!(outbox.push(presence("juliet@north.example/balcony", "xa")), Push::Held);
+        outbox.set_inactive(false);
+        assert!(written(&mut outbox).contains("xa"));
+    }
+
+    #[test]
+    fn what_is_held_back_never_fills_the_queue() {
+        let mut outbox = outbox(8);
+        outbox.set_inactive(true);
+        for n in 0..3 {
+            assert_eq!(outbox.push(presence(&format!("n{n}@north.example/r"), "away")), Push::Held);
+        }
+        assert!(!outbox.is_ready());
+        assert_eq!(outbox.push(presence("n3@north.example/r", "away")), Push::Queued);
+        assert!(outbox.is_ready(), "half of the queue is the most that waits");
+    }
+
+    #[test]
+    fn a_message_for_an_inactive_client_whose_queue_is_full_is_read_from_the_log() {
+        let mut outbox = outbox(4);
+        outbox.set_inactive(true);
+        for n in 1..=4 {
+            assert_eq!(outbox.push(message(&format!("m{n}"), false, Some(n))), Push::Queued);
+        }
+        assert_eq!(outbox.push(message("m5", false, Some(5))), Push::Behind);
+        assert_eq!(outbox.catch_up(), Some(CatchUp::Archive(LogId(4))));
+        assert!(outbox.is_ready());
+        assert!(written(&mut outbox).contains("m4"));
+        assert!(outbox.wants_more());
+    }
+
+    #[test]
+    fn outside_fills_half_of_the_queue_only() {
+        let mut outbox = outbox(4);
+        let outside = |id| Queued { outside: true, ..message(id, false, None) };
+        assert_eq!(outbox.push(outside("o1")), Push::Queued);
+        assert_eq!(outbox.push(outside("o2")), Push::Queued);
+        assert_eq!(outbox.push(outside("o3")), Push::Refused(PushRefusal::OutsideShareFull));
+        assert_eq!(outbox.push(message("m1", false, None)), Push::Queued);
+    }
 }
