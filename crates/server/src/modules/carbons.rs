@@ -9,7 +9,7 @@ use trunkline_xmpp::stanza::IqType::Set;
 use trunkline_xmpp::stanza::{Kind, MessageType, Stanza};
 
 use super::{Answer, Flow, Level, Module, Passage, Reply, Request, Scope, Step, Way};
-use crate::session::{Push, Queued, Session};
+use crate::route::{Push, Queued, Session};
 
 /// Copies messages to a user's other devices.
 pub fn module() -> Module {

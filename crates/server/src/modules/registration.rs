@@ -22,8 +22,8 @@ use crate::config::Registration;
 use crate::exchange::{Exchange, Host};
 use crate::invites::Invite;
 use crate::operations::stanza_error;
+use crate::route::Queued;
 use crate::route::message::store_trouble;
-use crate::session::Queued;
 
 /// Tokens and names that one connection may try (for the store's sake, and so that nobody asks for all names).
 const MOST_ATTEMPTS: u32 = 10;

@@ -11,9 +11,9 @@ use trunkline_xmpp::stanza::IqType::{Get, Set};
 use trunkline_xmpp::stanza::{Kind, PresenceType, Stanza};
 
 use super::{Answer, Level, Module, Reply, Request, Scope};
+use crate::route::Queued;
 use crate::route::message::store_trouble;
 use crate::route::roster::{Item, write_item};
-use crate::session::Queued;
 
 /// Bytes of a contact's name or group (RFC 6121 s.2.3.3: `not-acceptable` beyond).
 const MOST_NAME: usize = 1023;

@@ -24,8 +24,9 @@ use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::stanza::{IqType, Kind, MessageType, PresenceType, Stanza};
 
 use crate::exchange::{Exchange, Host};
-use crate::session::Session;
 use crate::session::ledger::Receipt;
+/// What modules are given of a session: the handle, and what can be pushed into it.
+pub use crate::session::{Push, Queued, Session};
 use account::AccountState;
 
 /// A stanza on its way, with what is known about its source.
