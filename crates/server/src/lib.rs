@@ -6,6 +6,7 @@ pub mod commands;
 pub mod config;
 pub mod demo;
 pub mod exchange;
+pub mod federation;
 pub mod ids;
 pub mod invites;
 pub mod log;

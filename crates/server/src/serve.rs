@@ -18,6 +18,7 @@ use crate::admin::socket::ControlSocket;
 use crate::admin::{Admin as _, ListenerStatus, Operation, Status};
 use crate::config::{Config, TlsPolicy};
 use crate::exchange::{Exchange, load_hosts};
+use crate::federation::{self, Federation};
 use crate::ids::{Clock, Ids};
 use crate::metrics::Metrics;
 use crate::modules::{self, Modules};
@@ -65,6 +66,12 @@ pub enum StartError {
     /// A listener.
     #[error(transparent)]
     Bind(#[from] net::BindError),
+    /// Federation.
+    #[error(transparent)]
+    Federation(#[from] federation::StartError),
+    /// The system's name servers.
+    #[error("DNS can't be set up: {0}")]
+    Dns(net::dns::DnsError),
     /// The control socket.
     #[error(transparent)]
     Control(#[from] crate::admin::socket::BindError),
@@ -86,6 +93,7 @@ pub struct Server {
     stopped: watch::Receiver<()>,
     tasks: Mutex<JoinSet<()>>,
     listeners: Mutex<Vec<ListenerStatus>>,
+    federation: OnceLock<Federation>,
 }
 
 impl Server {
@@ -107,14 +115,17 @@ impl Server {
             stopped,
             tasks: Mutex::new(JoinSet::new()),
             listeners: Mutex::new(Vec::new()),
+            federation: OnceLock::new(),
         });
         let weak = Arc::downgrade(&server);
         let _ = exchange.surroundings.set(weak);
         if !parts.in_memory {
             // Before anything moves: a port that is taken must not cost anybody a session.
             let bound = server.bind(&config)?;
+            server.federate(&config).await?;
             server.restore().await?;
             server.listen(bound);
+            server.let_peers_in();
             server.control(&config)?;
         } else {
             server.restore().await?;
@@ -130,6 +141,34 @@ impl Server {
             }
         });
         Ok(server)
+    }
+
+    /// Starts federation with threads and listeners of its own; without a certificate nobody could be reached.
+    async fn federate(&self, config: &Config) -> Result<(), StartError> {
+        let Some(certs) = self.certificates.clone() else {
+            tracing::warn!("no certificate is configured: this server does not federate");
+            return Ok(());
+        };
+        let parts = federation::Parts {
+            certs,
+            roots: Arc::new(ArcSwap::from_pointee(net::TrustRoots::system(config.federation.trust.as_deref())?)),
+            resolver: Arc::new(net::dns::SystemResolver::new().map_err(StartError::Dns)?),
+            inside_threads: match config.clients.threads {
+                0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+                threads => threads,
+            },
+        };
+        let federation = Federation::start(&self.exchange, parts).await?;
+        let _ = self.exchange.remote.set(Arc::new(federation.clone()));
+        let _ = self.federation.set(federation);
+        Ok(())
+    }
+
+    fn let_peers_in(&self) {
+        for (key, address) in self.federation.get().map(Federation::serve).unwrap_or_default() {
+            tracing::info!(%address, "listening: {key}");
+            self.listeners.lock().push(ListenerStatus { name: key.to_owned(), address: address.to_string() });
+        }
     }
 
     async fn restore(&self) -> Result<(), StoreError> {
@@ -284,6 +323,9 @@ impl Server {
             Ok(0) => {}
             Ok(saved) => tracing::info!(saved, "sessions kept for resumption"),
             Err(error) => tracing::error!(%error, "sessions could not be kept for resumption"),
+        }
+        if let Some(federation) = self.federation.get() {
+            federation.stop().await;
         }
         self.exchange.db.flush().await;
         let mut tasks = std::mem::take(&mut *self.tasks.lock());

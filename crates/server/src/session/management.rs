@@ -127,7 +127,7 @@ fn acknowledge(
 }
 
 /// The error of XEP-0198 s.4 example 9.
-pub(super) fn too_high(h: u32, sent: u32) -> StreamError {
+pub(crate) fn too_high(h: u32, sent: u32) -> StreamError {
     let mut w = Writer::new();
     w.open("handled-count-too-high")
         .attr("xmlns", ns::SM)

@@ -1,0 +1,264 @@
+//! The way from outside to inside: bounded, counted in stanzas and bytes, drained by the inside at its own pace.
+//!
+//! Federation threads put stanzas here and touch nothing else of the inside: no account, no room, no outbox. Workers
+//! on the inside's threads take them out. Order is kept for each pair of addresses, because a pair always
+//! uses the same lane and a lane is served by one worker. When there is no room, streams are not read.
+
+use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use trunkline_xmpp::stanza::Stanza;
+
+use crate::exchange::Exchange;
+use crate::route::Mail;
+
+/// How long a worker goes on before it looks at what else the inside has to do.
+const SLICE: Duration = Duration::from_millis(1);
+/// A yield that takes longer than this says that the inside is busy.
+const BUSY: Duration = Duration::from_micros(100);
+
+/// What may wait.
+#[derive(Clone, Copy, Debug)]
+pub struct CrossingBounds {
+    /// Of all peers.
+    pub stanzas: usize,
+    /// Of all peers.
+    pub bytes: usize,
+    /// Of one peer domain.
+    pub peer_stanzas: usize,
+    /// Per cent of the inside's time.
+    pub share: usize,
+}
+
+/// What one peer domain has in the crossing.
+#[derive(Debug, Default)]
+pub(super) struct Load(AtomicUsize);
+
+impl Load {
+    pub(super) fn stanzas(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The crossing.
+#[derive(Debug)]
+pub(super) struct Crossing {
+    bounds: CrossingBounds,
+    lanes: Vec<Lane>,
+    stanzas: AtomicUsize,
+    bytes: AtomicUsize,
+    /// Streams that wait for room.
+    waiting: Mutex<Vec<Waker>>,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    queue: Mutex<VecDeque<Crosser>>,
+    filled: Notify,
+}
+
+#[derive(Debug)]
+struct Crosser {
+    mail: Mail,
+    size: usize,
+    load: Arc<Load>,
+}
+
+/// Gives the room back, whatever happens to the stanza.
+struct Leaving<'a> {
+    crossing: &'a Crossing,
+    size: usize,
+    load: Arc<Load>,
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.crossing.leave(self.size, &self.load);
+    }
+}
+
+/// There is no room for this stanza.
+#[derive(Debug)]
+pub(super) struct NoRoom(pub(super) Stanza);
+
+impl Crossing {
+    /// `threads` of the inside serve everything; the workers here occupy the configured share of them at most.
+    pub(super) fn new(bounds: CrossingBounds, threads: usize) -> Arc<Crossing> {
+        let workers = (threads * bounds.share / 100).clamp(1, 16);
+        Arc::new(Crossing {
+            bounds,
+            lanes: (0..workers).map(|_| Lane::default()).collect(),
+            stanzas: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            waiting: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// Starts the workers on the inside's threads.
+    pub(super) fn drain(self: &Arc<Self>, exchange: &Arc<Exchange>) {
+        for lane in 0..self.lanes.len() {
+            let (crossing, exchange) = (Arc::clone(self), Arc::clone(exchange));
+            Arc::clone(&exchange).spawn(async move {
+                loop {
+                    let (worker, inside) = (Arc::clone(&crossing), Arc::clone(&exchange));
+                    // A bug in a handler costs the stanza that met it, not the lane.
+                    match tokio::spawn(async move { worker.work(lane, &inside).await }).await {
+                        Err(error) if error.is_panic() => {
+                            tracing::error!(%error, "a stanza from outside was lost")
+                        }
+                        _ => return,
+                    }
+                }
+            });
+        }
+    }
+
+    /// Whether a stanza of the peer with this load would be taken.
+    pub(super) fn has_room(&self, load: &Load) -> bool {
+        self.stanzas.load(Ordering::Relaxed) < self.bounds.stanzas
+            && self.bytes.load(Ordering::Relaxed) < self.bounds.bytes
+            && load.stanzas() < self.bounds.peer_stanzas
+    }
+
+    /// Like [`Crossing::has_room`]; if not, the task is woken when something has crossed.
+    pub(super) fn poll_room(&self, load: &Load, cx: &Context<'_>) -> bool {
+        if self.has_room(load) {
+            return true;
+        }
+        let mut waiting = self.waiting.lock();
+        if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+            waiting.push(cx.waker().clone());
+        }
+        drop(waiting);
+        // What crossed between the look and the registration woke nobody.
+        self.has_room(load)
+    }
+
+    /// Takes a stanza, or gives it back. Never waits.
+    pub(super) fn push(&self, load: &Arc<Load>, mail: Mail) -> Result<(), Box<NoRoom>> {
+        if !self.has_room(load) {
+            return Err(Box::new(NoRoom(mail.stanza)));
+        }
+        let size = mail.stanza.size();
+        self.stanzas.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(size, Ordering::Relaxed);
+        load.0.fetch_add(1, Ordering::Relaxed);
+        let lane = &self.lanes[self.lane_of(&mail.stanza)];
+        lane.queue.lock().push_back(Crosser { mail, size, load: Arc::clone(load) });
+        lane.filled.notify_one();
+        Ok(())
+    }
+
+    /// Stanzas and bytes that wait.
+    pub(super) fn waiting(&self) -> (usize, usize) {
+        (self.stanzas.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
+
+    fn lane_of(&self, stanza: &Stanza) -> usize {
+        let mut hasher = DefaultHasher::new();
+        for jid in [&stanza.head.from, &stanza.head.to] {
+            jid.as_ref().map(|jid| jid.bare_str()).hash(&mut hasher);
+        }
+        usize::try_from(hasher.finish() % self.lanes.len() as u64).unwrap_or(0)
+    }
+
+    async fn work(&self, lane: usize, exchange: &Arc<Exchange>) {
+        let lane = &self.lanes[lane];
+        let mut slice = Instant::now();
+        loop {
+            let next = lane.queue.lock().pop_front();
+            let Some(next) = next else {
+                lane.filled.notified().await;
+                slice = Instant::now();
+                continue;
+            };
+            let leaving = Leaving { crossing: self, size: next.size, load: next.load };
+            exchange.deliver(next.mail).await;
+            drop(leaving);
+            if slice.elapsed() >= SLICE {
+                self.give_way(slice.elapsed()).await;
+                slice = Instant::now();
+            }
+        }
+    }
+
+    /// Lets the inside work. If it is busy, for as long as its share of the time says.
+    async fn give_way(&self, worked: Duration) {
+        let start = Instant::now();
+        tokio::task::yield_now().await;
+        if start.elapsed() < BUSY {
+            return;
+        }
+        let share = u32::try_from(self.bounds.share.clamp(1, 100)).unwrap_or(100);
+        let owed = worked * (100 - share) / share;
+        let left = owed.saturating_sub(start.elapsed());
+        // The timer counts in milliseconds; less is not worth a sleep.
+        if left >= Duration::from_millis(1) {
+            tokio::time::sleep(left).await;
+        }
+    }
+
+    fn leave(&self, size: usize, load: &Load) {
+        self.stanzas.fetch_sub(1, Ordering::Relaxed);
+        self.bytes.fetch_sub(size, Ordering::Relaxed);
+        load.0.fetch_sub(1, Ordering::Relaxed);
+        let waiting = std::mem::take(&mut *self.waiting.lock());
+        for waker in waiting {
+            waker.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::route::Origin;
+    use trunkline_xmpp::stanza::{Kind, MessageType};
+
+    fn mail(from: &str) -> Mail {
+        let stanza = Stanza::build(Kind::Message(MessageType::Chat))
+            .from(from.parse::<trunkline_xmpp::jid::Jid>().unwrap())
+            .to("juliet@here.example".parse::<trunkline_xmpp::jid::Jid>().unwrap())
+            .done();
+        Mail { stanza, origin: Origin::Outside, receipt: None }
+    }
+
+    const BOUNDS: CrossingBounds =
+        CrossingBounds { stanzas: 4, bytes: 1_000_000, peer_stanzas: 3, share: 50 };
+
+    #[test]
+    fn a_peer_is_bounded_and_leaves_room_for_others() {
+        let crossing = Crossing::new(BOUNDS, 4);
+        let (flood, other) = (Arc::new(Load::default()), Arc::new(Load::default()));
+        for _ in 0..3 {
+            assert!(crossing.push(&flood, mail("a@flood.example")).is_ok());
+        }
+        assert!(crossing.push(&flood, mail("a@flood.example")).is_err());
+        assert!(crossing.push(&other, mail("b@other.example")).is_ok());
+        assert!(!crossing.has_room(&other), "the global bound");
+        assert_eq!(crossing.waiting().0, 4);
+    }
+
+    #[test]
+    fn bytes_count_too() {
+        let crossing = Crossing::new(CrossingBounds { bytes: 1, ..BOUNDS }, 1);
+        let load = Arc::new(Load::default());
+        assert!(crossing.push(&load, mail("a@b.example")).is_ok());
+        assert!(crossing.push(&load, mail("a@b.example")).is_err());
+    }
+
+    #[test]
+    fn a_pair_of_addresses_stays_in_its_lane() {
+        let crossing = Crossing::new(BOUNDS, 8);
+        assert_eq!(crossing.lanes.len(), 4);
+        let lane = crossing.lane_of(&mail("a@b.example/one").stanza);
+        assert_eq!(lane, crossing.lane_of(&mail("a@b.example/two").stanza));
+        assert_eq!(lane, crossing.lane_of(&mail("a@b.example").stanza));
+    }
+}

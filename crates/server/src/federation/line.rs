@@ -1,0 +1,743 @@
+//! A federation stream that is up, or an incoming one that proves itself: one task, one socket, every pair of domains
+//! that it carries. `socket - scan - proof - crossing` one way, `queues - write - socket` the other.
+//!
+//! What elements mean is in [`super::incoming`]; here is the machinery: reading, writing, acknowledgements, time.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::{Future as _, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead as _, AsyncWrite as _, AsyncWriteExt as _, ReadBuf};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, Sleep};
+use trunkline_xml::Scanner;
+use trunkline_xmpp::error::{StreamCondition, StreamError};
+use trunkline_xmpp::jid::Jid;
+
+use super::Shared;
+use super::dialback::{Dialback, Kind, Say};
+use super::failure::Failure;
+use super::management;
+use super::peer::{Command, Handle, Pair, Parting, Peer};
+use super::queue::Item;
+use super::wire;
+use crate::exchange::Host;
+use crate::ids::LogId;
+use crate::metrics::{Direction, Link, Side, StanzaKind};
+use crate::net::{TlsInfo, Transport};
+use crate::session::ledger::Ledger;
+
+/// Bytes read at once; the buffer belongs to the thread.
+const READ: usize = 16 * 1024;
+/// Bytes gathered for one write.
+const CHUNK: usize = 16 * 1024;
+/// Beyond this many bytes of answers that the peer doesn't read, it isn't read either.
+const MOST_UNREAD: usize = 64 * 1024;
+/// How long a stanza of a peer waits for room in the crossing, before it is refused by name.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// `<r/>` is answered after this with what is committed (DESIGN.md, promise 1).
+const ACK_WITHIN: Duration = Duration::from_millis(500);
+/// A peer that does not acknowledge is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// How soon something overdue is looked at again.
+const OVERDUE: Duration = Duration::from_millis(20);
+/// A peer silent for this long after it was asked for a sign of life is gone.
+const DEAD: Duration = Duration::from_secs(60);
+
+thread_local! {
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into_boxed_slice());
+}
+
+/// Who connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// The peer.
+    In,
+    /// We.
+    Out,
+}
+
+/// What is expected next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// A stream header.
+    Header,
+    /// Elements.
+    Open,
+}
+
+/// Why a stream ends.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The peer closed it.
+    Closed,
+    /// The connection broke.
+    Lost(String),
+    /// The peer ended it with an error.
+    Peer(Failure),
+    /// We end it with an error.
+    Error(StreamError),
+    /// Nothing happened on it for long.
+    Idle,
+    /// The server stops.
+    Shutdown,
+}
+
+impl From<StreamCondition> for End {
+    fn from(condition: StreamCondition) -> End {
+        End::Error(StreamError::new(condition))
+    }
+}
+
+/// A pair of domains for which the peer may send: it proved the first, the second is ours.
+#[derive(Clone, Debug)]
+pub(super) struct Proved {
+    pub(super) peer: Arc<Peer>,
+    pub(super) local: Arc<Host>,
+}
+
+/// Acknowledgements of what we send (XEP-0198).
+#[derive(Debug)]
+pub(super) enum Sending {
+    /// The peer does not do that: written is delivered.
+    Unmanaged,
+    /// `<enable/>` is sent: no stanza before the answer, so that both sides count the same.
+    Enabling(Instant),
+    /// On.
+    Managed(Unacked),
+}
+
+/// What the peer has not acknowledged.
+#[derive(Debug, Default)]
+pub(super) struct Unacked {
+    pub(super) sent: VecDeque<(Arc<Pair>, Item)>,
+    pub(super) bytes: usize,
+    /// The `h` of the last acknowledgement.
+    pub(super) acked: u32,
+    /// When `<r/>` was sent that is not answered.
+    pub(super) asked: Option<Instant>,
+    /// The answer was less than everything: not asked again before.
+    pub(super) ask_from: Option<Instant>,
+}
+
+/// A stream.
+pub(super) struct Line {
+    pub(super) shared: Arc<Shared>,
+    pub(super) handle: Arc<Handle>,
+    pub(super) role: Role,
+    pub(super) stage: Stage,
+    pub(super) transport: Transport,
+    pub(super) scanner: Scanner,
+    /// Bytes read and not scanned.
+    pub(super) backlog: Vec<u8>,
+    /// Bytes for the socket.
+    pub(super) out: Vec<u8>,
+    /// Stanzas in `out`, when the peer doesn't acknowledge.
+    pub(super) writing: Vec<(Arc<Pair>, Item)>,
+    pub(super) flush: bool,
+    pub(super) sending: Sending,
+    /// Counts what the peer sends, when acknowledgements are on.
+    pub(super) ledger: Option<Arc<Ledger>>,
+    pub(super) settled: Arc<AtomicBool>,
+    pub(super) ack_due: Option<Instant>,
+    /// What the peer may send.
+    pub(super) proved: Vec<Proved>,
+    /// What we send.
+    pub(super) carried: Vec<Arc<Pair>>,
+    pub(super) turn: usize,
+    /// Dialback under way for further pairs of ours.
+    pub(super) asking: Vec<(Arc<Pair>, oneshot::Sender<bool>)>,
+    /// Dialback requests of the peer that are being checked.
+    pub(super) checking: usize,
+    /// Dialback requests of the peer, all.
+    pub(super) requests: usize,
+    pub(super) bidi: bool,
+    pub(super) external: bool,
+    /// The header's addresses: our domain, the peer's domain.
+    pub(super) local: Option<Arc<Host>>,
+    pub(super) claimed: Option<Jid>,
+    /// The id that the receiving side gave the stream.
+    pub(super) id: String,
+    pub(super) lang: Option<Arc<str>>,
+    pub(super) opened: bool,
+    pub(super) since: Instant,
+    pub(super) clocks: Clocks,
+    pub(super) timer: Pin<Box<Sleep>>,
+    pub(super) epoch: u64,
+}
+
+/// When what happened last.
+#[derive(Debug)]
+pub(super) struct Clocks {
+    /// Until then the peer must have proved a domain.
+    pub(super) prove_by: Option<Instant>,
+    /// A stanza, either way.
+    pub(super) stanza: Instant,
+    pub(super) heard: Instant,
+    pub(super) written: Instant,
+    /// The socket takes nothing since.
+    pub(super) blocked: Option<Instant>,
+    /// An element began and is not complete.
+    pub(super) partial: Option<Instant>,
+    /// Not read until then: the peer is over its rate.
+    pub(super) brake: Option<Instant>,
+    /// A stanza waits for room in the crossing since.
+    pub(super) crowded: Option<Instant>,
+}
+
+impl Clocks {
+    pub(super) fn new(now: Instant) -> Clocks {
+        Clocks {
+            prove_by: None,
+            stanza: now,
+            heard: now,
+            written: now,
+            blocked: None,
+            partial: None,
+            brake: None,
+            crowded: None,
+        }
+    }
+}
+
+impl Line {
+    pub(super) fn tls(&self) -> Option<&Arc<TlsInfo>> {
+        self.transport.tls()
+    }
+
+    /// Serves the stream until its end.
+    pub(super) async fn serve(mut self) {
+        let link = if self.role == Role::In { Link::PeerIn } else { Link::PeerOut };
+        let open = self.shared.exchange.metrics.connection(link);
+        let end = poll_fn(|cx| self.poll(cx)).await;
+        self.finish(end).await;
+        drop(open);
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        loop {
+            self.handle.register(cx);
+            match self.round(cx) {
+                Ok(true) => {}
+                Ok(false) if self.wait(cx) => {}
+                Ok(false) => return Poll::Pending,
+                Err(end) => {
+                    // What was answered before the end still goes out, as far as it can at once.
+                    let _ = self.poll_write(cx);
+                    return Poll::Ready(end);
+                }
+            }
+        }
+    }
+
+    /// One round. True when something moved.
+    fn round(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        if self.shared.is_stopping() {
+            return Err(End::Shutdown);
+        }
+        if self.epoch != self.shared.epoch() {
+            self.epoch = self.shared.epoch();
+            self.check_policy()?;
+        }
+        for command in self.handle.take_commands() {
+            self.command(command);
+        }
+        self.acknowledge_when_due();
+        self.check_clocks()?;
+        let mut moved = self.poll_write(cx).map_err(|error| End::Lost(error.to_string()))?;
+        moved |= self.poll_input(cx)?;
+        Ok(moved)
+    }
+
+    /// Sets the timer. True when its time has come already.
+    fn wait(&mut self, cx: &mut Context<'_>) -> bool {
+        let deadline = self.next_deadline();
+        if self.timer.deadline() != deadline {
+            self.timer.as_mut().reset(deadline);
+        }
+        self.timer.as_mut().poll(cx).is_ready()
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Verified { from, to, outcome } => self.verified(&from, &to, outcome),
+            Command::Carry { pair, answer } => {
+                if self.role == Role::In || !self.stage_is_open() {
+                    let _ = answer.send(false);
+                    return;
+                }
+                let key = super::dialback::key(&pair.local.secret, &pair.peer, &pair.local.domain, &self.id);
+                let request = Dialback {
+                    kind: Kind::Result,
+                    from: pair.local.domain.clone(),
+                    to: pair.peer.clone(),
+                    say: Say::Key(key),
+                };
+                self.out.extend_from_slice(&request.write());
+                self.asking.push((pair, answer));
+            }
+        }
+    }
+
+    fn stage_is_open(&self) -> bool {
+        self.stage == Stage::Open
+    }
+
+    /// What the policy forbids now is not carried on.
+    fn check_policy(&mut self) -> Result<(), End> {
+        let forbidden = |domain: &str| !self.shared.may_talk(domain);
+        let any = self.proved.iter().any(|proved| forbidden(proved.peer.domain.as_str()))
+            || self.carried.iter().any(|pair| forbidden(pair.peer.as_str()))
+            || self.claimed.as_ref().is_some_and(|domain| forbidden(domain.as_str()));
+        if any || !self.shared.is_open() {
+            return Err(End::Error(
+                StreamError::new(StreamCondition::PolicyViolation)
+                    .text("This server does not talk to that domain."),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Takes over the sending for `pair`, if no other stream does it.
+    pub(super) fn carry(&mut self, pair: &Arc<Pair>) -> bool {
+        let attached = pair.attach(&self.handle);
+        if attached {
+            self.carried.push(Arc::clone(pair));
+        }
+        attached
+    }
+
+    // ---- writing
+
+    /// Moves queues to the socket. True when something moved.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+        let mut moved = false;
+        loop {
+            if self.out.len() < CHUNK {
+                self.gather();
+            }
+            if self.out.is_empty() {
+                break;
+            }
+            match Pin::new(&mut self.transport).poll_write(cx, &self.out) {
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(written)) => {
+                    moved = true;
+                    self.flush = true;
+                    self.clocks.written = Instant::now();
+                    self.clocks.blocked = None;
+                    self.shared.exchange.metrics.bytes(self.link(), Direction::Out, written);
+                    if written == self.out.len() {
+                        // Dropped, not kept: an idle stream holds no buffer.
+                        self.out = Vec::new();
+                    } else {
+                        self.out.drain(..written);
+                    }
+                }
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => {
+                    self.clocks.blocked.get_or_insert_with(Instant::now);
+                    break;
+                }
+            }
+        }
+        if self.flush {
+            match Pin::new(&mut self.transport).poll_flush(cx) {
+                Poll::Ready(Ok(())) => {
+                    self.flush = false;
+                    if self.out.is_empty() {
+                        self.written();
+                    }
+                }
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => {
+                    self.clocks.blocked.get_or_insert_with(Instant::now);
+                }
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Fills `out` from the queues, in turns.
+    fn gather(&mut self) {
+        if self.carried.is_empty() || !self.writing.is_empty() {
+            return;
+        }
+        let mut idle = 0;
+        while idle < self.carried.len() && self.out.len() < CHUNK && self.has_window() {
+            let pair = Arc::clone(&self.carried[self.turn % self.carried.len()]);
+            self.turn = self.turn.wrapping_add(1);
+            let Some(item) = pair.pop(&self.shared) else {
+                idle += 1;
+                continue;
+            };
+            idle = 0;
+            self.clocks.stanza = Instant::now();
+            let kind = stanza_kind(&item);
+            self.shared.exchange.metrics.stanza(kind, Direction::Out, Side::Outside);
+            item.stanza.write(&mut self.out);
+            match &mut self.sending {
+                Sending::Managed(unacked) => {
+                    unacked.bytes += item.size();
+                    unacked.sent.push_back((pair, item));
+                }
+                Sending::Unmanaged | Sending::Enabling(_) => self.writing.push((pair, item)),
+            }
+        }
+        if let Sending::Managed(unacked) = &mut self.sending
+            && !unacked.sent.is_empty()
+            && unacked.asked.is_none()
+            && unacked.ask_from.is_none_or(|from| Instant::now() >= from)
+        {
+            unacked.asked = Some(Instant::now());
+            unacked.ask_from = None;
+            self.out.extend_from_slice(&management::request());
+        }
+    }
+
+    fn has_window(&self) -> bool {
+        match &self.sending {
+            Sending::Unmanaged => true,
+            Sending::Enabling(_) => false,
+            Sending::Managed(unacked) => {
+                let (stanzas, bytes) = self.shared.unacked_bounds();
+                unacked.sent.len() < stanzas && unacked.bytes < bytes
+            }
+        }
+    }
+
+    /// Everything gathered is with the socket: for a peer that doesn't acknowledge, that is delivered.
+    fn written(&mut self) {
+        let mut written = std::mem::take(&mut self.writing);
+        while let Some((pair, _)) = written.first() {
+            let pair = Arc::clone(pair);
+            let (its, rest): (Vec<_>, Vec<_>) =
+                written.into_iter().partition(|(of, _)| Arc::ptr_eq(of, &pair));
+            let ids: Vec<LogId> = its.iter().filter_map(|(_, item)| item.kept).collect();
+            pair.delivered(&self.shared, &ids);
+            written = rest;
+        }
+    }
+
+    // ---- acknowledging
+
+    fn acknowledge_when_due(&mut self) {
+        let Some(ledger) = &self.ledger else { return };
+        let due = self.ack_due.is_some_and(|due| Instant::now() >= due);
+        if self.settled.swap(false, Ordering::AcqRel) || due {
+            self.ack_due = None;
+            self.out.extend_from_slice(&management::answer(ledger.handled()));
+        }
+    }
+
+    /// `<r/>`: answered at once when all is committed, otherwise when it is, or soon with less.
+    pub(super) fn asked_for_acknowledgement(&mut self) {
+        let Some(ledger) = &self.ledger else { return };
+        match ledger.ask() {
+            Some(h) => self.out.extend_from_slice(&management::answer(h)),
+            None => {
+                self.ack_due.get_or_insert_with(|| Instant::now() + ACK_WITHIN);
+            }
+        }
+    }
+
+    /// `<a/>`: XEP-0198 s.4.
+    pub(super) fn acknowledged(&mut self, h: u32) -> Result<(), End> {
+        let Sending::Managed(unacked) = &mut self.sending else {
+            return Err(StreamCondition::UnsupportedStanzaType.into());
+        };
+        let count = usize::try_from(h.wrapping_sub(unacked.acked)).unwrap_or(usize::MAX);
+        if count > unacked.sent.len() {
+            let sent = unacked.acked.wrapping_add(u32::try_from(unacked.sent.len()).unwrap_or(u32::MAX));
+            return Err(End::Error(crate::session::management::too_high(h, sent)));
+        }
+        unacked.acked = h;
+        unacked.asked = None;
+        let done: Vec<_> = unacked.sent.drain(..count).collect();
+        unacked.bytes -= done.iter().map(|(_, item)| item.size()).sum::<usize>();
+        unacked.ask_from = (!unacked.sent.is_empty() && count == 0).then(|| Instant::now() + ASK_AGAIN);
+        self.writing = done;
+        self.written();
+        Ok(())
+    }
+
+    // ---- time
+
+    fn next_deadline(&self) -> Instant {
+        let config = self.shared.exchange.config.load();
+        let clocks = &self.clocks;
+        let now = Instant::now();
+        let mut next = now + DEAD;
+        // What is overdue and still waits for something is looked at again after a while, not at once.
+        let mut at = |deadline: Option<Instant>| {
+            if let Some(deadline) = deadline {
+                next = next.min(if deadline > now { deadline } else { now + OVERDUE });
+            }
+        };
+        let quiet = clocks.heard.max(clocks.written) + config.federation.ping_interval;
+        at(Some(clocks.stanza + config.federation.idle_timeout));
+        at(Some(quiet));
+        at(clocks.prove_by);
+        at(self.ack_due);
+        at(clocks.brake);
+        at(clocks.crowded.map(|since| since + PATIENCE));
+        at(clocks.blocked.map(|since| since + config.limits.outbox_standstill));
+        at(clocks.partial.map(|since| since + config.limits.element_timeout));
+        match &self.sending {
+            Sending::Enabling(since) => at(Some(*since + DEAD)),
+            Sending::Managed(unacked) => {
+                at(unacked.asked.map(|since| since.max(clocks.heard) + DEAD));
+                at(unacked.ask_from);
+            }
+            Sending::Unmanaged => {}
+        }
+        next
+    }
+
+    fn check_clocks(&mut self) -> Result<(), End> {
+        let now = Instant::now();
+        let config = self.shared.exchange.config.load_full();
+        let passed = |since: Option<Instant>, span: Duration| since.is_some_and(|since| now >= since + span);
+        if self.clocks.prove_by.is_some_and(|by| now >= by) {
+            self.refused("proof-timeout", "no domain was proved in time");
+            return Err(End::Error(
+                StreamError::new(StreamCondition::ConnectionTimeout).text("No domain was proved in time."),
+            ));
+        }
+        if passed(self.clocks.blocked, config.limits.outbox_standstill) {
+            return Err(End::Lost("the peer reads nothing".into()));
+        }
+        if passed(self.clocks.partial, config.limits.element_timeout) {
+            self.refused("element-timeout", "an element did not end in time");
+            return Err(End::Error(
+                StreamError::new(StreamCondition::PolicyViolation).text("An element took too long."),
+            ));
+        }
+        let silent = match &self.sending {
+            Sending::Enabling(since) => now >= *since + DEAD,
+            Sending::Managed(unacked) => {
+                passed(unacked.asked.map(|since| since.max(self.clocks.heard)), DEAD)
+            }
+            Sending::Unmanaged => false,
+        };
+        if silent {
+            return Err(End::Lost("the peer does not answer".into()));
+        }
+        if now >= self.clocks.stanza + config.federation.idle_timeout && self.is_settled() {
+            return Err(End::Idle);
+        }
+        if now >= self.clocks.heard.max(self.clocks.written) + config.federation.ping_interval {
+            // Something to write shows whether anybody is there; RFC 6120 s.4.6.1.
+            self.out.push(b' ');
+        }
+        if self.clocks.brake.is_some_and(|until| now >= until) {
+            self.clocks.brake = None;
+        }
+        Ok(())
+    }
+
+    /// Nothing is on its way in either direction.
+    fn is_settled(&self) -> bool {
+        let sent = match &self.sending {
+            Sending::Managed(unacked) => unacked.sent.is_empty(),
+            Sending::Unmanaged | Sending::Enabling(_) => self.writing.is_empty(),
+        };
+        sent && self.out.is_empty() && self.ledger.as_ref().is_none_or(|ledger| ledger.is_settled())
+    }
+
+    // ---- reading
+
+    /// Reads and handles what is there. True when something was read or handled.
+    fn poll_input(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        if self.out.len() > MOST_UNREAD || self.clocks.brake.is_some() || !self.has_room(cx) {
+            return Ok(false);
+        }
+        if !self.backlog.is_empty() {
+            let backlog = std::mem::take(&mut self.backlog);
+            self.scan(&backlog, false)?;
+            return Ok(true);
+        }
+        BUFFER.with_borrow_mut(|buffer| {
+            let mut read = ReadBuf::new(buffer);
+            match Pin::new(&mut self.transport).poll_read(cx, &mut read) {
+                Poll::Pending => Ok(false),
+                Poll::Ready(Err(error)) => Err(End::Lost(error.to_string())),
+                Poll::Ready(Ok(())) if read.filled().is_empty() => {
+                    Err(End::Lost("closed without a farewell".into()))
+                }
+                Poll::Ready(Ok(())) => {
+                    self.clocks.heard = Instant::now();
+                    self.shared.exchange.metrics.bytes(self.link(), Direction::In, read.filled().len());
+                    self.scan(read.filled(), true)?;
+                    Ok(true)
+                }
+            }
+        })
+    }
+
+    /// The crossing takes another stanza of this peer, or has been full for so long that it is refused by name.
+    fn has_room(&mut self, cx: &Context<'_>) -> bool {
+        let room = self.proved.iter().all(|proved| self.shared.crossing.poll_room(&proved.peer.load, cx));
+        if room {
+            self.clocks.crowded = None;
+            return true;
+        }
+        let since = *self.clocks.crowded.get_or_insert_with(Instant::now);
+        Instant::now() >= since + PATIENCE
+    }
+
+    /// Handles every complete element of `bytes`, or as many as the crossing takes.
+    fn scan(&mut self, bytes: &[u8], fresh: bool) -> Result<(), End> {
+        let mut rest = bytes;
+        let mut elements = 0;
+        let outcome = loop {
+            if elements > 0
+                && self.proved.iter().any(|proved| !self.shared.crossing.has_room(&proved.peer.load))
+            {
+                self.backlog = rest.to_vec();
+                break Ok(());
+            }
+            match self.scanner.next(&mut rest) {
+                Ok(None) => break Ok(()),
+                Ok(Some(event)) => {
+                    elements += 1;
+                    if let Err(end) = self.event(event) {
+                        break Err(end);
+                    }
+                }
+                Err(error) => {
+                    self.refused(error.label(), &error.to_string());
+                    break Err(End::Error(StreamError::from(&error)));
+                }
+            }
+        };
+        self.clocks.partial = match self.scanner.buffered() {
+            0 => None,
+            _ if elements > 0 => Some(Instant::now()),
+            _ => self.clocks.partial.or_else(|| Some(Instant::now())),
+        };
+        self.charge(elements, if fresh { bytes.len() } else { 0 });
+        outcome
+    }
+
+    /// Counts what was received against the peer's rate.
+    fn charge(&mut self, elements: usize, bytes: usize) {
+        let Some(proved) = self.proved.first() else { return };
+        let config = self.shared.exchange.config.load();
+        let wait = proved.peer.budget.lock().take(&config.limits, self.shared.now(), (elements, bytes));
+        if !wait.is_zero() {
+            self.shared.exchange.metrics.refused("peer-rate");
+            self.clocks.brake = Some(Instant::now() + wait);
+        }
+    }
+
+    // ---- the end
+
+    /// Gives back what was not delivered, says farewell.
+    async fn finish(mut self, end: End) {
+        let (error, failure) = match end {
+            End::Closed => (None, self.has_undelivered().then_some(Failure::Closed)),
+            End::Lost(why) => (None, Some(Failure::Lost(why))),
+            End::Peer(failure) => (None, Some(failure)),
+            End::Error(error) => {
+                let failure = Failure::Protocol(format!("we ended the stream: {error}"));
+                (Some(error), Some(failure))
+            }
+            End::Idle => (None, None),
+            End::Shutdown => {
+                (Some(StreamError::new(StreamCondition::SystemShutdown)), Some(Failure::Shutdown))
+            }
+        };
+        if let Some(failure) = &failure {
+            tracing::debug!(conn = self.handle.serial, reason = %failure, "federation stream ended");
+        }
+        let mut farewell = std::mem::take(&mut self.out);
+        if !self.opened {
+            // RFC 6120 s.4.9.1.2: an error before our header needs a header first.
+            farewell = wire::header(&wire::Greeting {
+                from: self.local.as_ref().map(|local| &local.domain),
+                to: self.claimed.as_ref(),
+                id: Some(&self.id),
+            });
+        }
+        if let Some(ledger) = &self.ledger {
+            farewell.extend_from_slice(&management::answer(ledger.handled()));
+        }
+        if let Some(error) = &error {
+            self.shared.exchange.metrics.stream_error(error.condition().as_str());
+            tracing::info!(conn = self.handle.serial, peer = self.peer_name(), error = %error, "stream error sent");
+        }
+        farewell.extend_from_slice(&wire::farewell(error.as_ref()));
+        self.part(failure);
+        self.shared.remove_line(self.handle.serial);
+        let _ = tokio::time::timeout(Duration::from_secs(5), async {
+            self.transport.write_all(&farewell).await?;
+            self.transport.close().await
+        })
+        .await;
+    }
+
+    fn has_undelivered(&self) -> bool {
+        !self.writing.is_empty()
+            || matches!(&self.sending, Sending::Managed(unacked) if !unacked.sent.is_empty())
+    }
+
+    fn part(&mut self, failure: Option<Failure>) {
+        let mut undelivered: Vec<(Arc<Pair>, Item)> = match &mut self.sending {
+            Sending::Managed(unacked) => unacked.sent.drain(..).collect(),
+            Sending::Unmanaged | Sending::Enabling(_) => std::mem::take(&mut self.writing),
+        };
+        let lived = self.since.elapsed();
+        for pair in std::mem::take(&mut self.carried) {
+            let (its, rest): (Vec<_>, Vec<_>) =
+                undelivered.into_iter().partition(|(of, _)| Arc::ptr_eq(of, &pair));
+            undelivered = rest;
+            let parting = Parting {
+                serial: self.handle.serial,
+                undelivered: its.into_iter().map(|(_, item)| item).collect(),
+                failure: failure.clone(),
+                lived,
+            };
+            pair.detach(&self.shared, parting);
+        }
+    }
+
+    pub(super) fn link(&self) -> Link {
+        match self.role {
+            Role::In => Link::PeerIn,
+            Role::Out => Link::PeerOut,
+        }
+    }
+
+    /// Who the peer is, or says it is, or where it is, for the log.
+    pub(super) fn peer_name(&self) -> String {
+        match (self.proved.first(), &self.claimed) {
+            (Some(proved), _) => proved.peer.domain.as_str().to_owned(),
+            (None, Some(claimed)) => format!("{claimed} (not proved)"),
+            (None, None) => self.handle.status.lock().address.clone(),
+        }
+    }
+
+    /// Counts a refusal and writes its line.
+    pub(super) fn refused(&self, name: &'static str, detail: &str) {
+        self.shared.refused(name, &self.peer_name(), self.handle.serial, detail);
+    }
+}
+
+fn stanza_kind(item: &Item) -> StanzaKind {
+    kind_of(item.stanza.head.kind)
+}
+
+pub(super) fn kind_of(kind: trunkline_xmpp::stanza::Kind) -> StanzaKind {
+    match kind {
+        trunkline_xmpp::stanza::Kind::Message(_) => StanzaKind::Message,
+        trunkline_xmpp::stanza::Kind::Presence(_) => StanzaKind::Presence,
+        trunkline_xmpp::stanza::Kind::Iq(_) => StanzaKind::Iq,
+    }
+}

@@ -1,0 +1,8 @@
+//! Two and more providers in one process, in memory, in virtual time; and rogues.
+
+mod bad;
+mod proofs;
+mod queues;
+mod stage;
+
+pub(crate) use stage::Wires;
