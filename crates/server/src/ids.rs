@@ -15,7 +15,7 @@ use uuid::Uuid;
 const COUNTER_BITS: u32 = 20;
 
 /// Key of a kept stanza; its order is the order of the archive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct LogId(pub i64);
 
 impl LogId {

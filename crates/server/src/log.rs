@@ -11,6 +11,8 @@
 //!
 //! The federation queue is the table `outbound`; see `federation`.
 
+use std::ops::Range;
+
 use trunkline_store::{Batch, Db, Lane, Rows, Statement, StoreError, sql};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::stanza::Stanza;
@@ -91,17 +93,23 @@ pub struct Logged {
     pub stanza: Stanza,
 }
 
-/// What waits for `account` after `after`, oldest first, at most `limit`.
+/// What waits for `account` after the start of `span` and before its end, oldest first, at most `limit`.
 ///
 /// # Errors
 /// Those of the store.
-pub async fn pending(db: &Db, account: i64, after: LogId, limit: i64) -> Result<Vec<Logged>, StoreError> {
+pub async fn pending(
+    db: &Db,
+    account: i64,
+    span: Range<LogId>,
+    limit: i64,
+) -> Result<Vec<Logged>, StoreError> {
     let rows = fresh(
         db,
         sql("SELECT a.id, a.flags, a.stanza FROM pending p JOIN archive a ON a.id = p.id \
-             WHERE p.account = ?1 AND p.id > ?2 ORDER BY p.id LIMIT ?3")
+             WHERE p.account = ?1 AND p.id > ?2 AND p.id < ?3 ORDER BY p.id LIMIT ?4")
         .bind(account)
-        .bind(after.0)
+        .bind(span.start.0)
+        .bind(span.end.0)
         .bind(limit),
     )
     .await?;

@@ -43,11 +43,13 @@ pub struct Parts {
     pub clock: Clock,
     /// Everything in memory and on the calling thread, no listeners: for plays in virtual time.
     pub in_memory: bool,
+    /// Another database than the configured one: for tests with disks that fail.
+    pub store: Option<Options>,
 }
 
 impl Default for Parts {
     fn default() -> Parts {
-        Parts { clock: Clock::System, in_memory: false }
+        Parts { clock: Clock::System, in_memory: false, store: None }
     }
 }
 
@@ -151,7 +153,9 @@ impl Server {
         };
         let parts = federation::Parts {
             certs,
-            roots: Arc::new(ArcSwap::from_pointee(net::TrustRoots::system(config.federation.trust.as_deref())?)),
+            roots: Arc::new(ArcSwap::from_pointee(net::TrustRoots::system(
+                config.federation.trust.as_deref(),
+            )?)),
             resolver: Arc::new(net::dns::SystemResolver::new().map_err(StartError::Dns)?),
             inside_threads: match config.clients.threads {
                 0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
@@ -319,6 +323,14 @@ impl Server {
             }
         };
         let _ = tokio::time::timeout(FAREWELL, gone).await;
+        // The snapshots count what is handled: everything under way is to be on disk before.
+        let settled = async {
+            self.exchange.db.flush().await;
+            while sessions.iter().any(|session| session.ledger().is_some_and(|ledger| !ledger.is_settled())) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let _ = tokio::time::timeout(FAREWELL, settled).await;
         match self.exchange.save_sessions().await {
             Ok(0) => {}
             Ok(saved) => tracing::info!(saved, "sessions kept for resumption"),
@@ -331,6 +343,9 @@ impl Server {
         let mut tasks = std::mem::take(&mut *self.tasks.lock());
         tasks.abort_all();
         while tasks.join_next().await.is_some() {}
+        // Whatever still holds the store open, its file is closed: another process may take it.
+        let db = self.exchange.db.clone();
+        let _ = tokio::task::spawn_blocking(move || db.shutdown()).await;
     }
 }
 
@@ -472,10 +487,10 @@ async fn wait(server: &Arc<Server>) -> std::io::Result<()> {
 
 /// The shared state, with the store open.
 async fn exchange(config: Config, parts: &Parts) -> Result<Arc<Exchange>, StartError> {
-    let mut options = if parts.in_memory {
-        Options::memory(crate::schema::MIGRATIONS)
-    } else {
-        Options::file(config.database(), crate::schema::MIGRATIONS)
+    let mut options = match &parts.store {
+        Some(options) => options.clone(),
+        None if parts.in_memory => Options::memory(crate::schema::MIGRATIONS),
+        None => Options::file(config.database(), crate::schema::MIGRATIONS),
     };
     options.queue_statements = config.limits.store_statements;
     let db = Db::open(options)?;

@@ -235,7 +235,7 @@ impl Play {
             }
             let text = trunkline_server::config::template(&presets);
             let config = Config::parse(&text, Path::new("play.toml")).map_err(|error| error.to_string())?;
-            let parts = Parts { clock: Clock::virtual_now(), in_memory: true };
+            let parts = Parts { clock: Clock::virtual_now(), in_memory: true, ..Parts::default() };
             self.server = Some(Server::start(config, parts).await.map_err(|error| error.to_string())?);
         }
         Ok(())

@@ -31,7 +31,7 @@ use crate::exchange::Host;
 use crate::ids::LogId;
 use crate::metrics::{Direction, Link, Side, StanzaKind};
 use crate::net::{TlsInfo, Transport};
-use crate::session::ledger::Ledger;
+use crate::session::ledger::{Asked, Ledger};
 
 /// Bytes read at once; the buffer belongs to the thread.
 const READ: usize = 16 * 1024;
@@ -440,8 +440,8 @@ impl Line {
     pub(super) fn asked_for_acknowledgement(&mut self) {
         let Some(ledger) = &self.ledger else { return };
         match ledger.ask() {
-            Some(h) => self.out.extend_from_slice(&management::answer(h)),
-            None => {
+            Asked::Handled(h) => self.out.extend_from_slice(&management::answer(h)),
+            Asked::Wait | Asked::Again => {
                 self.ack_due.get_or_insert_with(|| Instant::now() + ACK_WITHIN);
             }
         }

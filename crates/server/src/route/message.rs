@@ -9,6 +9,7 @@ use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::stanza::{Kind, MessageType, Stanza};
 
 use super::account::{Account, AccountState, Resource};
+use super::presence::delayed;
 use super::{Mail, Routed};
 use crate::exchange::Exchange;
 use crate::modules::{Flow, Passage, Step, Way};
@@ -202,9 +203,12 @@ impl Exchange {
                 tracing::error!(%error, "a message could not be stored; its sender is told");
                 // Not here: an inline store calls back under the account's lock.
                 let sender = Arc::clone(&exchange);
-                exchange.spawn(async move { sender.bounce(&stanza, &store_trouble(&error)) });
+                exchange.spawn(async move {
+                    sender.bounce(&stanza, &store_trouble(&error));
+                    // Only now: nobody may take it for stored before the error is on its way.
+                    drop(receipt);
+                });
             }
-            drop(receipt);
         });
     }
 
@@ -228,13 +232,16 @@ impl Exchange {
     /// A message to one device that went away is given to the others, if they did not get it; if there is
     /// no other it waits in the log.
     fn redirect_message(self: &Arc<Self>, account: &Arc<Account>, queued: Queued) {
+        let Some(id) = queued.kept else { return };
         let to_full = queued.stanza.head.to.as_ref().is_some_and(|to| to.resource().is_some());
         if !to_full {
             return;
         }
+        // XEP-0203: the one it was for may have had it already, without saying so.
+        let stanza = delayed(&queued.stanza, account.jid.domain(), id);
         let state = account.state();
         for resource in state.resources.iter().filter(|resource| resource.takes_messages()) {
-            resource.session.push(queued.clone());
+            resource.session.push(Queued { stanza: stanza.clone(), ..queued.clone() });
         }
     }
 }

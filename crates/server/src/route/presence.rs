@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use trunkline_store::{Batch, Lane};
 use trunkline_xml::Writer;
+use trunkline_xmpp::classify::classify;
 use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::{Kind, PresenceType, Stanza};
 
-use super::account::{Account, AccountState};
+use super::account::{Account, AccountState, Resource};
 use super::message::store_trouble;
 use super::roster::{self, Item};
 use super::{Mail, Origin, Routed};
@@ -76,7 +77,8 @@ impl Exchange {
             // until the session has read all of it.
             session.with_outbox(|outbox| {
                 if outbox.catch_up().is_none() {
-                    outbox.set_catch_up(Some(CatchUp::Pending(LogId::ZERO)));
+                    let until = self.ids.next();
+                    outbox.set_catch_up(Some(CatchUp::Pending { after: LogId::ZERO, until }));
                 }
             });
             session.wake();
@@ -94,7 +96,10 @@ impl Exchange {
         self.note_present(account.id, session.resource());
         let exchange = Arc::clone(self);
         let session = Arc::clone(session);
-        Routed::Later(Box::pin(async move { exchange.greet(&session).await }))
+        // It waits for room in the client's own queue, which there may be only after the client's next <a/>: so the
+        // client is read meanwhile.
+        self.spawn(async move { exchange.greet(&session).await });
+        Routed::Done
     }
 
     /// What a client gets after its initial presence: its other devices, its contacts, the requests that
@@ -545,7 +550,9 @@ impl Exchange {
             let Some(from) = session.with_outbox(|outbox| outbox.catch_up()) else { return };
             let mark = account.state().last_kept;
             let page = match from {
-                CatchUp::Pending(after) => crate::log::pending(&self.db, account.id, after, PAGE).await,
+                CatchUp::Pending { after, until } => {
+                    crate::log::pending(&self.db, account.id, after..until, PAGE).await
+                }
                 CatchUp::Archive(after) => crate::log::since(&self.db, account.id, after, PAGE).await,
             };
             let page = match page {
@@ -556,41 +563,62 @@ impl Exchange {
                     continue;
                 }
             };
-            let Some(last) = page.last().map(|logged| logged.id) else {
-                let state = account.state();
-                if state.last_kept == mark {
-                    session.with_outbox(|outbox| outbox.set_catch_up(None));
-                    return;
-                }
-                continue;
+            let mut state = account.state();
+            let next = match (page.last().map(|logged| logged.id), from) {
+                (Some(last), CatchUp::Pending { until, .. }) => Some(CatchUp::Pending { after: last, until }),
+                (Some(last), CatchUp::Archive(_)) => Some(CatchUp::Archive(last)),
+                (None, CatchUp::Pending { until, .. }) => Some(CatchUp::Archive(until)),
+                // Something may have been kept since the log was read.
+                (None, CatchUp::Archive(_)) if state.last_kept != mark => Some(from),
+                (None, CatchUp::Archive(_)) => None,
             };
             session.with_outbox(|outbox| {
-                for logged in page {
-                    let mine =
-                        logged.stanza.head.to.as_ref().and_then(|to| to.resource()).is_none_or(|resource| {
-                            resource == session.resource() || matches!(from, CatchUp::Pending(_))
-                        });
-                    if logged.flags & crate::log::SENT == 0 && mine {
-                        let replay = logged.id.millis() < began;
-                        let stanza = match replay {
-                            true => delayed(&logged.stanza, account.jid.domain(), logged.id),
-                            false => logged.stanza,
-                        };
-                        outbox.refill(Queued { stanza, kept: Some(logged.id), outside: false, lazy: false });
-                    }
+                if outbox.catch_up() != Some(from) {
+                    // The connection before this one has read the same page.
+                    return;
                 }
-                outbox.set_catch_up(Some(match from {
-                    CatchUp::Pending(_) => CatchUp::Pending(last),
-                    CatchUp::Archive(_) => CatchUp::Archive(last),
-                }));
+                for logged in page {
+                    if matches!(from, CatchUp::Archive(_)) && !was_for(&logged, &state, &session) {
+                        continue;
+                    }
+                    let stanza = match logged.id.millis() < began {
+                        true => delayed(&logged.stanza, account.jid.domain(), logged.id),
+                        false => logged.stanza,
+                    };
+                    outbox.refill(Queued { stanza, kept: Some(logged.id), outside: false, lazy: false });
+                }
+                outbox.set_catch_up(next);
             });
+            if next.is_none() {
+                // Whatever had waited is on its way to a client.
+                state.waiting = 0;
+            }
+            drop(state);
             session.wake();
         }
     }
 }
 
+/// A message in the archive would have been pushed to `session` when it came, had there been room.
+fn was_for(logged: &crate::log::Logged, state: &AccountState, session: &Session) -> bool {
+    if logged.flags & crate::log::SENT != 0 || !classify(&logged.stanza).offline.yes {
+        return false;
+    }
+    let to = logged.stanza.head.to.as_ref().and_then(|to| to.resource());
+    match to.filter(|name| state.resource(name).is_some()) {
+        Some(name) => name == session.resource(),
+        None => state.resource(session.resource()).is_some_and(Resource::takes_messages),
+    }
+}
+
 /// XEP-0203: when the server got the stanza.
 pub(crate) fn delayed(stanza: &Stanza, domain: &str, id: LogId) -> Stanza {
+    let ours = |node: trunkline_xml::Node<'_>| {
+        node.is(ns::DELAY, "delay") && node.attr("from").is_some_and(|from| from == domain)
+    };
+    if stanza.children().any(ours) {
+        return stanza.clone();
+    }
     let mut w = Writer::new();
     w.open("delay")
         .attr("xmlns", ns::DELAY)

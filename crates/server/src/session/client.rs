@@ -54,6 +54,8 @@ pub enum End {
 pub struct Connection {
     pub(super) exchange: Arc<Exchange>,
     pub(super) session: Arc<Session>,
+    /// Given back in [`Connection::finish`], or when the connection is dropped without.
+    pub(super) seat: Option<Seat>,
     /// This connection's number; the session may have begun with another.
     pub(super) serial: u64,
     pub(super) transport: Transport,
@@ -62,7 +64,7 @@ pub struct Connection {
     pub(super) budget: Budget,
     /// Bytes written to nobody yet: the socket was full.
     pub(super) unsent: Vec<u8>,
-    /// Kept stanzas in `unsent`: delivered when it is empty.
+    /// Kept stanzas in `unsent`: delivered when it is empty and flushed.
     pub(super) unsent_kept: Vec<crate::ids::LogId>,
     /// Bytes read and not scanned, because `work` is not done.
     pub(super) backlog: Vec<u8>,
@@ -78,6 +80,39 @@ pub struct Connection {
 impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Connection({}, {:?})", self.serial, self.session)
+    }
+}
+
+/// A connection's hold on a session. Dropped, it detaches the session, whatever happened to the connection.
+#[derive(Debug)]
+pub(super) struct Seat {
+    exchange: Arc<Exchange>,
+    session: Arc<Session>,
+    connection: u64,
+    taken: bool,
+}
+
+impl Seat {
+    /// `connection` serves `session` from here on.
+    pub(super) fn new(exchange: &Arc<Exchange>, session: &Arc<Session>, connection: u64) -> Seat {
+        Seat { exchange: Arc::clone(exchange), session: Arc::clone(session), connection, taken: true }
+    }
+
+    /// The session.
+    pub(super) fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    fn leave(&mut self, resumable: bool) {
+        if std::mem::replace(&mut self.taken, false) {
+            self.exchange.depart(&self.session, self.connection, resumable);
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.leave(true);
     }
 }
 
@@ -130,7 +165,7 @@ impl Connection {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         loop {
-            self.session.with_outbox(|outbox| outbox.register(cx));
+            self.session.with_outbox(|outbox| outbox.register(self.serial, cx));
             let serves = self.session.is_served_by(self.serial);
             if let Some(close) = self.session.closing().filter(|_| serves || self.session.is_ended()) {
                 let _ = self.poll_write(cx);
@@ -180,11 +215,15 @@ impl Connection {
         let mut moved = false;
         loop {
             if self.unsent.is_empty() {
-                let drained =
-                    self.session.with_outbox(|outbox| outbox.drain(self.serial, &mut self.unsent, WRITE));
+                let (drained, waits) = self.session.with_outbox(|outbox| {
+                    (outbox.drain(self.serial, &mut self.unsent, WRITE), outbox.waits_for_ack())
+                });
                 self.unsent_kept.extend(drained.kept);
                 if drained.stanzas > 0 {
                     self.session.note_drained();
+                }
+                if waits {
+                    self.mark_blocked();
                 }
             }
             if self.unsent.is_empty() {
@@ -196,10 +235,12 @@ impl Connection {
                     moved = true;
                     self.flush = true;
                     if written == self.unsent.len() {
-                        self.written();
+                        // Dropped, not kept: an idle connection holds no buffer.
+                        self.unsent = Vec::new();
                     } else {
                         self.unsent.drain(..written);
                     }
+                    self.unmark_blocked();
                 }
                 Poll::Ready(Err(error)) => return Err(error),
                 Poll::Pending => {
@@ -212,8 +253,8 @@ impl Connection {
             match Pin::new(&mut self.transport).poll_flush(cx) {
                 Poll::Ready(Ok(())) => {
                     self.flush = false;
-                    if !self.session.with_outbox(|outbox| outbox.waits_for_ack()) {
-                        self.session.vitals.blocked.store(0, Ordering::Relaxed);
+                    if self.unsent.is_empty() {
+                        self.written();
                     }
                 }
                 Poll::Ready(Err(error)) => return Err(error),
@@ -228,9 +269,16 @@ impl Connection {
         let _ = self.session.vitals.blocked.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// All of `unsent` is with the socket. It is dropped, not kept: an idle connection holds no buffer.
+    /// The socket takes bytes. Somebody who reads but does not acknowledge stays blocked.
+    fn unmark_blocked(&self) {
+        if !self.session.with_outbox(|outbox| outbox.waits_for_ack()) {
+            self.session.vitals.blocked.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// All that was drained is with the socket.
     fn written(&mut self) {
-        self.unsent = Vec::new();
+        self.unmark_blocked();
         if !self.unsent_kept.is_empty() {
             let kept = std::mem::take(&mut self.unsent_kept);
             log::delivered(&self.exchange.db, self.session.account.id, &kept);
@@ -250,7 +298,9 @@ impl Connection {
             self.brake = Some(Box::pin(async move { db.ready(Lane::Inside).await }));
             return Ok(true);
         }
-        if !self.unsent.is_empty() && !self.session.with_outbox(|outbox| outbox.wants_more()) {
+        if !self.unsent.is_empty()
+            && self.session.with_outbox(|outbox| !outbox.wants_more() || outbox.owes_much())
+        {
             return Ok(false);
         }
         BUFFER.with_borrow_mut(|buffer| {
@@ -335,7 +385,7 @@ impl Connection {
     }
 
     fn stanza(&mut self, element: Element) -> Result<(), End> {
-        let receipt = self.session.ledger().map(|ledger| ledger.receive());
+        let receipt = self.session.receive(self.serial).map_err(|super::Replaced| End::Replaced)?;
         let mut stanza = match Stanza::from_element(element, ns::CLIENT, self.lang.as_deref()) {
             Ok(stanza) => stanza,
             Err(refusal) => {
@@ -388,8 +438,14 @@ impl Connection {
             farewell.extend_from_slice(&w.finish());
         }
         farewell.extend_from_slice(b"</stream:stream>");
-        self.exchange.depart(&self.session, self.serial, resumable);
-        let Connection { mut transport, exchange, .. } = self;
+        if let Some(seat) = &mut self.seat {
+            seat.leave(resumable);
+        }
+        let Connection { mut transport, exchange, work, .. } = self;
+        if let Some(work) = work {
+            // The stanza is counted as handled when nobody works on it any more: it must not be dropped half-way.
+            exchange.spawn(work);
+        }
         exchange.spawn(async move {
             use tokio::io::AsyncWriteExt as _;
             let _ = tokio::time::timeout(std::time::Duration::from_secs(5), async {

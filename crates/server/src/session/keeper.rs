@@ -16,7 +16,7 @@ use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::{IqType, Kind, PresenceType, Stanza};
 
 use super::ledger::Ledger;
-use super::{Close, Management, Queued, Session, management};
+use super::{CatchUp, Close, Kept, Management, Queued, Session, management};
 use crate::exchange::Exchange;
 use crate::ids::LogId;
 use crate::route::account::Resource;
@@ -67,8 +67,8 @@ impl Keeper {
                     due.pop_front()
                 };
                 let Some(session) = ripe.and_then(|(_, session)| session.upgrade()) else { continue };
-                if session.ledger().is_some_and(|ledger| !ledger.is_settled()) {
-                    management::answer(&session);
+                if let Some(h) = session.ledger().and_then(|ledger| ledger.late()) {
+                    management::answer_with(&session, h);
                 }
             }
         }
@@ -99,6 +99,11 @@ impl Exchange {
         for account in self.accounts.all() {
             let sessions: Vec<Arc<Session>> =
                 account.state().resources.iter().map(|resource| Arc::clone(&resource.session)).collect();
+            if sessions.is_empty() {
+                // Its last session held it in memory until its connection was gone.
+                drop(self.accounts.hold(account));
+                continue;
+            }
             for session in sessions {
                 self.look_at(&session, now, &Patience { standstill, element, idle, answer });
             }
@@ -194,7 +199,7 @@ impl Exchange {
     fn snapshot(&self, session: &Arc<Session>) -> Option<([u8; 32], Snapshot)> {
         let management = session.management()?;
         let hash = management.resume?;
-        let (acked, unacked) = session.with_outbox(|outbox| outbox.unacknowledged());
+        let kept = session.with_outbox(|outbox| outbox.kept())?;
         let handled = session.ledger()?.handled();
         let mut state = session.account.state();
         let resource = state.resource_of(session)?;
@@ -205,11 +210,10 @@ impl Exchange {
                 seconds: management.seconds,
                 detached: self.clock().now(),
                 received: handled,
-                acked,
-                unacked: unacked
-                    .iter()
-                    .map(|queued| (text(&queued.stanza), queued.kept.map(|id| id.0)))
-                    .collect(),
+                acked: kept.acked,
+                unacked: kept.unacked.iter().map(Saved::of).collect(),
+                queue: kept.queue.iter().map(Saved::of).collect(),
+                catch_up: kept.catch_up,
                 presence: resource.presence.as_ref().map(text),
                 priority: resource.priority,
                 directed: resource.directed.iter().map(|jid| jid.as_str().to_owned()).collect(),
@@ -264,15 +268,18 @@ impl Exchange {
             })
         };
         session.manage(Management { resume: Some(hash), seconds: snapshot.seconds }, ledger);
-        let unacked = snapshot
-            .unacked
-            .iter()
-            .filter_map(|(xml, kept)| {
-                let stanza = Stanza::parse(xml.as_bytes()).ok()?;
-                Some(Queued { stanza, kept: kept.map(LogId), outside: false, lazy: false })
-            })
-            .collect();
-        session.with_outbox(|outbox| outbox.restore(snapshot.acked, unacked));
+        let kept = Kept {
+            acked: snapshot.acked,
+            unacked: snapshot.unacked.iter().filter_map(Saved::queued).collect(),
+            queue: snapshot.queue.iter().filter_map(Saved::queued).collect(),
+            catch_up: snapshot.catch_up,
+        };
+        if kept.unacked.len() != snapshot.unacked.len() {
+            // The counters would no longer fit. The client binds anew and gets from the log what was kept.
+            tracing::error!(session = %session.jid, "a stanza of a saved session can't be read");
+            return Ok(None);
+        }
+        session.with_outbox(|outbox| outbox.restore(kept));
         session.detach(session.serial);
         session.vitals.detached.store(snapshot.detached.max(1), Ordering::Relaxed);
         let mut resource = Resource::new(Arc::clone(&session));
@@ -373,13 +380,36 @@ struct Snapshot {
     detached: i64,
     received: u32,
     acked: u32,
-    unacked: Vec<(String, Option<i64>)>,
+    unacked: Vec<Saved>,
+    queue: Vec<Saved>,
+    catch_up: Option<CatchUp>,
     presence: Option<String>,
     priority: i8,
     directed: Vec<String>,
     interested: bool,
     block_interested: bool,
     carbons: bool,
+}
+
+/// A stanza in a snapshot.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    stanza: String,
+    kept: Option<LogId>,
+    outside: bool,
+    lazy: bool,
+}
+
+impl Saved {
+    fn of(queued: &Queued) -> Saved {
+        let Queued { stanza, kept, outside, lazy } = queued;
+        Saved { stanza: text(stanza), kept: *kept, outside: *outside, lazy: *lazy }
+    }
+
+    fn queued(&self) -> Option<Queued> {
+        let stanza = Stanza::parse(self.stanza.as_bytes()).ok()?;
+        Some(Queued { stanza, kept: self.kept, outside: self.outside, lazy: self.lazy })
+    }
 }
 
 fn text(stanza: &Stanza) -> String {

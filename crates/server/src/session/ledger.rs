@@ -21,23 +21,35 @@ pub struct Ledger {
 #[derive(Default)]
 struct State {
     received: u32,
-    /// Stanzas not yet handled, oldest first; `done` ones wait for those before them.
-    open: VecDeque<Open>,
-    wanted: bool,
-}
-
-struct Open {
-    number: u32,
-    done: bool,
+    /// One for each stanza after the handled prefix, oldest first. True: handled, and waits for those before.
+    open: VecDeque<bool>,
+    /// Counts resumptions: what is left of receipts from before the last one has no number any more.
+    generation: u32,
+    /// What had been received when `<r/>` came: the first one not answered yet, and the last one.
+    wanted: Option<(u32, u32)>,
+    /// A clock runs that ends with [`Ledger::late`].
+    ticking: bool,
 }
 
 /// Held by everything that still works on one received stanza.
 #[derive(Clone, Debug)]
 pub struct Receipt(#[allow(dead_code, reason = "held for its Drop")] Arc<Held>);
 
+/// What [`Ledger::ask`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// Everything is handled; to be answered at once.
+    Handled(u32),
+    /// Something is open, and this is the first to ask for it.
+    Wait,
+    /// Something is open and the clock runs already.
+    Again,
+}
+
 struct Held {
     ledger: Arc<Ledger>,
     number: u32,
+    generation: u32,
 }
 
 impl Ledger {
@@ -51,9 +63,9 @@ impl Ledger {
         let mut state = self.state.lock();
         // XEP-0198 s.4: the counters wrap at 2^32.
         state.received = state.received.wrapping_add(1);
-        let number = state.received;
-        state.open.push_back(Open { number, done: false });
-        Receipt(Arc::new(Held { ledger: Arc::clone(self), number }))
+        state.open.push_back(false);
+        let (number, generation) = (state.received, state.generation);
+        Receipt(Arc::new(Held { ledger: Arc::clone(self), number, generation }))
     }
 
     /// The number to acknowledge: every stanza up to it is handled.
@@ -66,15 +78,23 @@ impl Ledger {
         self.state.lock().open.is_empty()
     }
 
-    /// The peer asked for an acknowledgement (`<r/>`): `Some(h)` to answer at once, `None` when
-    /// something is still open; then `grown` will be called once everything is settled.
-    pub fn ask(&self) -> Option<u32> {
+    /// The peer asked for an acknowledgement (`<r/>`). When something is still open, `grown` will be called once all
+    /// that was received until now is handled.
+    pub fn ask(&self) -> Asked {
         let mut state = self.state.lock();
         if state.open.is_empty() {
-            return Some(state.received);
+            return Asked::Handled(state.received);
         }
-        state.wanted = true;
-        None
+        let received = state.received;
+        state.wanted = Some((state.wanted.map_or(received, |(first, _)| first), received));
+        if std::mem::replace(&mut state.ticking, true) { Asked::Again } else { Asked::Wait }
+    }
+
+    /// Half a second after [`Asked::Wait`]: the number to answer with if the request still waits.
+    pub fn late(&self) -> Option<u32> {
+        let mut state = self.state.lock();
+        state.ticking = false;
+        state.wanted.map(|_| state.handled())
     }
 
     /// The stream was resumed: the client will send again whatever is not handled, so counting goes on
@@ -83,21 +103,30 @@ impl Ledger {
         let mut state = self.state.lock();
         state.received = state.handled();
         state.open.clear();
-        state.wanted = false;
+        state.wanted = None;
+        // What is still under way may finish later; its number belongs to another stanza by then.
+        state.generation = state.generation.wrapping_add(1);
         state.received
     }
 
-    fn complete(&self, number: u32) {
+    fn complete(&self, number: u32, generation: u32) {
         let mut state = self.state.lock();
-        if let Some(open) = state.open.iter_mut().find(|open| open.number == number) {
-            open.done = true;
+        if state.generation != generation {
+            return;
         }
-        while state.open.front().is_some_and(|open| open.done) {
+        let place = number.wrapping_sub(state.handled()).wrapping_sub(1) as usize;
+        if let Some(done) = state.open.get_mut(place) {
+            *done = true;
+        }
+        while state.open.front() == Some(&true) {
             state.open.pop_front();
         }
-        let tell = state.wanted && state.open.is_empty();
+        let handled = state.handled();
+        let reached =
+            |wanted: u32| state.received.wrapping_sub(handled) <= state.received.wrapping_sub(wanted);
+        let tell = state.wanted.is_some_and(|(first, _)| reached(first));
         if tell {
-            state.wanted = false;
+            state.wanted = state.wanted.filter(|(_, last)| !reached(*last)).map(|(_, last)| (last, last));
         }
         drop(state);
         if tell {
@@ -108,13 +137,14 @@ impl Ledger {
 
 impl State {
     fn handled(&self) -> u32 {
-        self.open.front().map_or(self.received, |open| open.number.wrapping_sub(1))
+        // The queue has at most as many as the store's queue takes: far from 2^32.
+        self.received.wrapping_sub(self.open.len() as u32)
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.ledger.complete(self.number);
+        self.ledger.complete(self.number, self.generation);
     }
 }
 
@@ -151,12 +181,43 @@ mod tests {
         assert_eq!(ledger.handled(), 0);
         drop(a);
         assert_eq!(ledger.handled(), 1);
-        assert_eq!(ledger.ask(), None);
+        assert_eq!(ledger.ask(), Asked::Wait);
         assert_eq!(calls.load(Ordering::Relaxed), 0);
         drop(b2);
         assert_eq!(ledger.handled(), 3);
         assert_eq!(calls.load(Ordering::Relaxed), 1);
-        assert_eq!(ledger.ask(), Some(3));
+        assert_eq!(ledger.ask(), Asked::Handled(3));
+    }
+
+    #[test]
+    fn each_request_is_answered_though_there_is_always_something_open() {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::clone(&calls);
+        let ledger = Ledger::new(u32::MAX - 1, move || {
+            seen.fetch_add(1, Ordering::Relaxed);
+        });
+        let mut open = VecDeque::from([ledger.receive()]);
+        assert_eq!(ledger.ask(), Asked::Wait);
+        open.push_back(ledger.receive());
+        assert_eq!(ledger.ask(), Asked::Again);
+        open.push_back(ledger.receive());
+        open.pop_front();
+        assert_eq!((calls.load(Ordering::Relaxed), ledger.late()), (1, Some(u32::MAX)));
+        open.pop_front();
+        assert_eq!((calls.load(Ordering::Relaxed), ledger.late()), (2, None));
+        assert_eq!(ledger.handled(), 0);
+    }
+
+    #[test]
+    fn what_was_under_way_before_a_resumption_handles_nothing_after_it() {
+        let ledger = Ledger::new(0, || {});
+        let before = ledger.receive();
+        assert_eq!(ledger.rewind(), 0);
+        let again = ledger.receive();
+        drop(before);
+        assert_eq!(ledger.handled(), 0);
+        drop(again);
+        assert_eq!(ledger.handled(), 1);
     }
 
     #[test]

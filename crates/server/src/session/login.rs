@@ -16,7 +16,7 @@ use trunkline_xmpp::ns;
 use trunkline_xmpp::sasl;
 use trunkline_xmpp::stanza::{IqType, Kind, Stanza};
 
-use super::client::{Budget, Connection};
+use super::client::{Budget, Connection, Seat};
 use super::{Session, management};
 use crate::config::{Registration, TlsPolicy};
 use crate::exchange::{Exchange, Host};
@@ -145,7 +145,7 @@ impl Negotiation {
             }
         };
         match outcome {
-            Ok(session) => Some(self.bound(session)),
+            Ok(seat) => Some(self.bound(seat)),
             Err(stop) => {
                 self.stop(stop).await;
                 None
@@ -183,7 +183,7 @@ impl Negotiation {
         .await;
     }
 
-    async fn negotiate(&mut self) -> Result<Arc<Session>, Stop> {
+    async fn negotiate(&mut self) -> Result<Seat, Stop> {
         let account = match self.entry.clone() {
             Entry::Seated(jid) => match self.exchange.accounts.load(&self.exchange.db, &jid).await {
                 Ok(Some(account)) => Arc::clone(&account),
@@ -511,14 +511,14 @@ impl Negotiation {
     }
 
     /// RFC 6120 s.7, or XEP-0198 s.5.
-    async fn bind(&mut self, account: Arc<Account>) -> Result<Arc<Session>, Stop> {
+    async fn bind(&mut self, account: Arc<Account>) -> Result<Seat, Stop> {
         self.send(&self.session_features()).await?;
         loop {
             let element = self.element().await?;
             let root = element.root();
             if root.is(ns::SM, "resume") {
-                if let Some(session) = self.resume(&account, &element).await? {
-                    return Ok(session);
+                if let Some(seat) = self.resume(&account, &element).await? {
+                    return Ok(seat);
                 }
                 continue;
             }
@@ -556,6 +556,7 @@ impl Negotiation {
             };
             match self.exchange.bind(account.clone(), full, self.serial) {
                 Ok(session) => {
+                    let seat = Seat::new(&self.exchange, &session, self.serial);
                     let mut w = Writer::new();
                     w.open("bind").attr("xmlns", ns::BIND);
                     w.open("jid").text(session.jid.as_str()).close();
@@ -563,7 +564,7 @@ impl Negotiation {
                     let mut out = Vec::new();
                     stanza.reply().payload(w.finish()).done().write(&mut out);
                     self.send(&out).await?;
-                    return Ok(session);
+                    return Ok(seat);
                 }
                 Err(error) => self.answer(&stanza, &error).await?,
             }
@@ -579,11 +580,7 @@ impl Negotiation {
     }
 
     /// XEP-0198 s.5. `None`: the client got `<failed/>` and may bind.
-    async fn resume(
-        &mut self,
-        account: &Arc<Account>,
-        element: &Element,
-    ) -> Result<Option<Arc<Session>>, Stop> {
+    async fn resume(&mut self, account: &Arc<Account>, element: &Element) -> Result<Option<Seat>, Stop> {
         let root = element.root();
         let (Some(previous), Some(h)) =
             (root.attr("previd"), root.attr("h").and_then(|h| h.parse::<u32>().ok()))
@@ -602,6 +599,7 @@ impl Negotiation {
         };
         // The old connection, if it still believes to be there, goes without ending the session.
         session.attach(self.serial);
+        let seat = Seat::new(&self.exchange, &session, self.serial);
         for _ in 0..10 {
             if ledger.is_settled() {
                 break;
@@ -625,7 +623,7 @@ impl Negotiation {
             .close();
         self.send(&w.finish()).await?;
         self.exchange.metrics.resumed.inc();
-        Ok(Some(session))
+        Ok(Some(seat))
     }
 
     /// Reads the client's stream header and answers with ours.
@@ -739,12 +737,14 @@ impl Negotiation {
         }
     }
 
-    fn bound(self, session: Arc<Session>) -> Connection {
+    fn bound(self, seat: Seat) -> Connection {
+        let session = Arc::clone(seat.session());
         session.vitals.heard.store(self.exchange.clock().now(), std::sync::atomic::Ordering::Relaxed);
         Connection {
             budget: Budget::new(&self.exchange),
             exchange: self.exchange,
             session,
+            seat: Some(seat),
             serial: self.serial,
             transport: self.transport,
             scanner: self.scanner,
@@ -783,18 +783,18 @@ impl Exchange {
         serial: u64,
     ) -> Result<Arc<Session>, StanzaError> {
         let most = self.config.load().clients.max_sessions_per_account;
-        let old = {
+        let mut state = loop {
             let state = account.state();
-            state.resource(full.resource().unwrap_or_default()).map(|resource| Arc::clone(&resource.session))
-        };
-        if let Some(old) = old {
+            let old = state.resource(full.resource().unwrap_or_default());
+            // Two may bind the same resource at the same time: only under the lock nobody comes in between.
+            let Some(old) = old.map(|resource| Arc::clone(&resource.session)) else { break state };
+            drop(state);
             old.close(super::Close {
                 error: Some(StreamError::new(StreamCondition::Conflict)),
                 resumable: false,
             });
             self.end_session(&old, Some("Replaced by new connection"));
-        }
-        let mut state = account.state();
+        };
         if state.removed {
             return Err(StanzaError::new(Condition::NotAuthorized));
         }

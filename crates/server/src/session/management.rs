@@ -9,7 +9,7 @@ use trunkline_xml::{Node, Writer};
 use trunkline_xmpp::error::{Condition, StreamCondition, StreamError};
 use trunkline_xmpp::ns;
 
-use super::ledger::Ledger;
+use super::ledger::{Asked, Ledger};
 use super::{Management, Session};
 use crate::exchange::Exchange;
 use crate::log;
@@ -88,16 +88,23 @@ fn request(exchange: &Arc<Exchange>, session: &Arc<Session>) {
         return;
     };
     match ledger.ask() {
-        Some(h) => session.push_nonza(&ack(h)),
-        None => exchange.keeper.answer_later(session),
+        Asked::Handled(h) => answer_with(session, h),
+        Asked::Wait => exchange.keeper.answer_later(session),
+        // One clock runs for the session: however often a client asks, there is one entry for it.
+        Asked::Again => {}
     }
 }
 
 /// Sends `<a/>` with what is handled at this moment.
 pub(super) fn answer(session: &Session) {
     if let Some(ledger) = session.ledger() {
-        session.push_nonza(&ack(ledger.handled()));
+        answer_with(session, ledger.handled());
     }
+}
+
+/// Sends `<a/>`.
+pub(super) fn answer_with(session: &Session, h: u32) {
+    session.push_ack(&ack(h));
 }
 
 fn ack(h: u32) -> Vec<u8> {

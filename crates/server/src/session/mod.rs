@@ -12,7 +12,7 @@ pub mod login;
 pub mod management;
 mod outbox;
 
-pub use outbox::{Bounds, CatchUp, Drained, Outbox, Push, PushRefusal, Queued};
+pub use outbox::{Bounds, CatchUp, Drained, Kept, Outbox, Push, PushRefusal, Queued};
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use trunkline_xmpp::jid::Jid;
 
 use crate::ids::LogId;
 use crate::route::account::Account;
-use ledger::Ledger;
+use ledger::{Ledger, Receipt};
 
 static SERIAL: AtomicU64 = AtomicU64::new(1);
 
@@ -86,6 +86,10 @@ pub struct Management {
     pub seconds: u32,
 }
 
+/// Another connection has resumed the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replaced;
+
 /// Why and how a session is to be closed from outside its connection.
 #[derive(Clone, Debug)]
 pub struct Close {
@@ -127,9 +131,15 @@ impl Session {
         outcome
     }
 
-    /// Queues bytes that are no stanza (`<a/>`, `<r/>`, `<enabled/>`).
+    /// Queues bytes that are no stanza (`<r/>`, `<enabled/>`).
     pub fn push_nonza(&self, bytes: &[u8]) {
         self.outbox.lock().push_nonza(bytes);
+        self.wake();
+    }
+
+    /// Queues an `<a/>`, behind the stanzas that wait.
+    pub fn push_ack(&self, bytes: &[u8]) {
+        self.outbox.lock().push_ack(bytes);
         self.wake();
     }
 
@@ -186,9 +196,26 @@ impl Session {
         life.attached = true;
         life.connection = connection;
         life.close = None;
+        // What was seen of the old connection says nothing about the new one.
+        let Vitals { heard: _, partial, blocked, detached, asked } = &self.vitals;
+        [partial, blocked, detached, asked].into_iter().for_each(|vital| vital.store(0, Ordering::Relaxed));
         drop(life);
-        self.outbox.lock().serve_by(connection);
-        self.wake();
+        let old = self.outbox.lock().attach(connection);
+        if let Some(waker) = old {
+            waker.wake();
+        }
+    }
+
+    /// `connection` has received a stanza: its receipt, if stream management is on.
+    ///
+    /// # Errors
+    /// The connection serves the session no more: what it still reads the client sends again, and is not counted.
+    pub fn receive(&self, connection: u64) -> Result<Option<Receipt>, Replaced> {
+        let life = self.life.lock();
+        if life.connection != connection {
+            return Err(Replaced);
+        }
+        Ok(life.ledger.as_ref().map(|ledger| ledger.receive()))
     }
 
     /// The connection is gone. False when another one has taken over already.

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::task::{Context, Waker};
 
+use serde::{Deserialize, Serialize};
 use trunkline_xmpp::stanza::{Kind, PresenceType, Stanza};
 
 use crate::ids::LogId;
@@ -88,12 +89,31 @@ impl PushRefusal {
 }
 
 /// Where a session that is behind goes on reading.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CatchUp {
-    /// What waits for the account, after this id: the first delivery of a session.
-    Pending(LogId),
-    /// The account's archive after this id: the queue had overflowed.
+    /// What waits for the account: the first delivery of a session.
+    Pending {
+        /// This one and those before are delivered.
+        after: LogId,
+        /// From here on the archive is read: what comes while the session catches up is for it, also when another
+        /// device is faster and nothing waits any more.
+        until: LogId,
+    },
+    /// The account's archive after this id: the queue had overflowed, or what had waited is delivered.
     Archive(LogId),
+}
+
+/// What survives of an outbox with stream management.
+#[derive(Debug)]
+pub struct Kept {
+    /// The counter of acknowledged stanzas.
+    pub acked: u32,
+    /// Sent after those.
+    pub unacked: Vec<Queued>,
+    /// Not sent.
+    pub queue: Vec<Queued>,
+    /// Where to go on reading the log.
+    pub catch_up: Option<CatchUp>,
 }
 
 /// What [`Outbox::drain`] wrote.
@@ -109,11 +129,15 @@ pub struct Drained {
 #[derive(Debug)]
 pub struct Outbox {
     bounds: Bounds,
+    /// The connection that empties it. One that was replaced may still run for a moment, and must not take anything.
+    connection: u64,
     queue: VecDeque<Queued>,
     bytes: usize,
     outside: usize,
     outside_bytes: usize,
     nonzas: Vec<u8>,
+    /// `<a/>`s: written behind the stanzas, so that the error for what was not stored goes before the count of it.
+    acks: Vec<u8>,
     /// `Some` with stream management on.
     ring: Option<Ring>,
     inactive: bool,
@@ -122,8 +146,6 @@ pub struct Outbox {
     catch_up: Option<CatchUp>,
     ended: bool,
     waker: Option<Waker>,
-    /// The connection that may drain; one that was replaced must not take stanzas with it.
-    connection: u64,
 }
 
 #[derive(Debug, Default)]
@@ -139,18 +161,19 @@ impl Outbox {
     pub(super) fn new(bounds: Bounds, connection: u64) -> Outbox {
         Outbox {
             bounds,
+            connection,
             queue: VecDeque::new(),
             bytes: 0,
             outside: 0,
             outside_bytes: 0,
             nonzas: Vec::new(),
+            acks: Vec::new(),
             ring: None,
             inactive: false,
             urgent: false,
             catch_up: None,
             ended: false,
             waker: None,
-            connection,
         }
     }
 
@@ -160,6 +183,8 @@ impl Outbox {
             return Push::Refused(PushRefusal::Ended);
         }
         if queued.kept.is_some() && self.catch_up.is_some() {
+            // What is queued has to go first, also to a client that is inactive.
+            self.urgent |= !queued.lazy;
             return Push::Behind;
         }
         let size = queued.stanza.size();
@@ -194,6 +219,8 @@ impl Outbox {
     }
 
     fn overflow(&mut self, queued: Queued, why: PushRefusal) -> Push {
+        // XEP-0352: also an inactive client gets everything when no more can be held back.
+        self.urgent = true;
         if let Some(id) = queued.kept {
             // The log has it: from here on the log is read, in order, as the socket drains.
             self.catch_up = Some(CatchUp::Archive(LogId(id.0 - 1)));
@@ -230,23 +257,46 @@ impl Outbox {
         self.nonzas.extend_from_slice(bytes);
     }
 
+    /// Queues an `<a/>`.
+    pub fn push_ack(&mut self, bytes: &[u8]) {
+        self.acks.extend_from_slice(bytes);
+    }
+
+    /// So many answers wait that the client must read them before it is read again.
+    pub fn owes_much(&self) -> bool {
+        self.nonzas.len() + self.acks.len() > 4096
+    }
+
     /// Stream management is on: stanzas stay in the ring until acknowledged.
     pub fn manage(&mut self) {
         self.ring.get_or_insert_default();
     }
 
-    /// Restores the ring of a session that a snapshot brought back: `unacked` follow `acked`.
-    pub fn restore(&mut self, acked: u32, unacked: Vec<Queued>) {
-        self.ring = Some(Ring { sent: acked, acked, ..Ring::default() });
-        for queued in unacked {
+    /// Brings back the state of a session that a snapshot has kept.
+    pub fn restore(&mut self, kept: Kept) {
+        let Kept { acked, unacked, queue, catch_up } = kept;
+        let sent = acked.wrapping_add(unacked.len() as u32);
+        let bytes = unacked.iter().map(|queued| queued.stanza.size()).sum();
+        self.ring = Some(Ring { sent, acked, bytes, unacked: unacked.into(), asked: false });
+        for queued in queue {
             let size = queued.stanza.size();
             self.enqueue(queued, size);
         }
+        self.catch_up = catch_up;
         self.urgent = true;
     }
 
+    /// Another connection empties it from now on; the old one is to be woken.
+    pub(super) fn attach(&mut self, connection: u64) -> Option<Waker> {
+        self.connection = connection;
+        self.waker.take()
+    }
+
     /// The connection wants to be woken for the next thing to write.
-    pub fn register(&mut self, cx: &Context<'_>) {
+    pub fn register(&mut self, connection: u64, cx: &Context<'_>) {
+        if self.connection != connection {
+            return;
+        }
         match &mut self.waker {
             Some(waker) => waker.clone_from(cx.waker()),
             empty => *empty = Some(cx.waker().clone()),
@@ -257,21 +307,21 @@ impl Outbox {
         self.waker.take()
     }
 
-    /// There is something to write now.
-    pub fn is_ready(&self) -> bool {
-        !self.nonzas.is_empty()
-            || (!self.queue.is_empty() && (!self.inactive || self.urgent) && self.ring_has_room())
-    }
-
     fn ring_has_room(&self) -> bool {
         self.ring
             .as_ref()
             .is_none_or(|ring| ring.unacked.len() < self.bounds.ring && ring.bytes < self.bounds.ring_bytes)
     }
 
-    /// The client has not acknowledged for so long that nothing more may be sent.
+    #[cfg(test)]
+    fn is_ready(&self) -> bool {
+        !self.nonzas.is_empty()
+            || (!self.queue.is_empty() && (!self.inactive || self.urgent) && self.ring_has_room())
+    }
+
+    /// The client has not acknowledged for so long that nothing more may be sent, though there is more.
     pub fn waits_for_ack(&self) -> bool {
-        !self.ring_has_room()
+        !self.ring_has_room() && !self.queue.is_empty()
     }
 
     /// Something is sent and not acknowledged.
@@ -284,19 +334,15 @@ impl Outbox {
         self.queue.len() < self.bounds.stanzas / 4 && self.bytes < self.bounds.bytes / 4
     }
 
-    /// From now on `connection` drains, and no other.
-    pub fn serve_by(&mut self, connection: u64) {
-        self.connection = connection;
-    }
-
-    /// Writes stanzas to `out` until it holds `limit` bytes, for the connection that serves.
+    /// Writes stanzas to `out` until it holds `limit` bytes.
     pub fn drain(&mut self, connection: u64, out: &mut Vec<u8>, limit: usize) -> Drained {
         let mut drained = Drained::default();
-        if connection != self.connection {
+        if self.connection != connection {
             return drained;
         }
         out.append(&mut self.nonzas);
         if self.inactive && !self.urgent {
+            out.append(&mut self.acks);
             return drained;
         }
         while out.len() < limit && self.ring_has_room() {
@@ -324,6 +370,7 @@ impl Outbox {
                 self.queue = VecDeque::new();
             }
         }
+        out.append(&mut self.acks);
         if let Some(ring) = &mut self.ring
             && drained.stanzas > 0
             && !ring.asked
@@ -359,9 +406,10 @@ impl Outbox {
 
     /// XEP-0198 s.5: the client resumed and has seen `h` stanzas; the rest is sent again, before all else.
     pub(crate) fn resumed(&mut self, h: u32) -> Result<Vec<LogId>, u32> {
-        self.nonzas.clear();
         let kept = self.acknowledged(h)?;
+        // They belonged to the stream that is gone.
         self.nonzas.clear();
+        self.acks.clear();
         if let Some(ring) = &mut self.ring {
             ring.sent = ring.acked;
             ring.bytes = 0;
@@ -382,16 +430,15 @@ impl Outbox {
         Ok(kept)
     }
 
-    /// The counter of acknowledged stanzas and everything not acknowledged, oldest first.
-    pub fn unacknowledged(&self) -> (u32, Vec<Queued>) {
-        let mut all = Vec::new();
-        let mut acked = 0;
-        if let Some(ring) = &self.ring {
-            acked = ring.acked;
-            all.extend(ring.unacked.iter().cloned());
-        }
-        all.extend(self.queue.iter().cloned());
-        (acked, all)
+    /// What a snapshot keeps of it; `None` without stream management.
+    pub fn kept(&self) -> Option<Kept> {
+        let ring = self.ring.as_ref()?;
+        Some(Kept {
+            acked: ring.acked,
+            unacked: ring.unacked.iter().cloned().collect(),
+            queue: self.queue.iter().cloned().collect(),
+            catch_up: self.catch_up,
+        })
     }
 
     /// XEP-0352: while a client is inactive, what may wait waits.

@@ -155,7 +155,7 @@ impl World {
             presets.set(setting).unwrap();
         }
         let config = Config::parse(&crate::config::template(&presets), Path::new("test.toml")).unwrap();
-        let parts = serve::Parts { clock: Clock::virtual_now(), in_memory: true };
+        let parts = serve::Parts { clock: Clock::virtual_now(), in_memory: true, ..serve::Parts::default() };
         let server = Server::start(config, parts).await.unwrap();
         let federation = self.federate(server.exchange(), certs).await;
         let address = ip(self.names.iter().position(|name| name == domain).unwrap());
