@@ -137,6 +137,10 @@ impl Sessions {
         self.mark.get_or_init(|| crate::ids::token(6))
     }
 
+    fn new_id(&self) -> String {
+        format!("{}.{}", self.mark(), crate::ids::token(12))
+    }
+
     fn open(&self, open: Open, id: Option<String>) -> Result<String, StanzaError> {
         let mut table = self.open.lock();
         let now = open.touched;
@@ -147,7 +151,7 @@ impl Sessions {
                 StanzaError::new(Condition::ResourceConstraint).text("Too many commands are under way.")
             );
         }
-        let id = id.unwrap_or_else(|| format!("{}.{}", self.mark(), crate::ids::token(12)));
+        let id = id.unwrap_or_else(|| self.new_id());
         table.insert(id.clone(), open);
         Ok(id)
     }
@@ -178,6 +182,19 @@ struct Asked<'a> {
     command: &'a Command,
 }
 
+impl Asked<'_> {
+    fn fresh(&self, now: i64) -> Open {
+        Open {
+            by: self.by.clone(),
+            host: self.host,
+            node: self.command.node,
+            answers: Vec::new(),
+            last: false,
+            touched: now,
+        }
+    }
+}
+
 /// What somebody wants with a command (s.5.1).
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Action {
@@ -204,106 +221,95 @@ pub async fn answer(request: &Request) -> Result<Vec<u8>, StanzaError> {
         Some("cancel") => Action::Cancel,
         Some(_) => return Err(refusal(Condition::BadRequest, "malformed-action")),
     };
-    let sessionid = element.attr("sessionid").map(|id| id.into_owned());
-    let submission =
-        element.child(ns::DATA_FORMS, "x").map(Submission::parse).transpose().map_err(|_| bad_payload(""))?;
-    let command = request
-        .exchange
-        .modules
-        .commands()
-        .find(|command| command.node == node)
-        .ok_or_else(|| StanzaError::new(Condition::ItemNotFound))?
-        .clone();
-    let Some(session) = request.session.clone().filter(|_| command.permits(request)) else {
-        return Err(StanzaError::new(Condition::Forbidden));
+    let form = element.child(ns::DATA_FORMS, "x").map(Submission::parse).transpose();
+    let wanted = Wanted {
+        action,
+        sessionid: element.attr("sessionid").map(|id| id.into_owned()),
+        form: form.map_err(|error| bad_payload(&error.to_string()))?,
     };
-    let asked = Asked { by: &session.jid.clone(), host: request.host.id, command: &command };
-    let now = request.exchange.clock().now();
+    let command = request.exchange.modules.commands().find(|command| command.node == node);
+    let command = command.ok_or_else(|| StanzaError::new(Condition::ItemNotFound))?.clone();
+    match &request.session {
+        Some(session) if command.permits(request) => step(request, session, &command, wanted).await,
+        _ => Err(StanzaError::new(Condition::Forbidden)),
+    }
+}
+
+/// What came with `<command/>`.
+struct Wanted {
+    action: Action,
+    sessionid: Option<String>,
+    form: Option<Submission>,
+}
+
+/// One step of a command: its first, or the one after a form.
+async fn step(
+    request: &Request,
+    session: &Arc<Session>,
+    command: &Command,
+    wanted: Wanted,
+) -> Result<Vec<u8>, StanzaError> {
     let sessions = &request.exchange.commands;
-    let Some(id) = sessionid else {
-        // s.4.3: who has no session starts one.
-        if action != Action::Execute {
-            return Err(refusal(Condition::BadRequest, "bad-action"));
-        }
-        let call = Call {
-            exchange: Arc::clone(&request.exchange),
-            host: Arc::clone(&request.host),
-            session,
-            answers: Vec::new(),
-        };
-        return match (command.run)(call).await? {
-            Stage::Done(report) => {
-                let id = format!("{}.{}", sessions.mark(), crate::ids::token(12));
-                Ok(done(&command, &id, &report))
-            }
-            Stage::Ask(form) => open(sessions, &asked, (form, false), now),
-            Stage::AskLast(form) => open(sessions, &asked, (form, true), now),
-        };
-    };
-    let mut open = sessions.take(&id, &asked, now)?;
-    let call = |answers: Vec<Submission>| Call {
-        exchange: Arc::clone(&request.exchange),
-        host: Arc::clone(&request.host),
-        session: Arc::clone(&session),
-        answers,
+    let now = request.exchange.clock().now();
+    let asked = Asked { by: &session.jid, host: request.host.id, command };
+    let mut open = match &wanted.sessionid {
+        Some(id) => sessions.take(id, &asked, now)?,
+        None => asked.fresh(now),
     };
     let before = open.answers.clone();
-    let action = match action {
-        // s.4.4: `execute` is what the form said it would be.
-        Action::Execute if open.last => Action::Complete,
-        Action::Execute => Action::Next,
+    let action = match wanted.action {
+        // s.3.4: `execute` is what the form said it would be.
+        Action::Execute if wanted.sessionid.is_some() && open.last => Action::Complete,
+        Action::Execute if wanted.sessionid.is_some() => Action::Next,
         other => other,
     };
-    let outcome = match action {
-        Action::Cancel => return Ok(head(&command, &id, "canceled").finish()),
-        Action::Prev if open.answers.pop().is_some() => (command.run)(call(open.answers.clone())).await,
-        Action::Next if !open.last => go_on(&command, call, &mut open.answers, submission).await,
-        Action::Complete if open.last => go_on(&command, call, &mut open.answers, submission).await,
+    let ready = match action {
+        Action::Cancel if wanted.sessionid.is_some() => {
+            return Ok(head(command, wanted.sessionid.as_deref().unwrap_or_default(), "canceled").finish());
+        }
+        Action::Execute => Ok(()),
+        Action::Prev if open.answers.pop().is_some() => Ok(()),
+        Action::Next | Action::Complete
+            if wanted.sessionid.is_some() && open.last == (action == Action::Complete) =>
+        {
+            let form = wanted.form.ok_or_else(|| bad_payload("There is no form."));
+            form.map(|form| open.answers.push(form))
+        }
         _ => Err(refusal(Condition::BadRequest, "bad-action")),
+    };
+    let outcome = match ready {
+        Ok(()) => {
+            let call = Call {
+                exchange: Arc::clone(&request.exchange),
+                host: Arc::clone(&request.host),
+                session: Arc::clone(session),
+                answers: open.answers.clone(),
+            };
+            (command.run)(call).await
+        }
+        Err(error) => Err(error),
     };
     open.touched = now;
     let (form, last) = match outcome {
-        Ok(Stage::Done(report)) => return Ok(done(&command, &id, &report)),
+        Ok(Stage::Done(report)) => {
+            let id = wanted.sessionid.unwrap_or_else(|| sessions.new_id());
+            return Ok(done(command, &id, &report));
+        }
         Ok(Stage::Ask(form)) => (form, false),
         Ok(Stage::AskLast(form)) => (form, true),
         Err(error) => {
-            open.answers = before;
-            sessions.open(open, Some(id))?;
+            // The form can be sent once more.
+            if wanted.sessionid.is_some() {
+                open.answers = before;
+                sessions.open(open, wanted.sessionid)?;
+            }
             return Err(error);
         }
     };
     open.last = last;
-    let first = open.answers.is_empty();
-    sessions.open(open, Some(id.clone()))?;
-    Ok(ask(&command, &id, &form, Actions { last, first }))
-}
-
-async fn go_on(
-    command: &Command,
-    call: impl FnOnce(Vec<Submission>) -> Call,
-    answers: &mut Vec<Submission>,
-    submission: Option<Submission>,
-) -> Answered {
-    answers.push(submission.ok_or_else(|| bad_payload("There is no form."))?);
-    (command.run)(call(answers.clone())).await
-}
-
-fn open(
-    sessions: &Sessions,
-    asked: &Asked<'_>,
-    (form, last): (Form, bool),
-    now: i64,
-) -> Result<Vec<u8>, StanzaError> {
-    let open = Open {
-        by: asked.by.clone(),
-        host: asked.host,
-        node: asked.command.node,
-        answers: Vec::new(),
-        last,
-        touched: now,
-    };
-    let id = sessions.open(open, None)?;
-    Ok(ask(asked.command, &id, &form, Actions { last, first: true }))
+    let actions = Actions { last, first: open.answers.is_empty() };
+    let id = sessions.open(open, wanted.sessionid)?;
+    Ok(ask(command, &id, &form, actions))
 }
 
 struct Actions {
@@ -412,5 +418,170 @@ impl fmt::Debug for Call {
 impl fmt::Debug for Open {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Open").field("by", &self.by).field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::config::overrides::Overrides;
+    use crate::ids::Clock;
+    use crate::route::account::Account;
+    use crate::serve::{Parts, Server};
+    use crate::session::Bounds;
+    use trunkline_store::{Batch, Lane, sql};
+    use trunkline_xml::Element;
+    use trunkline_xmpp::stanza::{IqType, Kind, Stanza};
+
+    /// Asks for a colour, then for a size, then reports both.
+    fn two_stages() -> Command {
+        Command::new("paint", "Paint", Access::Users, |call: Call| async move {
+            let answer = |at: usize, var: &str| {
+                call.answers
+                    .get(at)
+                    .map(|answer: &Submission| answer.value(var).unwrap_or_default().to_owned())
+            };
+            match (answer(0, "colour"), answer(1, "size")) {
+                (None, _) => Ok(Stage::Ask(Form::form("urn:colour"))),
+                (Some(colour), _) if colour.is_empty() => Err(bad_payload("Which colour?")),
+                (Some(_), None) => Ok(Stage::AskLast(Form::form("urn:size"))),
+                (Some(colour), Some(size)) => {
+                    Ok(Stage::Done(Report { form: None, note: Some(format!("{size} {colour}")) }))
+                }
+            }
+        })
+    }
+
+    struct Desk {
+        server: Arc<Server>,
+        account: Arc<Account>,
+        session: Arc<Session>,
+    }
+
+    impl Desk {
+        async fn new() -> Desk {
+            let mut presets = Overrides::default();
+            for setting in ["domain=north.example", "data_dir=/nonexistent", "clients.listen=[]"] {
+                presets.set(setting).unwrap();
+            }
+            let text = crate::config::template(&presets);
+            let config = Config::parse(&text, std::path::Path::new("test.toml")).unwrap();
+            let parts = Parts { clock: Clock::virtual_now(), in_memory: true };
+            let server = Server::start(config, parts).await.unwrap();
+            let exchange = server.exchange();
+            let mut batch = Batch::new(Lane::Inside);
+            batch.push(sql(
+                "INSERT INTO accounts (host_id, local, created_at) SELECT id, 'romeo', 0 FROM hosts",
+            ));
+            exchange.db.run(batch).await.unwrap();
+            let jid = Jid::parse("romeo@north.example").unwrap();
+            let account = Arc::clone(&*exchange.accounts.load(&exchange.db, &jid).await.unwrap().unwrap());
+            let session = session(&account, "orchard");
+            Desk { server, account, session }
+        }
+
+        async fn step(
+            &self,
+            action: Action,
+            sessionid: Option<&str>,
+            form: Option<&str>,
+        ) -> Result<String, String> {
+            self.step_as(&self.session, action, sessionid, form).await
+        }
+
+        async fn step_as(
+            &self,
+            session: &Arc<Session>,
+            action: Action,
+            sessionid: Option<&str>,
+            form: Option<&str>,
+        ) -> Result<String, String> {
+            let form = form.map(|fields| {
+                let x = format!("<x xmlns='jabber:x:data' type='submit'>{fields}</x>");
+                let element = Element::parse(x.into_bytes(), ns::CLIENT).unwrap();
+                Submission::parse(element.root()).unwrap()
+            });
+            let exchange = self.server.exchange();
+            let request = Request {
+                exchange: Arc::clone(exchange),
+                host: Arc::clone(exchange.host("north.example").unwrap()),
+                from: session.jid.clone(),
+                session: Some(Arc::clone(session)),
+                account: None,
+                outside: false,
+                stanza: Stanza::build(Kind::Iq(IqType::Set)).id("1").done(),
+            };
+            let wanted = Wanted { action, sessionid: sessionid.map(str::to_owned), form };
+            let answer = step(&request, session, &two_stages(), wanted).await;
+            answer.map(|payload| String::from_utf8(payload).unwrap()).map_err(|error| {
+                let mut w = Writer::new();
+                error.write(&mut w);
+                String::from_utf8(w.finish()).unwrap()
+            })
+        }
+    }
+
+    fn session(account: &Arc<Account>, resource: &str) -> Arc<Session> {
+        let jid = account.jid.with_resource(resource).unwrap();
+        Session::new(1, jid, Arc::clone(account), Bounds::default())
+    }
+
+    fn id_of(payload: &str) -> String {
+        let element = Element::parse(payload.as_bytes().to_vec(), ns::CLIENT).unwrap();
+        element.root().attr("sessionid").unwrap().into_owned()
+    }
+
+    const RED: &str = "<field var='colour'><value>red</value></field>";
+    const BIG: &str = "<field var='size'><value>big</value></field>";
+
+    #[tokio::test(start_paused = true)]
+    async fn a_command_goes_forward_and_back() {
+        let desk = Desk::new().await;
+        let first = desk.step(Action::Execute, None, None).await.unwrap();
+        assert!(first.contains("urn:colour") && first.contains("<actions execute='next'><next/>"), "{first}");
+        let id = id_of(&first);
+        let id = Some(id.as_str());
+        // s.4.4: complete is not offered yet, nor is there anything to go back to.
+        assert!(desk.step(Action::Complete, id, Some(RED)).await.unwrap_err().contains("bad-action"));
+        assert!(desk.step(Action::Prev, id, None).await.unwrap_err().contains("bad-action"));
+        assert!(desk.step(Action::Next, id, None).await.unwrap_err().contains("bad-payload"));
+        assert!(desk.step(Action::Next, id, Some("")).await.unwrap_err().contains("Which colour?"));
+        let second = desk.step(Action::Execute, id, Some(RED)).await.unwrap();
+        assert!(second.contains("urn:size") && second.contains("<prev/><complete/>"), "{second}");
+        let back = desk.step(Action::Prev, id, None).await.unwrap();
+        assert!(back.contains("urn:colour") && !back.contains("<prev/>"), "{back}");
+        desk.step(Action::Next, id, Some(RED)).await.unwrap();
+        let done = desk.step(Action::Complete, id, Some(BIG)).await.unwrap();
+        assert!(done.contains("status='completed'") && done.contains("big red"), "{done}");
+        assert!(desk.step(Action::Complete, id, Some(BIG)).await.unwrap_err().contains("session-expired"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sessions_belong_to_one_client_end_and_are_bounded() {
+        let desk = Desk::new().await;
+        let first = desk.step(Action::Execute, None, None).await.unwrap();
+        let id = id_of(&first);
+        let phone = session(&desk.account, "phone");
+        let stolen = desk.step_as(&phone, Action::Next, Some(&id), Some(RED)).await;
+        assert!(stolen.unwrap_err().contains("bad-sessionid"));
+        assert!(
+            desk.step(Action::Next, Some("invented"), Some(RED)).await.unwrap_err().contains("bad-sessionid")
+        );
+        assert!(desk.step(Action::Cancel, Some(&id), None).await.unwrap().contains("status='canceled'"));
+        assert!(desk.step(Action::Next, Some(&id), Some(RED)).await.unwrap_err().contains("session-expired"));
+
+        let slow = id_of(&desk.step(Action::Execute, None, None).await.unwrap());
+        tokio::time::advance(std::time::Duration::from_secs(601)).await;
+        assert!(
+            desk.step(Action::Next, Some(&slow), Some(RED)).await.unwrap_err().contains("session-expired")
+        );
+
+        for _ in 0..MOST_OF_ONE {
+            desk.step(Action::Execute, None, None).await.unwrap();
+        }
+        assert!(desk.step(Action::Execute, None, None).await.unwrap_err().contains("resource-constraint"));
+        tokio::time::advance(std::time::Duration::from_secs(601)).await;
+        desk.step(Action::Execute, None, None).await.unwrap();
     }
 }

@@ -5,10 +5,11 @@
 //! uses the same lane and a lane is served by one worker. When there is no room, streams are not read.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -16,7 +17,8 @@ use tokio::sync::Notify;
 use trunkline_xmpp::stanza::Stanza;
 
 use crate::exchange::Exchange;
-use crate::route::Mail;
+use crate::route::remote::Entrance;
+use crate::route::{Later, Mail, Origin};
 
 /// How long a worker goes on before it looks at what else the inside has to do.
 const SLICE: Duration = Duration::from_millis(1);
@@ -215,10 +217,40 @@ impl Crossing {
     }
 }
 
+/// The way in for a component on the outside.
+pub(super) struct Doorway {
+    crossing: Arc<Crossing>,
+    load: Arc<Load>,
+}
+
+impl Doorway {
+    pub(super) fn new(crossing: &Arc<Crossing>) -> Doorway {
+        Doorway { crossing: Arc::clone(crossing), load: Arc::default() }
+    }
+}
+
+impl Entrance for Doorway {
+    fn enter(&self, mail: Mail) -> Later {
+        let (crossing, load) = (Arc::clone(&self.crossing), Arc::clone(&self.load));
+        Box::pin(async move {
+            let mut stanza = mail.stanza;
+            loop {
+                poll_fn(|cx| if crossing.poll_room(&load, cx) { Poll::Ready(()) } else { Poll::Pending })
+                    .await;
+                let mail = Mail { stanza, origin: Origin::Outside, receipt: None };
+                match crossing.push(&load, mail) {
+                    Ok(()) => return,
+                    // Somebody else was faster.
+                    Err(no_room) => stanza = no_room.0,
+                }
+            }
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::route::Origin;
     use trunkline_xmpp::stanza::{Kind, MessageType};
 
     fn mail(from: &str) -> Mail {
@@ -243,6 +275,22 @@ mod tests {
         assert!(crossing.push(&other, mail("b@other.example")).is_ok());
         assert!(!crossing.has_room(&other), "the global bound");
         assert_eq!(crossing.waiting().0, 4);
+    }
+
+    #[tokio::test]
+    async fn a_component_outside_waits_for_room() {
+        let crossing = Crossing::new(BOUNDS, 1);
+        let doorway = Doorway::new(&crossing);
+        for _ in 0..3 {
+            doorway.enter(mail("a@gateway.example")).await;
+        }
+        let mut fourth = doorway.enter(mail("a@gateway.example"));
+        let waits = poll_fn(|cx| Poll::Ready(fourth.as_mut().poll(cx).is_pending())).await;
+        assert!(waits);
+        let gone = crossing.lanes[0].queue.lock().pop_front().unwrap();
+        crossing.leave(gone.size, &gone.load);
+        fourth.await;
+        assert_eq!(crossing.waiting().0, 3);
     }
 
     #[test]

@@ -144,7 +144,7 @@ pub(super) async fn ask(shared: &Arc<Shared>, question: &Dialback) -> Result<boo
         let _ = stream.transport.close().await;
         outcome
     };
-    tokio::time::timeout(within, asking).await.unwrap_or_else(|_| Err(Failure::Timeout(within.as_secs())))
+    tokio::time::timeout(within, asking).await.unwrap_or(Err(Failure::Timeout(within.as_secs())))
 }
 
 /// Tries the peer's hosts in order: where one host's TLS or XMPP is broken, the next may do.

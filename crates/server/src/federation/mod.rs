@@ -50,7 +50,7 @@ use crate::net::{
     BindError, CertStore, Gate, GateLimits, Resolver, TrustRoots, Verdict, bind, serve, verify_peer,
 };
 use crate::route::Mail;
-use crate::route::remote::Remote;
+use crate::route::remote::{Entrance, Remote};
 
 use crossing::Crossing;
 pub use crossing::CrossingBounds;
@@ -438,6 +438,10 @@ impl Remote for Federation {
         };
         self.shared.policy_changed();
         Ok(said)
+    }
+
+    fn entrance(&self) -> Option<Arc<dyn Entrance>> {
+        Some(Arc::new(crossing::Doorway::new(&self.shared.crossing)))
     }
 
     fn reload(&self, config: &Config) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use trunkline_xmpp::error::StanzaError;
 
-use super::Mail;
+use super::{Later, Mail};
 use crate::admin::{FederationStatus, OpError};
 use crate::config::Config;
 use crate::exchange::Exchange;
@@ -38,6 +38,18 @@ pub trait Remote: Send + Sync + 'static {
         Err(OpError::NotPossible("there is nothing to open".into()))
     }
 
+    /// The bounded way from outside to inside, for one source that is not a stream of federation's own: a component on
+    /// the outside. `None`: there is no federation, hence nothing to be bounded together with.
+    fn entrance(&self) -> Option<Arc<dyn Entrance>> {
+        None
+    }
+
     /// A new configuration is in effect.
     fn reload(&self, _config: &Config) {}
+}
+
+/// One source's way from outside to inside.
+pub trait Entrance: Send + Sync + 'static {
+    /// Brings a stanza of [`super::Origin::Outside`] in; ready when there was room for it.
+    fn enter(&self, mail: Mail) -> Later;
 }

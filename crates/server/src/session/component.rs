@@ -219,6 +219,11 @@ async fn farewell<W: AsyncWrite + Unpin>(exchange: &Exchange, writer: &mut W, en
 async fn read<R: AsyncRead + Unpin>(exchange: &Arc<Exchange>, link: &Arc<Link>, inbox: &mut Inbox<R>) -> End {
     let lane = if link.is_outside() { Lane::Outside } else { Lane::Inside };
     let mut budget = Budget::new(exchange);
+    // Outside shares the crossing with other providers.
+    let entrance = match exchange.remote.get() {
+        Some(remote) if link.is_outside() => remote.entrance(),
+        _ => None,
+    };
     loop {
         exchange.db.ready(lane).await;
         let element = match inbox.event(exchange).await {
@@ -231,13 +236,20 @@ async fn read<R: AsyncRead + Unpin>(exchange: &Arc<Exchange>, link: &Arc<Link>, 
         if link.is_outside() {
             budget.spend(exchange, element.bytes().len()).await;
         }
-        if let Err(end) = stanza(exchange, link, element).await {
-            return end;
+        let mail = match admit(exchange, link, element) {
+            Ok(Some(mail)) => mail,
+            Ok(None) => continue,
+            Err(end) => return end,
+        };
+        match &entrance {
+            Some(entrance) => entrance.enter(mail).await,
+            None => exchange.deliver(mail).await,
         }
     }
 }
 
-async fn stanza(exchange: &Arc<Exchange>, link: &Arc<Link>, element: Element) -> Result<(), End> {
+/// A stanza that may be routed; `None` when its answer is given.
+fn admit(exchange: &Arc<Exchange>, link: &Arc<Link>, element: Element) -> Result<Option<Mail>, End> {
     let stanza = match Stanza::from_element(element, ns::COMPONENT, None) {
         Ok(stanza) => stanza,
         Err(refusal) => {
@@ -249,7 +261,7 @@ async fn stanza(exchange: &Arc<Exchange>, link: &Arc<Link>, element: Element) ->
                 // A component that doesn't read its errors loses them.
                 let _ = link.push(Mail::inside(answer));
             }
-            return Ok(());
+            return Ok(None);
         }
     };
     // s.3: as in `jabber:server`, both addresses are there, and the sender's is the component's.
@@ -262,8 +274,7 @@ async fn stanza(exchange: &Arc<Exchange>, link: &Arc<Link>, element: Element) ->
         return Err(StreamCondition::InvalidFrom.into());
     }
     let origin = if link.is_outside() { Origin::Outside } else { Origin::Inside };
-    exchange.deliver(Mail { stanza, origin, receipt: None }).await;
-    Ok(())
+    Ok(Some(Mail { stanza, origin, receipt: None }))
 }
 
 /// Server to component.
