@@ -11,10 +11,11 @@ use trunkline_xmpp::jid::Jid;
 
 use crate::config::Config;
 use crate::ids::{Clock, Ids};
+use crate::logging::Refusal;
 use crate::modules::Modules;
 use crate::route::account::Accounts;
 use crate::route::remote::Remote;
-use crate::session::{Bounds, Session};
+use crate::session::{Bounds, PushRefusal, Session};
 
 /// A domain this server is responsible for.
 #[derive(Debug)]
@@ -61,6 +62,8 @@ pub struct Exchange {
     pub keeper: crate::session::keeper::Keeper,
     /// Counters.
     pub metrics: Arc<crate::metrics::Metrics>,
+    /// What remote parties wanted and did not get: counted, and logged at a limited rate.
+    pub refusals: crate::logging::Refusals,
     /// When the server started, for XEP-0012.
     pub started: i64,
     /// Where detached work runs: the inside's worker threads.
@@ -93,6 +96,17 @@ impl Exchange {
     pub fn is_admin(&self, jid: &Jid) -> bool {
         let config = self.config.load();
         config.accounts.admins.iter().any(|admin| admin.as_str() == jid.bare_str())
+    }
+
+    /// One of our clients is refused something: counted and, at a limited rate, logged.
+    pub(crate) fn refused_client(&self, session: &Session, name: &'static str, detail: &str) {
+        let peer = session.account.jid.as_str();
+        self.refusals.report(Refusal { name, peer, conn: session.serial, detail });
+    }
+
+    /// A stanza found no place in a client's queue.
+    pub(crate) fn not_queued(&self, session: &Session, why: PushRefusal) {
+        self.refused_client(session, why.name(), "a stanza for the client was not queued");
     }
 
     /// Runs `future` on the inside's threads.

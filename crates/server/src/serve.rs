@@ -20,6 +20,7 @@ use crate::config::{Config, TlsPolicy};
 use crate::exchange::{Exchange, load_hosts};
 use crate::federation::{self, Federation};
 use crate::ids::{Clock, Ids};
+use crate::logging::Refusal;
 use crate::metrics::Metrics;
 use crate::modules::{self, Modules};
 use crate::net;
@@ -35,6 +36,9 @@ const FAREWELL: Duration = Duration::from_secs(5);
 
 /// How long a registration counts against its address.
 const REGISTRATIONS: Duration = Duration::from_secs(3600);
+
+/// How often refusals that had no line of their own are told of.
+const SWEEP: Duration = Duration::from_secs(60);
 
 /// What a server gets from outside, so that tests can put other things in its place.
 #[derive(Clone, Debug)]
@@ -137,6 +141,15 @@ impl Server {
             async move { exchange.keeper.answer().await }
         });
         server.spawn(Arc::clone(&exchange).keep_sessions());
+        server.spawn({
+            let exchange = Arc::clone(&exchange);
+            async move {
+                loop {
+                    tokio::time::sleep(SWEEP).await;
+                    exchange.refusals.sweep();
+                }
+            }
+        });
         server.spawn(async move {
             if let Err(error) = exchange.tell_of_the_lost().await {
                 tracing::warn!(%error, "contacts of lost sessions could not be told");
@@ -379,8 +392,12 @@ impl net::listen::Handler for Clients {
 
     fn refused(&self, peer: IpAddr, why: net::listen::Refused) {
         if let Some(server) = self.server.upgrade() {
-            server.exchange.metrics.refused(why.label());
-            tracing::debug!(%peer, why = why.label(), "a connection was refused");
+            server.exchange.refusals.report(Refusal {
+                name: why.label(),
+                peer: &peer.to_string(),
+                conn: 0,
+                detail: "a connection was refused",
+            });
         }
     }
 }
@@ -503,6 +520,7 @@ async fn exchange(config: Config, parts: &Parts) -> Result<Arc<Exchange>, StartE
     // The hosts' secret makes our UUIDs our own and stays the same across restarts.
     let mark = hosts.values().map(|host| u64::from_le_bytes(first_eight(&host.secret))).fold(0, |a, b| a ^ b);
     let started = parts.clock.now();
+    let metrics = Metrics::new();
     Ok(Arc::new(Exchange {
         ids: Ids::new(parts.clock.clone(), last, mark),
         db,
@@ -518,7 +536,8 @@ async fn exchange(config: Config, parts: &Parts) -> Result<Arc<Exchange>, StartE
         components: crate::route::components::Components::default(),
         logins: Attempts::new(parts.clock.clone()),
         keeper: Keeper::default(),
-        metrics: Metrics::new(),
+        refusals: crate::logging::Refusals::new(Arc::clone(&metrics)),
+        metrics,
         started,
         runtime: tokio::runtime::Handle::current(),
         config: ArcSwap::from_pointee(config),

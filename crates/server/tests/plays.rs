@@ -10,10 +10,23 @@
 //! Globe is the component globe.north.localhost with secret
 //! Romeo connects                        an authenticated stream, the resource bound
 //! Romeo is online                       the same, then initial presence; what that brings is passed over
+//! Romeo and Juliet are friends          each subscribes to the other; both are online
 //! Romeo sends:                          indented XML follows, `$name` stands for what was captured
 //! Romeo receives:                       indented XML follows: each element in this order, nothing between
 //! Romeo receives in any order:
 //! Romeo receives nothing
+//! Romeo receives the bytes:             each indented line stands somewhere in what came, exactly
+//! Romeo received the bytes in order:     the lines one after the other
+//! Romeo received no bytes:              of that sort, in what came last
+//! Romeo receives header:                the newest stream header
+//! Romeo sends 300 times:                the same XML, `$#` stands for the number
+//! Romeo sends raw:                      indented lines without the breaks between them; `\xff` is a byte, `\|` cuts
+//! Romeo sends a byte a second:
+//! Iago dials                            connects without login and without a header; also `dials, TLS required`
+//! Romeo opens a stream                  logged in, but no resource bound
+//! Romeo seats himself                   logged in, and not even a header sent
+//! Iago begins anew                      the next thing that comes is a new stream (after a login)
+//! counted forged-from = 1               how often the server refused something by this name
 //! Romeo breaks                          the connection is gone without a word
 //! Romeo leaves                          `</stream:stream>`
 //! Romeo's stream ends
@@ -24,6 +37,11 @@
 //! What is expected says less than what comes: attributes not named may be there, and so may `<delay/>`,
 //! `<stanza-id/>` and anything where `<any/>` stands. A value `*` is any, `$name` is captured the first time and
 //! compared from then on, `-` means that the attribute is absent, `~text$name` captures a word behind a text.
+//! In what is sent, `{{text*N}}` is that text N times.
+//!
+//! With `PLAY_SERVER=address:port` the plays that are portable run over TCP against another server, which must let
+//! people register and log in without TLS. A play with settings, strangers or long waits is not portable, nor is one
+//! that says so: `# ours only: why`.
 
 #![allow(clippy::unwrap_used, reason = "a play that cannot be read is a failed test")]
 
@@ -33,7 +51,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use trunkline_server::config::overrides::Overrides;
 use trunkline_server::config::{Config, TlsPolicy};
 use trunkline_server::ids::Clock;
@@ -42,26 +60,63 @@ use trunkline_server::serve::{Parts, Server};
 use trunkline_server::session::component;
 use trunkline_server::session::login::Entry;
 use trunkline_store::{Batch, Lane, sql};
-use trunkline_xml::{Element, Event, Limits, Node, Scanner};
+use trunkline_xml::{Element, Event, Header, Limits, Node, Scanner};
 use trunkline_xmpp::jid::Jid;
 
 const IGNORED: [(&str, &str); 2] = [("urn:xmpp:sid:0", "stanza-id"), ("urn:xmpp:delay", "delay")];
 
 #[test]
 fn every_play() {
+    let other: Option<SocketAddr> = std::env::var("PLAY_SERVER")
+        .ok()
+        .map(|address| address.parse().expect("PLAY_SERVER is address:port"));
     let mut failed = Vec::new();
     let mut played = 0;
-    for path in plays() {
+    for (number, path) in plays().into_iter().enumerate() {
         let text = std::fs::read_to_string(&path).unwrap();
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let name = path.file_stem().unwrap_or_default().display().to_string();
+        let outcome = match other {
+            None => in_memory(&text),
+            Some(_) if !is_portable(&text) => continue,
+            Some(address) => over_tcp(address, &text, number),
+        };
         played += 1;
-        if let Err(error) = runtime.block_on(Play::run(&text)) {
-            failed.push(format!("{}: {error}", path.file_name().unwrap_or_default().display()));
+        if other.is_some() {
+            println!("{name}: {}", outcome.as_ref().err().map_or("as written", String::as_str));
+        }
+        if let Err(error) = outcome {
+            failed.push(format!("{name}: {error}"));
         }
     }
     assert!(played > 0, "there are no plays");
     assert!(failed.is_empty(), "{} of {played} plays failed:\n\n{}", failed.len(), failed.join("\n\n"));
+}
+
+fn in_memory(text: &str) -> Result<(), String> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(Play::new(None).run(text))
+}
+
+/// Everybody's name gets the play's number: the accounts are new to the server.
+fn over_tcp(address: SocketAddr, text: &str, number: usize) -> Result<(), String> {
+    let run = std::process::id();
+    let text = text.replace("@north.localhost", &format!("-{run}-{number}@north.localhost"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(Play::new(Some(address)).run(&text))
+}
+
+fn is_portable(text: &str) -> bool {
+    let ours = |line: &str| {
+        line.starts_with("# ours only:")
+            || line.starts_with("set ")
+            || line.starts_with("counted ")
+            || line.contains(" is a stranger at ")
+            || line
+                .strip_suffix(" seconds pass")
+                .is_some_and(|seconds| seconds.parse::<u64>().is_ok_and(|seconds| seconds > 2))
+    };
+    !text.lines().any(ours)
 }
 
 fn plays() -> Vec<PathBuf> {
@@ -77,7 +132,13 @@ fn plays() -> Vec<PathBuf> {
     paths
 }
 
+/// What a person talks over.
+trait Wire: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Wire for T {}
+
 struct Play {
+    /// Another server than ours.
+    other: Option<SocketAddr>,
     server: Option<Arc<Server>>,
     settings: Vec<String>,
     people: BTreeMap<String, Person>,
@@ -87,9 +148,12 @@ struct Play {
 struct Person {
     jid: Jid,
     role: Role,
-    stream: Option<DuplexStream>,
+    stream: Option<Box<dyn Wire>>,
+    header: Option<Header>,
     scanner: Scanner,
     input: Vec<u8>,
+    /// What came last, as it came.
+    raw: String,
     closed: bool,
 }
 
@@ -106,7 +170,10 @@ enum Role {
 
 impl Role {
     fn content(&self) -> &'static str {
-        if matches!(self, Role::Component(_)) { "jabber:component:accept" } else { "jabber:client" }
+        match self {
+            Role::User | Role::Stranger => "jabber:client",
+            Role::Component(_) => "jabber:component:accept",
+        }
     }
 }
 
@@ -116,17 +183,29 @@ impl Person {
             jid,
             role,
             stream: None,
+            header: None,
             scanner: Scanner::new(Limits::default()),
             input: Vec::new(),
+            raw: String::new(),
             closed: false,
         }
+    }
+
+    fn begin(&mut self, stream: Box<dyn Wire>) {
+        self.stream = Some(stream);
+        self.header = None;
+        self.scanner = Scanner::new(Limits::default());
+        self.input.clear();
+        self.closed = false;
     }
 }
 
 impl Play {
-    async fn run(text: &str) -> Result<(), String> {
-        let mut play =
-            Play { server: None, settings: Vec::new(), people: BTreeMap::new(), captured: HashMap::new() };
+    fn new(other: Option<SocketAddr>) -> Play {
+        Play { other, server: None, settings: Vec::new(), people: BTreeMap::new(), captured: HashMap::new() }
+    }
+
+    async fn run(mut self, text: &str) -> Result<(), String> {
         let lines: Vec<&str> = text.lines().collect();
         let mut at = 0;
         while at < lines.len() {
@@ -145,7 +224,7 @@ impl Play {
                 block.push('\n');
                 at += 1;
             }
-            play.line(line, block.trim()).await.map_err(|error| format!("line {number}: {line}\n{error}"))?;
+            self.line(line, block.trim()).await.map_err(|error| format!("line {number}: {line}\n{error}"))?;
         }
         Ok(())
     }
@@ -159,6 +238,9 @@ impl Play {
             let seconds: u64 = seconds.parse().map_err(|_| "not a number")?;
             tokio::time::sleep(Duration::from_secs(seconds)).await;
             return Ok(());
+        }
+        if let Some((name, wanted)) = line.strip_prefix("counted ").and_then(|rest| rest.split_once(" = ")) {
+            return self.counted(name, wanted);
         }
         let (name, action) = line.split_once(' ').ok_or("not a line of a play")?;
         if let Some(jid) = action.strip_prefix("is ").filter(|rest| rest.contains('@')) {
@@ -180,9 +262,33 @@ impl Play {
             self.people.insert(name.to_owned(), Person::new(jid, role));
             return Ok(());
         }
+        if let Some(other) = action.strip_prefix("and ").and_then(|rest| rest.strip_suffix(" are friends")) {
+            return self.befriend(name, other).await;
+        }
         let name = name.trim_end_matches("'s");
         match action {
             "connects" => self.connect(name).await,
+            "dials" => self.dial(name, TlsPolicy::Optional).await,
+            "dials, TLS required" => self.dial(name, TlsPolicy::Required).await,
+            "opens a stream" => {
+                self.open(name).await?;
+                self.arrived(name).await.map(drop)
+            }
+            "opens a stream for its features" => self.open(name).await,
+            "seats himself" | "seats herself" => {
+                let server = Arc::clone(self.server.as_ref().ok_or("no server")?);
+                let account = self.person(name)?.jid.bare();
+                server.seat(self.plug(name)?, &account);
+                Ok(())
+            }
+            "begins anew" => {
+                self.person(name)?.scanner.restart();
+                Ok(())
+            }
+            "is online and keeps what comes" => {
+                self.connect(name).await?;
+                self.send(name, "<presence/>").await
+            }
             "is online" => {
                 self.connect(name).await?;
                 self.send(name, "<presence/>").await?;
@@ -192,15 +298,51 @@ impl Play {
                 let xml = self.fill(block);
                 self.send(name, &xml).await
             }
+            "sends raw:" => {
+                for piece in raw(&self.fill(block))? {
+                    self.send_bytes(name, &piece).await?;
+                }
+                Ok(())
+            }
+            "sends a byte a second:" => {
+                for byte in self.fill(block).bytes() {
+                    if self.send_bytes(name, &[byte]).await.is_err() {
+                        break;
+                    }
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                Ok(())
+            }
             "receives:" => self.receive(name, block, false).await,
             "receives in any order:" => self.receive(name, block, true).await,
+            "receives the bytes:" => {
+                self.arrived(name).await?;
+                let raw = &self.person(name)?.raw;
+                match block.lines().find(|line| !raw.contains(line)) {
+                    None => Ok(()),
+                    Some(line) => Err(format!("{line}\n  is not in {raw}")),
+                }
+            }
+            "received the bytes in order:" => {
+                self.arrived(name).await?;
+                let mut raw = self.person(name)?.raw.as_str();
+                for line in block.lines() {
+                    raw = raw.split_once(line).ok_or_else(|| format!("{line}\n  is not in {raw}"))?.1;
+                }
+                Ok(())
+            }
+            "received no bytes:" => {
+                let raw = &self.person(name)?.raw;
+                if raw.contains(block) { Err(format!("it did: {raw}")) } else { Ok(()) }
+            }
+            "receives header:" => self.receive_header(name, block).await,
             "receives nothing" => match self.arrived(name).await?.first() {
                 None => Ok(()),
                 Some(element) => Err(format!("received {}", show(element))),
             },
             "breaks" => {
                 self.person(name)?.stream = None;
-                settle().await;
+                self.settle().await;
                 Ok(())
             }
             "leaves" => {
@@ -212,7 +354,38 @@ impl Play {
                 if self.person(name)?.closed { Ok(()) } else { Err("the stream is open".into()) }
             }
             "forgets" => self.arrived(name).await.map(drop),
-            _ => Err("not a line of a play".into()),
+            _ => match action.strip_prefix("sends ").and_then(|rest| rest.strip_suffix(" times:")) {
+                Some(times) => {
+                    for time in 0..times.parse::<usize>().map_err(|_| "not a number")? {
+                        let xml = self.fill(block).replace("$#", &time.to_string());
+                        self.send(name, &xml).await?;
+                    }
+                    Ok(())
+                }
+                None => Err("not a line of a play".into()),
+            },
+        }
+    }
+
+    async fn befriend(&mut self, one: &str, two: &str) -> Result<(), String> {
+        let (first, second) = (self.person(one)?.jid.bare(), self.person(two)?.jid.bare());
+        for (who, to) in [(one, &second), (two, &first)] {
+            self.send(who, &format!("<presence to='{to}' type='subscribe'/>")).await?;
+        }
+        for (who, to) in [(one, &second), (two, &first)] {
+            self.send(who, &format!("<presence to='{to}' type='subscribed'/>")).await?;
+        }
+        self.arrived(one).await?;
+        self.arrived(two).await.map(drop)
+    }
+
+    fn counted(&self, name: &str, wanted: &str) -> Result<(), String> {
+        let server = self.server.as_ref().ok_or("no server")?;
+        let got = server.exchange().metrics.refusals(Box::leak(name.to_owned().into_boxed_str()));
+        if got.to_string() == wanted || (wanted == "*" && got > 0) {
+            Ok(())
+        } else {
+            Err(format!("it was {got}"))
         }
     }
 
@@ -243,6 +416,9 @@ impl Play {
 
     /// Starts the server on first use and makes the account.
     async fn start(&mut self, jid: &Jid) -> Result<(), String> {
+        if self.other.is_some() {
+            return Ok(());
+        }
         self.start_server().await?;
         let server = self.server.as_ref().ok_or("no server")?;
         let exchange = server.exchange();
@@ -259,39 +435,18 @@ impl Play {
     }
 
     async fn connect(&mut self, name: &str) -> Result<(), String> {
-        let server = Arc::clone(self.server.as_ref().ok_or("no server")?);
-        let person = self.person(name)?;
-        let (ours, theirs) = tokio::io::duplex(64 * 1024);
-        person.stream = Some(ours);
-        person.scanner = Scanner::new(Limits::default());
-        person.input.clear();
-        person.closed = false;
-        let (jid, role) = (person.jid.clone(), person.role.clone());
-        let nowhere = SocketAddr::from(([192, 0, 2, 1], 40_000));
-        match &role {
-            Role::User => server.seat(Transport::from(theirs), &jid.bare()),
-            Role::Stranger => {
-                server.accept(Transport::from(theirs), nowhere, Entry::StartTls(TlsPolicy::Optional));
-            }
-            Role::Component(_) => {
-                let exchange = Arc::clone(server.exchange());
-                tokio::spawn(component::serve(exchange, theirs, nowhere));
-            }
+        self.open(name).await?;
+        if matches!(self.person(name)?.role, Role::Component(_)) {
+            return Ok(());
         }
-        let open = format!(
-            "<stream:stream to='{}' version='1.0' xmlns='{}' xmlns:stream='http://etherx.jabber.org/streams'>",
-            jid.domain(),
-            role.content()
-        );
-        self.send(name, &open).await?;
-        match role {
-            Role::User => drop(self.arrived(name).await?),
-            Role::Stranger => return self.arrived(name).await.map(drop),
-            Role::Component(secret) => return self.shake_hands(name, &secret).await,
+        self.arrived(name).await?;
+        let person = self.person(name)?;
+        if !matches!(person.role, Role::User) {
+            return Ok(());
         }
         let bind = format!(
             "<iq type='set' id='bind'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'><resource>{}</resource></bind></iq>",
-            jid.resource().unwrap_or_default()
+            person.jid.resource().unwrap_or_default()
         );
         self.send(name, &bind).await?;
         let answer = self.arrived(name).await?;
@@ -299,6 +454,63 @@ impl Play {
             Some(element) if element.root().attr("type").as_deref() == Some("result") => Ok(()),
             other => Err(format!("not bound: {:?}", other.map(show))),
         }
+    }
+
+    /// A stream, with its login if the person has an account.
+    async fn open(&mut self, name: &str) -> Result<(), String> {
+        if let Some(address) = self.other {
+            return self.open_over_tcp(name, address).await;
+        }
+        let server = Arc::clone(self.server.as_ref().ok_or("no server")?);
+        let person = self.person(name)?;
+        let (jid, role) = (person.jid.clone(), person.role.clone());
+        match role {
+            Role::User => {
+                let theirs = self.plug(name)?;
+                server.seat(theirs, &jid.bare());
+            }
+            Role::Stranger => self.dial(name, TlsPolicy::Optional).await?,
+            Role::Component(secret) => {
+                let (ours, theirs) = tokio::io::duplex(64 * 1024);
+                self.person(name)?.begin(Box::new(ours));
+                let nowhere = SocketAddr::from(([192, 0, 2, 1], 40_000));
+                tokio::spawn(component::serve(Arc::clone(server.exchange()), theirs, nowhere));
+                self.send_header(name).await?;
+                return self.shake_hands(name, &secret).await;
+            }
+        }
+        self.send_header(name).await
+    }
+
+    async fn open_over_tcp(&mut self, name: &str, address: SocketAddr) -> Result<(), String> {
+        let stream = tokio::net::TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+        let person = self.person(name)?;
+        let local = person.jid.local().unwrap_or_default().to_owned();
+        person.begin(Box::new(stream));
+        self.send_header(name).await?;
+        self.arrived(name).await?;
+        // The account may be there already.
+        let register = format!(
+            "<iq type='set' id='register'><query xmlns='jabber:iq:register'>\
+             <username>{local}</username><password>secret</password></query></iq>"
+        );
+        self.send(name, &register).await?;
+        self.arrived(name).await?;
+        let secret = {
+            use base64::Engine as _;
+            base64::engine::general_purpose::STANDARD.encode(format!("\0{local}\0secret"))
+        };
+        self.send(
+            name,
+            &format!("<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='PLAIN'>{secret}</auth>"),
+        )
+        .await?;
+        match self.arrived(name).await?.first() {
+            Some(element) if element.root().name() == "success" => {}
+            other => return Err(format!("not logged in: {:?}", other.map(show))),
+        }
+        self.person(name)?.scanner.restart();
+        self.send_header(name).await
     }
 
     /// XEP-0114 s.3.
@@ -325,23 +537,56 @@ impl Play {
         Ok(())
     }
 
+    /// Without a header and without a login.
+    async fn dial(&mut self, name: &str, policy: TlsPolicy) -> Result<(), String> {
+        let server = Arc::clone(self.server.as_ref().ok_or("no server")?);
+        let theirs = self.plug(name)?;
+        server.accept(theirs, SocketAddr::from(([192, 0, 2, 1], 40_000)), Entry::StartTls(policy));
+        Ok(())
+    }
+
+    /// Gives the person one end of a connection in memory.
+    fn plug(&mut self, name: &str) -> Result<Transport, String> {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        self.person(name)?.begin(Box::new(ours));
+        Ok(Transport::from(theirs))
+    }
+
+    async fn send_header(&mut self, name: &str) -> Result<(), String> {
+        let person = self.person(name)?;
+        let open = format!(
+            "<stream:stream to='{}' version='1.0' xmlns='{}' xmlns:stream='http://etherx.jabber.org/streams'>",
+            person.jid.domain(),
+            person.role.content()
+        );
+        self.send(name, &open).await
+    }
+
     async fn send(&mut self, name: &str, xml: &str) -> Result<(), String> {
+        self.send_bytes(name, xml.as_bytes()).await
+    }
+
+    async fn send_bytes(&mut self, name: &str, bytes: &[u8]) -> Result<(), String> {
         let person = self.person(name)?;
         let stream = person.stream.as_mut().ok_or("not connected")?;
-        stream.write_all(xml.as_bytes()).await.map_err(|error| error.to_string())?;
-        settle().await;
+        match tokio::time::timeout(Duration::from_secs(600), stream.write_all(bytes)).await {
+            Ok(written) => written.map_err(|error| error.to_string())?,
+            Err(_) => return Err("the server does not read".into()),
+        }
+        self.settle().await;
         Ok(())
     }
 
     /// Everything that has come until nobody moves any more.
     async fn arrived(&mut self, name: &str) -> Result<Vec<Element>, String> {
-        settle().await;
+        self.settle().await;
+        let patience = Duration::from_millis(if self.other.is_some() { 150 } else { 1 });
         let person = self.person(name)?;
         let mut elements = Vec::new();
         let Some(stream) = person.stream.as_mut() else { return Ok(elements) };
         loop {
             let mut buffer = [0; 4096];
-            match tokio::time::timeout(Duration::from_millis(1), stream.read(&mut buffer)).await {
+            match tokio::time::timeout(patience, stream.read(&mut buffer)).await {
                 Err(_) => break,
                 Ok(Ok(0)) | Ok(Err(_)) => {
                     person.closed = true;
@@ -351,15 +596,38 @@ impl Play {
             }
         }
         let input = std::mem::take(&mut person.input);
+        person.raw = String::from_utf8_lossy(&input).into_owned();
         let mut rest = input.as_slice();
         while let Some(event) = person.scanner.next(&mut rest).map_err(|error| error.to_string())? {
             match event {
                 Event::Element(element) => elements.push(element),
                 Event::Close => person.closed = true,
-                Event::Open(_) | Event::Whitespace => {}
+                Event::Open(header) => person.header = Some(header),
+                Event::Whitespace => {}
             }
         }
         Ok(elements)
+    }
+
+    async fn receive_header(&mut self, name: &str, block: &str) -> Result<(), String> {
+        let arrived = self.arrived(name).await?;
+        let wanted = elements(block, "jabber:client")?;
+        let person = self.people.get_mut(name).ok_or("who?")?;
+        let header = person.header.take().ok_or("no header came")?;
+        let wanted = wanted.first().ok_or("what header?")?;
+        matches(wanted.root(), header.root(), &mut self.captured)?;
+        // What came along is expected next.
+        let mut again = Vec::new();
+        for element in arrived {
+            again.extend_from_slice(element.bytes());
+        }
+        self.person(name)?.input = again;
+        Ok(())
+    }
+
+    /// Lets the server do all it has to do: paused time moves on only when every task waits.
+    async fn settle(&self) {
+        tokio::time::sleep(Duration::from_millis(if self.other.is_some() { 60 } else { 5 })).await;
     }
 
     async fn receive(&mut self, name: &str, block: &str, any_order: bool) -> Result<(), String> {
@@ -405,13 +673,53 @@ impl Play {
         for (name, value) in &self.captured {
             text = text.replace(&format!("${name}"), value);
         }
-        text
+        repeat(&text)
     }
 }
 
-/// Lets the server do all it has to do: paused time moves on only when every task waits.
-async fn settle() {
-    tokio::time::sleep(Duration::from_millis(5)).await;
+/// The pieces of a raw block.
+fn raw(block: &str) -> Result<Vec<Vec<u8>>, String> {
+    let text: String = block.lines().collect();
+    let mut pieces = vec![Vec::new()];
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        let mut bytes = [0; 4];
+        let piece: &[u8] = if c != '\\' {
+            c.encode_utf8(&mut bytes).as_bytes()
+        } else {
+            match chars.next() {
+                Some('|') => {
+                    pieces.push(Vec::new());
+                    continue;
+                }
+                Some('n') => b"\n",
+                Some('x') => {
+                    let hex: String = chars.by_ref().take(2).collect();
+                    bytes[0] = u8::from_str_radix(&hex, 16).map_err(|_| "\\x needs two digits")?;
+                    &bytes[..1]
+                }
+                _ => return Err("an unknown escape".into()),
+            }
+        };
+        pieces.last_mut().ok_or("no piece")?.extend_from_slice(piece);
+    }
+    Ok(pieces)
+}
+
+/// `{{text*N}}` is that text N times.
+fn repeat(text: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("{{") {
+        let Some((inside, after)) = after.split_once("}}") else { break };
+        out.push_str(before);
+        if let Some((what, times)) = inside.rsplit_once('*') {
+            out.push_str(&what.repeat(times.parse().unwrap_or(1)));
+        }
+        rest = after;
+    }
+    out.push_str(rest);
+    out
 }
 
 fn elements(block: &str, content: &str) -> Result<Vec<Element>, String> {

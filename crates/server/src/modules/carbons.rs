@@ -62,7 +62,7 @@ fn copy(passage: &mut Passage<'_>) -> Flow {
             .done();
         let queued = Queued { stanza, kept: None, outside: passage.outside, lazy: !passage.class.wake.yes };
         if let Push::Refused(why) = session.push(queued) {
-            passage.exchange.metrics.refused(why.name());
+            passage.exchange.not_queued(&session, why);
         }
     }
     Flow::Pass

@@ -27,6 +27,8 @@ pub fn module() -> Module {
         .xep(237, "1.3", Level::Complete)
         .iq(Scope::Account, Get, (ns::ROSTER, "query"), get)
         .iq(Scope::Account, Set, (ns::ROSTER, "query"), set)
+        .iq(Scope::Contact, Get, (ns::ROSTER, "query"), forbidden)
+        .iq(Scope::Contact, Set, (ns::ROSTER, "query"), forbidden)
 }
 
 /// RFC 6121 s.2.2 and s.2.6.3.
@@ -145,6 +147,11 @@ async fn set(request: Request) -> Answer {
     item.listed = true;
     request.exchange.change_item(&account, &jid, Some(item), Lane::Inside).await?;
     Ok(Reply::Empty)
+}
+
+/// RFC 6121 s.2.3.3: nobody but its owner reads or changes a roster.
+async fn forbidden(_: Request) -> Answer {
+    Err(StanzaError::new(Condition::Forbidden))
 }
 
 /// RFC 6121 s.2.3.3: the errors of a roster set. `None` is a removal.

@@ -63,7 +63,7 @@ impl Exchange {
         let queued =
             Queued { stanza: mail.stanza.clone(), kept: None, outside: mail.is_outside(), lazy: false };
         if let Push::Refused(why) = session.push(queued) {
-            self.metrics.refused(why.name());
+            self.not_queued(&session, why);
             if request {
                 self.bounce(&mail.stanza, &StanzaError::new(Condition::ResourceConstraint));
             }

@@ -159,7 +159,7 @@ impl Exchange {
             let queued =
                 Queued { stanza: passage.stanza.clone(), kept, outside, lazy: !passage.class.wake.yes };
             if let Push::Refused(why) = session.push(queued) {
-                self.metrics.refused(why.name());
+                self.not_queued(session, why);
             }
         }
         let _ = self.modules.run(Step::Copy, &mut passage);

@@ -16,6 +16,7 @@ use super::roster::{self, Item};
 use super::{Mail, Origin, Routed};
 use crate::exchange::Exchange;
 use crate::ids::LogId;
+use crate::logging::Refusal;
 use crate::session::client::refuse;
 use crate::session::{CatchUp, Push, Queued, Session};
 
@@ -222,7 +223,11 @@ impl Exchange {
             PresenceType::Available => {
                 if resource.directed.len() >= most && !resource.directed.contains(to) {
                     drop(state);
-                    self.metrics.refused("directed-presence-full");
+                    self.refused_client(
+                        session,
+                        "directed-presence-full",
+                        "directed presence to too many addresses",
+                    );
                     let error = StanzaError::new(Condition::ResourceConstraint)
                         .text("Directed presence went to too many addresses.");
                     refuse(session, &mail.stanza, &error);
@@ -411,7 +416,12 @@ impl Exchange {
             outcome.next.pending_out = true;
         }
         if outcome.next.pending_in && !before.pending_in && crowded {
-            self.metrics.refused("subscription-requests-full");
+            self.refusals.report(Refusal {
+                name: "subscription-requests-full",
+                peer: contact.domain(),
+                conn: 0,
+                detail: "a user has too many open subscription requests",
+            });
             return;
         }
         let mut stanza = mail.stanza.clone();

@@ -345,7 +345,7 @@ impl Connection {
                     break Err(End::Error(StreamError::new(StreamCondition::InvalidXml)));
                 }
                 Err(error) => {
-                    self.exchange.metrics.refused(error.label());
+                    self.exchange.refused_client(&self.session, error.label(), &error.to_string());
                     break Err(End::Error(StreamError::from(&error)));
                 }
             }
@@ -356,7 +356,11 @@ impl Connection {
         }
         let wait = self.budget.take(&self.exchange, stanzas, bytes.len() - rest.len());
         if wait > 0 && outcome.is_ok() {
-            self.exchange.metrics.refused("client-rate");
+            self.exchange.refused_client(
+                &self.session,
+                "client-rate",
+                "sends more than its rate; it is read more slowly",
+            );
             self.brake =
                 Some(Box::pin(tokio::time::sleep(std::time::Duration::from_millis(wait.min(60_000)))));
         }
@@ -389,7 +393,7 @@ impl Connection {
         let mut stanza = match Stanza::from_element(element, ns::CLIENT, self.lang.as_deref()) {
             Ok(stanza) => stanza,
             Err(refusal) => {
-                self.exchange.metrics.refused(refusal.why.label());
+                self.exchange.refused_client(&self.session, refusal.why.label(), &refusal.to_string());
                 if let Some(condition) = refusal.stream_condition() {
                     return Err(End::Error(StreamError::new(condition)));
                 }
@@ -403,7 +407,11 @@ impl Connection {
         if let Some(from) = &stanza.head.from
             && !(from == &self.session.jid || (from.is_bare() && from.same_bare(&self.session.jid)))
         {
-            self.exchange.metrics.refused("forged-from");
+            self.exchange.refused_client(
+                &self.session,
+                "forged-from",
+                "a stanza from another address than its own",
+            );
             return Err(End::Error(StreamError::new(StreamCondition::InvalidFrom)));
         }
         stanza.head.from = Some(self.session.jid.clone());

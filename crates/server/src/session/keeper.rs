@@ -125,7 +125,7 @@ impl Exchange {
             return;
         }
         let close = |name: &'static str, condition: StreamCondition| {
-            self.metrics.refused(name);
+            self.refused_client(session, name, "the connection is closed");
             session.close(Close { error: Some(StreamError::new(condition)), resumable: true });
         };
         if since(&vitals.blocked).is_some_and(|stood| stood >= patience.standstill) {

@@ -20,6 +20,7 @@ use super::client::{Budget, Connection, Seat};
 use super::{Session, management};
 use crate::config::{Registration, TlsPolicy};
 use crate::exchange::{Exchange, Host};
+use crate::logging::Refusal;
 use crate::net::{CertStore, Guard, Side, Transport};
 use crate::route::account::{Account, Resource};
 
@@ -140,7 +141,7 @@ impl Negotiation {
         let outcome = match tokio::time::timeout(within, self.negotiate()).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                self.exchange.metrics.refused("login-timeout");
+                self.refused("login-timeout", "no login in time");
                 Err(StreamCondition::ConnectionTimeout.into())
             }
         };
@@ -229,7 +230,7 @@ impl Negotiation {
         // RFC 6120 s.5.4.2.2 with the lesson of CVE-2021-38604 and its kin: what was sent along with
         // `<starttls/>` in the clear must not be read inside TLS.
         if !self.input.is_empty() {
-            self.exchange.metrics.refused("plaintext-after-starttls");
+            self.refused("plaintext-after-starttls", "bytes in the clear behind <starttls/>");
             return Err(StreamCondition::PolicyViolation.into());
         }
         self.send(b"<proceed xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>").await?;
@@ -250,8 +251,7 @@ impl Negotiation {
                 Ok(())
             }
             Err(error) => {
-                self.exchange.metrics.refused(error.label());
-                tracing::debug!(conn = self.serial, %error, "TLS handshake failed");
+                self.refused(error.label(), &error.to_string());
                 Err(Stop::Lost)
             }
         }
@@ -270,11 +270,11 @@ impl Negotiation {
     fn too_early(&self, element: &Element) -> Stop {
         let root = element.root();
         if root.ns() == ns::CLIENT {
-            self.exchange.metrics.refused("stanza-before-login");
+            self.refused("stanza-before-login", "a stanza before the login");
             return StreamCondition::NotAuthorized.into();
         }
         if root.ns() == ns::SASL {
-            self.exchange.metrics.refused("sasl-before-tls");
+            self.refused("sasl-before-tls", "a login without TLS");
             return Stop::Error(
                 StreamError::new(StreamCondition::PolicyViolation).text("Use STARTTLS before you log in."),
             );
@@ -324,7 +324,7 @@ impl Negotiation {
                     self.fail(failure).await?;
                     failures += 1;
                     if failures >= MOST_FAILURES {
-                        self.exchange.metrics.refused("too-many-login-failures");
+                        self.refused("too-many-login-failures", "too many failed logins on one stream");
                         return Err(Stop::Error(
                             StreamError::new(StreamCondition::PolicyViolation)
                                 .text("Too many failed logins."),
@@ -345,7 +345,7 @@ impl Negotiation {
     ) -> Result<Result<Arc<Account>, sasl::Failure>, Stop> {
         let offered = self.mechanisms(bindings);
         if self.exchange.login_blocked_from(self.peer.ip()) {
-            self.exchange.metrics.refused("login-rate-address");
+            self.refused("login-rate-address", "too many failed logins from this address");
             return Ok(Err(sasl::Failure::TemporaryAuthFailure));
         }
         let mut server = match sasl::Server::start(mechanism, initial, &offered, bindings) {
@@ -373,7 +373,7 @@ impl Negotiation {
                     if let Some(jid) = &local
                         && self.exchange.login_blocked_for(jid)
                     {
-                        self.exchange.metrics.refused("login-rate-account");
+                        self.refused("login-rate-account", "too many failed logins for one account");
                         return Ok(Err(sasl::Failure::TemporaryAuthFailure));
                     }
                     match self.exchange.credentials(host, local.as_ref(), hash).await {
@@ -425,7 +425,7 @@ impl Negotiation {
             .first_child()
             .is_some_and(|payload| payload.ns() == ns::REGISTER || payload.ns() == ns::PARS);
         if !registers {
-            self.exchange.metrics.refused("stanza-before-login");
+            self.refused("stanza-before-login", "a stanza before the login");
             return Err(StreamCondition::NotAuthorized.into());
         }
         let asker = crate::modules::registration::Asker { host, address: self.peer.ip() };
@@ -610,7 +610,7 @@ impl Negotiation {
         let kept = match session.with_outbox(|outbox| outbox.resumed(h)) {
             Ok(kept) => kept,
             Err(sent) => {
-                self.exchange.metrics.refused("resume-count-too-high");
+                self.refused("resume-count-too-high", "<resume/> counts more than was sent");
                 return Err(Stop::Error(management::too_high(h, sent)));
             }
         };
@@ -650,7 +650,7 @@ impl Negotiation {
                     let version = root.attr("version").map(|version| version.into_owned());
                     self.lang = lang;
                     let Some(host) = host else {
-                        self.exchange.metrics.refused("host-unknown");
+                        self.refused("host-unknown", "a stream to a domain that is not ours");
                         return Err(StreamCondition::HostUnknown.into());
                     };
                     // RFC 6120 s.4.9.3.6: another host on a stream that has begun.
@@ -696,6 +696,11 @@ impl Negotiation {
         out.extend_from_slice(&w.finish_header());
     }
 
+    fn refused(&self, name: &'static str, detail: &str) {
+        let peer = self.peer.ip().to_string();
+        self.exchange.refusals.report(Refusal { name, peer: &peer, conn: self.serial, detail });
+    }
+
     async fn send(&mut self, bytes: &[u8]) -> Result<(), Stop> {
         self.transport.write_all(bytes).await?;
         self.transport.flush().await?;
@@ -724,7 +729,7 @@ impl Negotiation {
                 Ok(Some(event)) => return Ok(event),
                 Ok(None) => {}
                 Err(error) => {
-                    self.exchange.metrics.refused(error.label());
+                    self.refused(error.label(), &error.to_string());
                     return Err(Stop::Error(StreamError::from(&error)));
                 }
             }
@@ -799,6 +804,9 @@ impl Exchange {
             return Err(StanzaError::new(Condition::NotAuthorized));
         }
         if state.resources.len() >= most {
+            let peer = account.jid.as_str();
+            let detail = "too many devices of one account";
+            self.refusals.report(Refusal { name: "too-many-sessions", peer, conn: serial, detail });
             return Err(StanzaError::new(Condition::ResourceConstraint)
                 .text(format!("An account may have {most} devices connected.")));
         }
