@@ -467,7 +467,7 @@ mod tests {
             }
             let text = crate::config::template(&presets);
             let config = Config::parse(&text, std::path::Path::new("test.toml")).unwrap();
-            let parts = Parts { clock: Clock::virtual_now(), in_memory: true };
+            let parts = Parts { clock: Clock::virtual_now(), in_memory: true, ..Parts::default() };
             let server = Server::start(config, parts).await.unwrap();
             let exchange = server.exchange();
             let mut batch = Batch::new(Lane::Inside);
