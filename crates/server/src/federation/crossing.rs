@@ -2,7 +2,7 @@
 //!
 //! Federation threads put stanzas here and touch nothing else of the inside: no account, no room, no outbox. Workers
 //! on the inside's threads take them out. Order is kept for each pair of addresses, because a pair always
-//! uses the same lane and a lane is served by one worker. When there is no room, streams are not read.
+//! uses the same track and a track is served by one worker. When there is no room, streams are not read.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use trunkline_store::Lane;
 use trunkline_xmpp::stanza::Stanza;
 
 use crate::exchange::Exchange;
@@ -52,7 +53,7 @@ impl Load {
 #[derive(Debug)]
 pub(super) struct Crossing {
     bounds: CrossingBounds,
-    lanes: Vec<Lane>,
+    tracks: Vec<Track>,
     stanzas: AtomicUsize,
     bytes: AtomicUsize,
     /// Streams that wait for room.
@@ -60,7 +61,7 @@ pub(super) struct Crossing {
 }
 
 #[derive(Debug, Default)]
-struct Lane {
+struct Track {
     queue: Mutex<VecDeque<Crosser>>,
     filled: Notify,
 }
@@ -95,7 +96,7 @@ impl Crossing {
         let workers = (threads * bounds.share / 100).clamp(1, 16);
         Arc::new(Crossing {
             bounds,
-            lanes: (0..workers).map(|_| Lane::default()).collect(),
+            tracks: (0..workers).map(|_| Track::default()).collect(),
             stanzas: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
             waiting: Mutex::new(Vec::new()),
@@ -104,13 +105,13 @@ impl Crossing {
 
     /// Starts the workers on the inside's threads.
     pub(super) fn drain(self: &Arc<Self>, exchange: &Arc<Exchange>) {
-        for lane in 0..self.lanes.len() {
+        for track in 0..self.tracks.len() {
             let (crossing, exchange) = (Arc::clone(self), Arc::clone(exchange));
             Arc::clone(&exchange).spawn(async move {
                 loop {
                     let (worker, inside) = (Arc::clone(&crossing), Arc::clone(&exchange));
-                    // A bug in a handler costs the stanza that met it, not the lane.
-                    match tokio::spawn(async move { worker.work(lane, &inside).await }).await {
+                    // A bug in a handler costs the stanza that met it, not the track.
+                    match tokio::spawn(async move { worker.work(track, &inside).await }).await {
                         Err(error) if error.is_panic() => {
                             tracing::error!(%error, "a stanza from outside was lost")
                         }
@@ -151,9 +152,9 @@ impl Crossing {
         self.stanzas.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(size, Ordering::Relaxed);
         load.0.fetch_add(1, Ordering::Relaxed);
-        let lane = &self.lanes[self.lane_of(&mail.stanza)];
-        lane.queue.lock().push_back(Crosser { mail, size, load: Arc::clone(load) });
-        lane.filled.notify_one();
+        let track = &self.tracks[self.track_of(&mail.stanza)];
+        track.queue.lock().push_back(Crosser { mail, size, load: Arc::clone(load) });
+        track.filled.notify_one();
         Ok(())
     }
 
@@ -162,24 +163,28 @@ impl Crossing {
         (self.stanzas.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
     }
 
-    fn lane_of(&self, stanza: &Stanza) -> usize {
+    fn track_of(&self, stanza: &Stanza) -> usize {
         let mut hasher = DefaultHasher::new();
         for jid in [&stanza.head.from, &stanza.head.to] {
             jid.as_ref().map(|jid| jid.bare_str()).hash(&mut hasher);
         }
-        usize::try_from(hasher.finish() % self.lanes.len() as u64).unwrap_or(0)
+        usize::try_from(hasher.finish() % self.tracks.len() as u64).unwrap_or(0)
     }
 
-    async fn work(&self, lane: usize, exchange: &Arc<Exchange>) {
-        let lane = &self.lanes[lane];
+    async fn work(&self, track: usize, exchange: &Arc<Exchange>) {
+        let track = &self.tracks[track];
         let mut slice = Instant::now();
         loop {
-            let next = lane.queue.lock().pop_front();
+            let next = track.queue.lock().pop_front();
             let Some(next) = next else {
-                lane.filled.notified().await;
+                track.filled.notified().await;
                 slice = Instant::now();
                 continue;
             };
+            // The store is the brake on everything; inside it has a lane of its own.
+            if !exchange.db.has_room(Lane::Outside) {
+                exchange.db.ready(Lane::Outside).await;
+            }
             let leaving = Leaving { crossing: self, size: next.size, load: next.load };
             exchange.deliver(next.mail).await;
             drop(leaving);
@@ -302,11 +307,11 @@ mod tests {
     }
 
     #[test]
-    fn a_pair_of_addresses_stays_in_its_lane() {
+    fn a_pair_of_addresses_stays_in_its_track() {
         let crossing = Crossing::new(BOUNDS, 8);
-        assert_eq!(crossing.lanes.len(), 4);
-        let lane = crossing.lane_of(&mail("a@b.example/one").stanza);
-        assert_eq!(lane, crossing.lane_of(&mail("a@b.example/two").stanza));
-        assert_eq!(lane, crossing.lane_of(&mail("a@b.example").stanza));
+        assert_eq!(crossing.tracks.len(), 4);
+        let track = crossing.track_of(&mail("a@b.example/one").stanza);
+        assert_eq!(track, crossing.track_of(&mail("a@b.example/two").stanza));
+        assert_eq!(track, crossing.track_of(&mail("a@b.example").stanza));
     }
 }

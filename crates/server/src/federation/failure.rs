@@ -69,6 +69,20 @@ impl Failure {
         }
     }
 
+    /// Trying again would end the same way until somebody changes something: senders are told at once, and what
+    /// they sent doesn't wait for days.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(
+            self,
+            Failure::NotFound(_)
+                | Failure::NoTls
+                | Failure::Untrusted(_)
+                | Failure::NoProof { .. }
+                | Failure::NoExternal { .. }
+                | Failure::Policy
+        )
+    }
+
     /// RFC 6120 s.8.3.3.16 and s.8.3.3.17: what a sender is told.
     pub(super) fn stanza_error(&self) -> StanzaError {
         let condition = match self {

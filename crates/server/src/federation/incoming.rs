@@ -120,7 +120,7 @@ impl Line {
         let proved = !self.proved.is_empty();
         let dialback = match &self.claimed {
             Some(domain) => self.shared.dialback_with(domain.as_str()),
-            None => true,
+            None => self.shared.dialback_with(""),
         };
         Offers {
             starttls: false,

@@ -533,8 +533,14 @@ impl Line {
             return Err(End::Idle);
         }
         if now >= self.clocks.heard.max(self.clocks.written) + config.federation.ping_interval {
-            // Something to write shows whether anybody is there; RFC 6120 s.4.6.1.
-            self.out.push(b' ');
+            // RFC 6120 s.4.6.1: a peer that acknowledges shows that it is there, of others the socket must do.
+            match &mut self.sending {
+                Sending::Managed(unacked) if unacked.asked.is_none() => {
+                    unacked.asked = Some(now);
+                    self.out.extend_from_slice(&management::request());
+                }
+                _ => self.out.push(b' '),
+            }
         }
         if self.clocks.brake.is_some_and(|until| now >= until) {
             self.clocks.brake = None;

@@ -66,6 +66,8 @@ const MOST_PEERS: usize = 20_000;
 const MOST_VERIFICATIONS: usize = 256;
 /// TLS handshakes at the same time.
 const HANDSHAKES: usize = 256;
+/// Milliseconds between two attempts of a start that finds queues for many peers.
+const STAGGER: i64 = 20;
 /// How often what has expired is looked for.
 const SWEEP: Duration = Duration::from_secs(60);
 /// How long streams may take to say farewell when the server stops.
@@ -493,7 +495,8 @@ impl Shared {
             );
         };
         let domain = to.domain_jid();
-        if self.is_stopping() {
+        // What is kept is sent after the next start.
+        if self.is_stopping() && !peer::keeps(&mail.stanza) {
             return Err(failure::Failure::Shutdown.stanza_error());
         }
         if !self.may_talk(domain.as_str()) {
@@ -539,7 +542,7 @@ impl Shared {
 
     /// Pairs for which something waits from before the start.
     async fn resume_queues(self: &Arc<Self>) -> Result<(), trunkline_store::StoreError> {
-        for rows in outbound::pairs(&self.exchange.db).await? {
+        for (index, rows) in (0i64..).zip(outbound::pairs(&self.exchange.db).await?) {
             let (Some(local), Ok(domain)) = (self.exchange.served(&rows.local), Jid::parse(&rows.peer))
             else {
                 tracing::warn!(
@@ -552,7 +555,8 @@ impl Shared {
             let Some(peer) = self.peer(&domain) else { continue };
             let pair = peer::Pair::new(local, domain, Queue::from_disk(rows.rows));
             peer.pairs.lock().insert(rows.local, Arc::clone(&pair));
-            pair.kick(self);
+            // One after the other: ten thousand peers are not all called in the first second.
+            pair.kick_at(self, self.now() + index * STAGGER);
         }
         Ok(())
     }

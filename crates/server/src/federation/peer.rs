@@ -27,6 +27,8 @@ use crate::route::Mail;
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 /// Without kept stanzas nothing is retried, and a new stanza may make a new attempt after this at the latest.
 const LONGEST_REST: Duration = Duration::from_secs(60);
+/// Milliseconds until a domain that is cut off is looked at again, if nobody says that the policy has changed.
+const FORBIDDEN: i64 = 60_000;
 /// A stream that lived this long shows that the peer is well.
 const GOOD_LIFE: Duration = Duration::from_secs(60);
 
@@ -256,9 +258,13 @@ impl Pair {
         shared.bounce(vec![Bounce { kept: None, ..bounce }], error);
     }
 
-    /// Makes sure that somebody looks after what waits. True: start a trunk.
-    pub(super) fn kick(self: &Arc<Self>, shared: &Arc<Shared>) {
-        if self.state.lock().start(shared.now()) {
+    /// Makes sure that somebody looks after what waits, from then on.
+    pub(super) fn kick_at(self: &Arc<Self>, shared: &Arc<Shared>, at: i64) {
+        let mut state = self.state.lock();
+        state.not_before = at;
+        let start = state.start(shared.now());
+        drop(state);
+        if start {
             shared.start_trunk(self);
         }
     }
@@ -277,13 +283,14 @@ impl Pair {
                         return false;
                     }
                     Phase::Waiting => {
-                        let wait = state.not_before - shared.now();
-                        if wait <= 0 && shared.may_talk(self.peer.as_str()) {
+                        let may = shared.may_talk(self.peer.as_str());
+                        let wait = (state.not_before - shared.now()).max(if may { 0 } else { FORBIDDEN });
+                        if wait <= 0 {
                             state.phase = Phase::Connecting;
                             return true;
                         }
                         // A domain that is cut off is looked at again when the policy changes, or after a while.
-                        Duration::from_millis(u64::try_from(wait).unwrap_or(0).max(1000))
+                        Duration::from_millis(u64::try_from(wait).unwrap_or(0).max(10))
                     }
                 }
             };

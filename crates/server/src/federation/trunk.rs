@@ -43,8 +43,7 @@ impl Shared {
                 Err(failure) => failure,
             };
             self.note_failure(pair, &failure);
-            let hopeless = matches!(failure, Failure::NotFound(_) | Failure::Policy);
-            if hopeless {
+            if failure.is_final() {
                 self.give_up(pair, &failure).await;
             }
             if !pair.failed(self, failure) {

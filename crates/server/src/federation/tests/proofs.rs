@@ -91,12 +91,17 @@ async fn without_dialback_an_untrusted_certificate_is_refused_by_name() {
         "{arrived:?}"
     );
     assert_eq!(north.refusals("certificate-self-signed"), 1);
+    romeo.send(CHAT).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let arrived = romeo.arrived().await;
+    assert!(arrived.iter().any(|xml| xml.contains("id='m1'") && xml.contains("self-signed")), "{arrived:?}");
+    assert_eq!(north.outbound().await, 0, "nothing waits for a peer that is not trusted");
     // The other way round: south's certificate proves nothing to north.
     let mut juliet = south.person("juliet@south.example/b").await;
     juliet.send("<iq to='north.example' type='get' id='p2'><ping xmlns='urn:xmpp:ping'/></iq>").await;
     let arrived = juliet.arrived().await;
     assert!(arrived.iter().any(|xml| xml.contains("remote-server-timeout")), "{arrived:?}");
-    assert_eq!(north.refusals("certificate-self-signed"), 2, "seen from the receiving side");
+    assert_eq!(north.refusals("certificate-self-signed"), 3, "seen from the receiving side");
 }
 
 #[tokio::test(start_paused = true)]
