@@ -292,7 +292,7 @@ mod tests {
         let mut fourth = doorway.enter(mail("a@gateway.example"));
         let waits = poll_fn(|cx| Poll::Ready(fourth.as_mut().poll(cx).is_pending())).await;
         assert!(waits);
-        let gone = crossing.lanes[0].queue.lock().pop_front().unwrap();
+        let gone = crossing.tracks[0].queue.lock().pop_front().unwrap();
         crossing.leave(gone.size, &gone.load);
         fourth.await;
         assert_eq!(crossing.waiting().0, 3);
