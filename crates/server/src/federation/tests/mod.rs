@@ -1,6 +1,7 @@
 //! Two and more providers in one process, in memory, in virtual time; and rogues.
 
 mod bad;
+mod components;
 mod proofs;
 mod queues;
 mod stage;

@@ -131,6 +131,12 @@ impl World {
         }
     }
 
+    /// A further name of a server that stands already: a component's.
+    pub(crate) fn also(&self, site: &Site, name: &str) {
+        let address = ip(self.names.iter().position(|known| known == name).unwrap());
+        self.wires.sites.lock().insert(address, Where::Site(site.federation.clone()));
+    }
+
     /// A server whose certificate everybody trusts.
     pub(crate) async fn site(&self, domain: &str, settings: &[&str]) -> Site {
         self.site_with(domain, &leaf(domain), settings).await
@@ -247,6 +253,36 @@ impl Site {
             ))
             .await;
         person.arrived().await;
+        person
+    }
+}
+
+impl Site {
+    /// A component, connected (XEP-0114).
+    pub(crate) async fn component(&self, domain: &str, secret: &str) -> Person {
+        let (ours, theirs) = tokio::io::duplex(1024 * 1024);
+        let peer = SocketAddr::from(([127, 0, 0, 1], 0));
+        tokio::spawn(crate::session::component::serve(Arc::clone(self.exchange()), theirs, peer));
+        let mut person = Person { stream: ours, scanner: Scanner::new(Limits::default()), input: Vec::new() };
+        person
+            .send(&format!(
+                "<stream:stream to='{domain}' xmlns='jabber:component:accept' \
+                 xmlns:stream='http://etherx.jabber.org/streams'>"
+            ))
+            .await;
+        settle().await;
+        let mut buffer = [0; 4096];
+        let read = person.stream.read(&mut buffer).await.unwrap();
+        let mut rest = &buffer[..read];
+        let Some(Event::Open(header)) = person.scanner.next(&mut rest).unwrap() else { panic!("no header") };
+        let id = header.root().attr("id").unwrap().into_owned();
+        let hash = aws_lc_rs::digest::digest(
+            &aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY,
+            format!("{id}{secret}").as_bytes(),
+        );
+        let hex: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        person.send(&format!("<handshake>{hex}</handshake>")).await;
+        assert_eq!(person.arrived().await, ["<handshake/>"]);
         person
     }
 }
