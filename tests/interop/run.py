@@ -77,8 +77,10 @@ async def with_pair(report, world, kinds, settings, checks):
                 for user in scenarios.USERS:
                     await server.add_user(user, "secret")
         except (RuntimeError, OSError) as error:
+            reason = f"servers did not start: {error}"
             for name in filter(report.wanted, names):
-                report.fail(name, f"servers did not start: {error}")
+                report.fail(name, reason)
+                reason = "servers did not start, see above"
             return
         pair = scenarios.Pair(left, right)
         for name, scenario, swapped in checks:
