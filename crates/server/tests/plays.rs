@@ -155,6 +155,8 @@ struct Person {
     /// What came last, as it came.
     raw: String,
     closed: bool,
+    /// Came along with what was expected before.
+    early: Vec<Element>,
 }
 
 /// How somebody enters.
@@ -188,6 +190,7 @@ impl Person {
             input: Vec::new(),
             raw: String::new(),
             closed: false,
+            early: Vec::new(),
         }
     }
 
@@ -582,7 +585,7 @@ impl Play {
         self.settle().await;
         let patience = Duration::from_millis(if self.other.is_some() { 150 } else { 1 });
         let person = self.person(name)?;
-        let mut elements = Vec::new();
+        let mut elements = std::mem::take(&mut person.early);
         let Some(stream) = person.stream.as_mut() else { return Ok(elements) };
         loop {
             let mut buffer = [0; 4096];
@@ -616,12 +619,7 @@ impl Play {
         let header = person.header.take().ok_or("no header came")?;
         let wanted = wanted.first().ok_or("what header?")?;
         matches(wanted.root(), header.root(), &mut self.captured)?;
-        // What came along is expected next.
-        let mut again = Vec::new();
-        for element in arrived {
-            again.extend_from_slice(element.bytes());
-        }
-        self.person(name)?.input = again;
+        self.person(name)?.early = arrived;
         Ok(())
     }
 

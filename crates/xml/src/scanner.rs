@@ -123,6 +123,8 @@ impl Scanner {
             (_, b'<') => {}
             (State::Content, 0..0x20) => return Err(ScanError::NotWellFormed("a control character")),
             (State::Content, _) => return Err(ScanError::StrayText),
+            // Never in UTF-8, always at the start of UTF-16 with its mark (RFC 6120 s.11.6).
+            (_, 0xFE | 0xFF) => return Err(ScanError::Utf8),
             _ => return Err(ScanError::NotWellFormed("something before the stream header")),
         }
         let mut partial = Partial { bytes: Vec::new(), parser: Parser::take(), prolog: 0 };

@@ -342,6 +342,7 @@ impl Connection {
                 }
                 Ok(Some(Event::Close)) => break Err(End::Closed),
                 Ok(Some(Event::Open(_))) => {
+                    self.exchange.refused_client(&self.session, "second-header", "a second stream header");
                     break Err(End::Error(StreamError::new(StreamCondition::InvalidXml)));
                 }
                 Err(error) => {
@@ -373,19 +374,28 @@ impl Connection {
             ns::CLIENT => self.stanza(element),
             ns::SM => match management::handle(&self.exchange, &self.session, &root) {
                 Ok(()) => Ok(()),
-                Err(error) => Err(End::Error(error)),
+                Err(error) => {
+                    self.exchange.refused_client(&self.session, "acknowledgement", &error.to_string());
+                    Err(End::Error(error))
+                }
             },
             ns::CSI => {
                 // XEP-0352 s.4.
                 match root.name() {
                     "active" => self.session.with_outbox(|outbox| outbox.set_inactive(false)),
                     "inactive" => self.session.with_outbox(|outbox| outbox.set_inactive(true)),
-                    _ => return Err(unsupported()),
+                    _ => return Err(self.unsupported()),
                 }
                 Ok(())
             }
-            _ => Err(unsupported()),
+            _ => Err(self.unsupported()),
         }
+    }
+
+    fn unsupported(&self) -> End {
+        let condition = StreamCondition::UnsupportedStanzaType;
+        self.exchange.refused_client(&self.session, condition.as_str(), "an element that is no stanza");
+        End::Error(StreamError::new(condition))
     }
 
     fn stanza(&mut self, element: Element) -> Result<(), End> {
@@ -436,7 +446,7 @@ impl Connection {
         };
         if let Some(error) = &error {
             self.exchange.metrics.stream_error(error.condition().as_str());
-            tracing::info!(conn = self.serial, condition = error.condition().as_str(), "stream error sent");
+            tracing::debug!(conn = self.serial, condition = error.condition().as_str(), "stream error sent");
         }
         // What a resumable session had not written stays in its outbox or its ring.
         let mut farewell = std::mem::take(&mut self.unsent);
@@ -471,10 +481,6 @@ fn stanza_kind(kind: Kind) -> StanzaKind {
         Kind::Presence(_) => StanzaKind::Presence,
         Kind::Iq(_) => StanzaKind::Iq,
     }
-}
-
-fn unsupported() -> End {
-    End::Error(StreamError::new(StreamCondition::UnsupportedStanzaType))
 }
 
 fn poll_slot(slot: &mut Option<Later>, cx: &mut Context<'_>) -> bool {

@@ -165,7 +165,7 @@ impl Negotiation {
                     self.write_header(&mut out, None);
                 }
                 self.exchange.metrics.stream_error(error.condition().as_str());
-                tracing::info!(
+                tracing::debug!(
                     conn = self.serial,
                     peer = %self.peer.ip(),
                     condition = error.condition().as_str(),
@@ -279,7 +279,7 @@ impl Negotiation {
                 StreamError::new(StreamCondition::PolicyViolation).text("Use STARTTLS before you log in."),
             );
         }
-        StreamCondition::UnsupportedStanzaType.into()
+        self.refusal(StreamCondition::UnsupportedStanzaType, "an element that is not understood here")
     }
 
     /// RFC 6120 s.6. Returns the account that logged in.
@@ -302,21 +302,15 @@ impl Negotiation {
             if root.ns() != ns::SASL {
                 return Err(self.too_early(&element));
             }
-            match root.name() {
-                "auth" => {}
-                // s.6.4.4: nothing is under way that could be aborted or answered.
-                "abort" => {
-                    self.fail(sasl::Failure::Aborted).await?;
-                    continue;
-                }
-                _ => {
-                    self.fail(sasl::Failure::MalformedRequest).await?;
-                    continue;
-                }
-            }
             let mechanism = root.attr("mechanism").map(|name| name.into_owned()).unwrap_or_default();
             let initial = root.text().into_owned();
-            match self.attempt(&host, &mechanism, &initial, &bindings).await? {
+            let outcome = match root.name() {
+                "auth" => self.attempt(&host, &mechanism, &initial, &bindings).await?,
+                // s.6.4.4: nothing is under way that could be aborted or answered.
+                "abort" => Err(sasl::Failure::Aborted),
+                _ => Err(sasl::Failure::MalformedRequest),
+            };
+            match outcome {
                 Ok(account) => return Ok(account),
                 Err(failure) => {
                     self.exchange.metrics.login(mechanism_label(&mechanism), failure.name());
@@ -364,7 +358,9 @@ impl Negotiation {
                         return Ok(Err(sasl::Failure::Aborted));
                     }
                     if !root.is(ns::SASL, "response") {
-                        return Err(StreamCondition::NotAuthorized.into());
+                        return Err(
+                            self.refusal(StreamCondition::NotAuthorized, "no response to a challenge")
+                        );
                     }
                     server.response(&root.text());
                 }
@@ -419,7 +415,7 @@ impl Negotiation {
     /// An IQ before login: only registration may ask (XEP-0077 s.3.1, XEP-0445).
     async fn before_login(&mut self, host: &Arc<Host>, element: Element) -> Result<(), Stop> {
         let Ok(stanza) = Stanza::from_element(element, ns::CLIENT, self.lang.as_deref()) else {
-            return Err(StreamCondition::NotAuthorized.into());
+            return Err(self.refusal(StreamCondition::NotAuthorized, "no stanza, before login"));
         };
         let registers = stanza
             .first_child()
@@ -528,15 +524,15 @@ impl Negotiation {
                 continue;
             }
             if root.ns() != ns::CLIENT {
-                return Err(StreamCondition::UnsupportedStanzaType.into());
+                return Err(self.refusal(StreamCondition::UnsupportedStanzaType, "no stanza, before binding"));
             }
             let Ok(stanza) = Stanza::from_element(element, ns::CLIENT, self.lang.as_deref()) else {
-                return Err(StreamCondition::NotAuthorized.into());
+                return Err(self.refusal(StreamCondition::NotAuthorized, "no stanza, before binding"));
             };
             let bind = stanza.first_child().filter(|payload| payload.is(ns::BIND, "bind"));
             let (Kind::Iq(IqType::Set), Some(bind)) = (stanza.head.kind, bind) else {
                 // RFC 6120 s.7.1: nothing before the resource is bound.
-                return Err(StreamCondition::NotAuthorized.into());
+                return Err(self.refusal(StreamCondition::NotAuthorized, "a stanza before binding"));
             };
             let wanted = bind
                 .child(ns::BIND, "resource")
@@ -633,13 +629,13 @@ impl Negotiation {
                 Event::Open(header) => {
                     let root = header.root();
                     if root.ns() != ns::STREAMS {
-                        return Err(StreamCondition::InvalidNamespace.into());
+                        return Err(self.refusal(StreamCondition::InvalidNamespace, "the root is no stream"));
                     }
                     if root.name() != "stream" {
-                        return Err(StreamCondition::InvalidXml.into());
+                        return Err(self.refusal(StreamCondition::BadFormat, "the root is no stream"));
                     }
                     if header.default_ns() != ns::CLIENT {
-                        return Err(StreamCondition::InvalidNamespace.into());
+                        return Err(self.refusal(StreamCondition::InvalidNamespace, "not a client's stream"));
                     }
                     let lang = root.attr_ns(ns::XML, "lang").map(|lang| Arc::from(&*lang));
                     let from = root.attr("from").and_then(|from| Jid::parse(&from).ok());
@@ -655,7 +651,9 @@ impl Negotiation {
                     };
                     // RFC 6120 s.4.9.3.6: another host on a stream that has begun.
                     if self.host.as_ref().is_some_and(|before| before.id != host.id) {
-                        return Err(StreamCondition::HostUnknown.into());
+                        return Err(
+                            self.refusal(StreamCondition::HostUnknown, "another domain on the same stream")
+                        );
                     }
                     self.host = Some(host);
                     if version
@@ -664,7 +662,9 @@ impl Negotiation {
                         .unwrap_or(0)
                         < 1
                     {
-                        return Err(StreamCondition::UnsupportedVersion.into());
+                        return Err(
+                            self.refusal(StreamCondition::UnsupportedVersion, "a stream without version 1.0")
+                        );
                     }
                     let mut out = Vec::new();
                     self.write_header(&mut out, from.as_ref());
@@ -673,7 +673,7 @@ impl Negotiation {
                 }
                 Event::Whitespace => {}
                 Event::Close => return Err(Stop::Closed),
-                Event::Element(_) => return Err(StreamCondition::InvalidXml.into()),
+                Event::Element(_) => return Err(self.refusal(StreamCondition::InvalidXml, "no header")),
             }
         }
     }
@@ -696,6 +696,12 @@ impl Negotiation {
         out.extend_from_slice(&w.finish_header());
     }
 
+    /// A refusal whose name is the condition's.
+    fn refusal(&self, condition: StreamCondition, detail: &str) -> Stop {
+        self.refused(condition.as_str(), detail);
+        condition.into()
+    }
+
     fn refused(&self, name: &'static str, detail: &str) {
         let peer = self.peer.ip().to_string();
         self.exchange.refusals.report(Refusal { name, peer: &peer, conn: self.serial, detail });
@@ -714,7 +720,7 @@ impl Negotiation {
                 Event::Element(element) => return Ok(element),
                 Event::Whitespace => {}
                 Event::Close => return Err(Stop::Closed),
-                Event::Open(_) => return Err(StreamCondition::InvalidXml.into()),
+                Event::Open(_) => return Err(self.refusal(StreamCondition::InvalidXml, "a second header")),
             }
         }
     }
