@@ -349,8 +349,8 @@ fn user(command: UserCommand) -> Result<(), CliError> {
 fn serve(file: &Path) -> Result<(), CliError> {
     let config = Config::load(file)?;
     config.missing_files()?;
-    let _log = crate::logging::init(&config.log)?;
-    crate::serve::run(config)?;
+    let log = crate::logging::init(&config.log)?;
+    crate::serve::run(config, log)?;
     Ok(())
 }
 

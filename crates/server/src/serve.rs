@@ -20,7 +20,7 @@ use crate::config::{Config, TlsPolicy};
 use crate::exchange::{Exchange, load_hosts};
 use crate::federation::{self, Federation};
 use crate::ids::{Clock, Ids};
-use crate::logging::Refusal;
+use crate::logging::{LogHandle, Refusal};
 use crate::metrics::Metrics;
 use crate::modules::{self, Modules};
 use crate::net;
@@ -100,6 +100,7 @@ pub struct Server {
     tasks: Mutex<JoinSet<()>>,
     listeners: Mutex<Vec<ListenerStatus>>,
     federation: OnceLock<Federation>,
+    log: OnceLock<LogHandle>,
 }
 
 impl Server {
@@ -122,6 +123,7 @@ impl Server {
             tasks: Mutex::new(JoinSet::new()),
             listeners: Mutex::new(Vec::new()),
             federation: OnceLock::new(),
+            log: OnceLock::new(),
         });
         let weak = Arc::downgrade(&server);
         let _ = exchange.surroundings.set(weak);
@@ -431,6 +433,9 @@ impl Surroundings for Server {
             certificates.reload(&sources(config)).map_err(|error| error.to_string())?;
         }
         self.gate.set_limits(gate_limits(config));
+        if let Some(log) = self.log.get() {
+            log.set_level(&config.log.level).map_err(|error| error.to_string())?;
+        }
         Ok(())
     }
 
@@ -460,7 +465,7 @@ fn gate_limits(config: &Config) -> net::GateLimits {
 ///
 /// # Errors
 /// Why it did not start.
-pub fn run(config: Config) -> Result<(), StartError> {
+pub fn run(config: Config, log: LogHandle) -> Result<(), StartError> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if config.clients.threads > 0 {
         builder.worker_threads(config.clients.threads);
@@ -469,6 +474,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
     runtime.block_on(async {
         let domain = config.domain.clone();
         let server = Server::start(config, Parts::default()).await?;
+        let _ = server.log.set(log);
         crate::notify::ready(&format!("serving {domain}"));
         tracing::info!(%domain, "ready");
         wait(&server).await.map_err(StartError::Runtime)?;

@@ -1,4 +1,4 @@
-//! XEP-0030 Service Discovery 2.5rc3, XEP-0115 Entity Capabilities 1.6 (the server's own), XEP-0157 Contact
+//! XEP-0030 Service Discovery 2.5.0, XEP-0115 Entity Capabilities 1.6 (the server's own), XEP-0157 Contact
 //! Addresses 1.1.1.
 //!
 //! Accounts tell about themselves only to contacts with a presence subscription (XEP-0030 s.8.1); the others
@@ -18,7 +18,7 @@ use crate::exchange::Exchange;
 /// Tells what the server and its accounts can do.
 pub fn module() -> Module {
     Module::new("disco", "Tell what the server and its accounts can do")
-        .xep(30, "2.5rc3", Level::Complete)
+        .xep(30, "2.5.0", Level::Complete)
         .xep(115, "1.6.0", Level::Complete)
         .xep(157, "1.1.1", Level::Complete)
         .feature(Scope::Host, ns::DISCO_INFO)

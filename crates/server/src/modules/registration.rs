@@ -21,6 +21,7 @@ use crate::admin::{OpError, Password};
 use crate::config::Registration;
 use crate::exchange::{Exchange, Host};
 use crate::invites::Invite;
+use crate::logging::Refusal;
 use crate::operations::stanza_error;
 use crate::route::Queued;
 use crate::route::message::store_trouble;
@@ -113,7 +114,7 @@ async fn show_token(
     preauth: &mut Preauth,
     token: &str,
 ) -> Answer {
-    attempt(exchange, preauth)?;
+    attempt(exchange, asker, preauth)?;
     let found = exchange.find_invite(asker.host, token).await.map_err(|error| store_trouble(&error))?;
     match found.filter(|invite| invite.creates_account) {
         Some(invite) => {
@@ -121,21 +122,26 @@ async fn show_token(
             Ok(Reply::Empty)
         }
         None => {
-            exchange.metrics.refused("registration-bad-token");
+            refused(exchange, asker, "registration-bad-token", "a token that can't be used");
             Err(StanzaError::new(Condition::ItemNotFound).text("The provided token is invalid or expired"))
         }
     }
 }
 
-fn attempt(exchange: &Exchange, preauth: &mut Preauth) -> Result<(), StanzaError> {
+fn attempt(exchange: &Exchange, asker: Asker<'_>, preauth: &mut Preauth) -> Result<(), StanzaError> {
     preauth.attempts += 1;
     if preauth.attempts > MOST_ATTEMPTS {
-        exchange.metrics.refused("registration-attempts");
+        refused(exchange, asker, "registration-attempts", "too many tokens or names on one connection");
         return Err(
             StanzaError::new(Condition::ResourceConstraint).text("Too many attempts; connect again later.")
         );
     }
     Ok(())
+}
+
+fn refused(exchange: &Exchange, asker: Asker<'_>, name: &'static str, detail: &str) {
+    let peer = asker.address.to_string();
+    exchange.refusals.report(Refusal { name, peer: &peer, conn: 0, detail });
 }
 
 /// XEP-0077 s.3.1: the fields, for old clients and as a form.
@@ -204,7 +210,7 @@ async fn register(
             StanzaError::new(Condition::NotAcceptable).text("You have registered already; log in now.")
         );
     }
-    attempt(exchange, preauth)?;
+    attempt(exchange, asker, preauth)?;
     let config = exchange.config.load_full();
     let address = format!("{}@{}", wanted.username, asker.host.domain.as_str());
     let jid = match accounts::new_address(&address, &config) {
@@ -224,7 +230,12 @@ async fn register(
     let limited = config.limits.enabled
         && exchange.registrations.from_address(asker.address) >= config.accounts.registrations_per_address;
     if limited {
-        exchange.metrics.refused("registration-rate-address");
+        refused(
+            exchange,
+            asker,
+            "registration-rate-address",
+            "accounts.registrations_per_address is reached",
+        );
         return Err(StanzaError::new(Condition::ResourceConstraint)
             .text("Too many accounts were registered from your network; try again later."));
     }

@@ -23,6 +23,7 @@ use trunkline_xmpp::stanza::{Kind, PresenceType, Stanza};
 use super::{Mail, Routed};
 use crate::config::{Component, Config, Side};
 use crate::exchange::{Exchange, Host};
+use crate::logging::Refusal;
 use crate::session::ledger::Receipt;
 
 /// Bytes given to the socket at once.
@@ -312,7 +313,8 @@ impl Exchange {
         let stanza = mail.stanza.clone();
         let result = self.components.get(domain).map_or_else(|| Err(absent()), |link| link.push(mail));
         if let Err(error) = result {
-            self.metrics.refused("component-unreachable");
+            let detail = "a stanza for a component that is not connected or does not read";
+            self.refusals.report(Refusal { name: "component-unreachable", peer: domain, conn: 0, detail });
             if told {
                 self.bounce(&stanza, &error);
             }

@@ -18,6 +18,7 @@ use trunkline_xmpp::stanza::Stanza;
 
 use crate::config::Config;
 use crate::exchange::Exchange;
+use crate::logging::Refusal;
 use crate::route::components::{Bounds, Link, Work};
 use crate::route::{Mail, Origin};
 
@@ -56,6 +57,19 @@ struct Inbox<R> {
     input: Vec<u8>,
 }
 
+/// Who is at the other end, for counters and log lines.
+struct Desk {
+    exchange: Arc<Exchange>,
+    peer: String,
+    serial: u64,
+}
+
+impl Desk {
+    fn refused(&self, name: &'static str, detail: &str) {
+        self.exchange.refusals.report(Refusal { name, peer: &self.peer, conn: self.serial, detail });
+    }
+}
+
 /// Serves one connection of a component from accept to its end.
 pub async fn serve<S>(exchange: Arc<Exchange>, stream: S, peer: SocketAddr)
 where
@@ -70,7 +84,8 @@ where
     };
     let mut inbox = Inbox { socket: reader, scanner: Scanner::new(limits), input: Vec::new() };
     let mut opened = false;
-    let handshake = handshake(&exchange, &mut inbox, &mut writer, &mut opened);
+    let mut desk = Desk { exchange: Arc::clone(&exchange), peer: peer.ip().to_string(), serial };
+    let handshake = handshake(&desk, &mut inbox, &mut writer, &mut opened);
     let link = match tokio::time::timeout(config.clients.login_timeout, handshake).await {
         Ok(Ok((domain, component))) => {
             let bounds =
@@ -79,16 +94,17 @@ where
         }
         Ok(Err(end)) => return farewell(&exchange, &mut writer, end, opened).await,
         Err(_) => {
-            exchange.metrics.refused("component-handshake-timeout");
+            desk.refused("component-handshake-timeout", "no handshake in time");
             return farewell(&exchange, &mut writer, StreamCondition::ConnectionTimeout.into(), opened).await;
         }
     };
     exchange.components.connect(&link);
+    desk.peer = link.domain.to_string();
     tracing::info!(conn = serial, component = %link.domain, peer = %peer.ip(), "component connected");
     inbox.scanner.set_limits(scan_limits(&config, &link));
     let end = tokio::select! {
-        end = read(&exchange, &link, &mut inbox) => end,
-        end = write(&exchange, &link, &mut writer) => end,
+        end = read(&desk, &link, &mut inbox) => end,
+        end = write(&desk, &link, &mut writer) => end,
     };
     tracing::info!(conn = serial, component = %link.domain, ?end, "component disconnected");
     // After a part of a stanza nothing that follows could be understood.
@@ -107,7 +123,7 @@ fn scan_limits(config: &Config, link: &Link) -> Limits {
 
 /// s.3: stream header, our header, handshake.
 async fn handshake<R, W>(
-    exchange: &Arc<Exchange>,
+    desk: &Desk,
     inbox: &mut Inbox<R>,
     writer: &mut W,
     opened: &mut bool,
@@ -117,7 +133,7 @@ where
     W: AsyncWrite + Unpin,
 {
     let header = loop {
-        match inbox.event(exchange).await? {
+        match inbox.event(desk).await? {
             Event::Open(header) => break header,
             Event::Whitespace => {}
             Event::Close => return Err(End::Closed),
@@ -126,7 +142,7 @@ where
     };
     let root = header.root();
     if root.ns() != ns::STREAMS || header.default_ns() != ns::COMPONENT {
-        exchange.metrics.refused("component-namespace");
+        desk.refused("component-namespace", "not a stream of jabber:component:accept");
         return Err(StreamCondition::InvalidNamespace.into());
     }
     if root.name() != "stream" {
@@ -134,12 +150,12 @@ where
     }
     let domain = root.attr("to").and_then(|to| Jid::parse(&to).ok()).filter(Jid::is_domain);
     let known = domain.and_then(|domain| {
-        let config = exchange.config.load();
+        let config = desk.exchange.config.load();
         let component = config.components.entries.get(domain.as_str()).cloned()?;
         Some((domain, component))
     });
     let Some((domain, component)) = known else {
-        exchange.metrics.refused("component-host-unknown");
+        desk.refused("component-host-unknown", "a component that is not in components.entries");
         return Err(StreamCondition::HostUnknown.into());
     };
     let id = crate::ids::token(18);
@@ -147,7 +163,7 @@ where
     writer.flush().await?;
     *opened = true;
     let element = loop {
-        match inbox.event(exchange).await? {
+        match inbox.event(desk).await? {
             Event::Element(element) => break element,
             Event::Whitespace => {}
             Event::Close => return Err(End::Closed),
@@ -157,8 +173,7 @@ where
     let root = element.root();
     let shown = root.text();
     if !root.is(ns::COMPONENT, "handshake") || !is_proof(&id, &component.secret, shown.trim()) {
-        exchange.metrics.refused("component-not-authorized");
-        tracing::warn!(component = %domain, "a component's handshake was wrong");
+        desk.refused("component-not-authorized", &format!("the secret of {domain} was not shown"));
         return Err(StreamCondition::NotAuthorized.into());
     }
     writer.write_all(b"<handshake/>").await?;
@@ -216,7 +231,8 @@ async fn farewell<W: AsyncWrite + Unpin>(exchange: &Exchange, writer: &mut W, en
 }
 
 /// Component to server, stanza by stanza: the next is read when the one before is where it belongs.
-async fn read<R: AsyncRead + Unpin>(exchange: &Arc<Exchange>, link: &Arc<Link>, inbox: &mut Inbox<R>) -> End {
+async fn read<R: AsyncRead + Unpin>(desk: &Desk, link: &Arc<Link>, inbox: &mut Inbox<R>) -> End {
+    let exchange = &desk.exchange;
     let lane = if link.is_outside() { Lane::Outside } else { Lane::Inside };
     let mut budget = Budget::new(exchange);
     // Outside shares the crossing with other providers.
@@ -226,7 +242,7 @@ async fn read<R: AsyncRead + Unpin>(exchange: &Arc<Exchange>, link: &Arc<Link>, 
     };
     loop {
         exchange.db.ready(lane).await;
-        let element = match inbox.event(exchange).await {
+        let element = match inbox.event(desk).await {
             Ok(Event::Element(element)) => element,
             Ok(Event::Whitespace) => continue,
             Ok(Event::Close) => return End::Closed,
@@ -234,9 +250,9 @@ async fn read<R: AsyncRead + Unpin>(exchange: &Arc<Exchange>, link: &Arc<Link>, 
             Err(end) => return end,
         };
         if link.is_outside() {
-            budget.spend(exchange, element.bytes().len()).await;
+            budget.spend(desk, element.bytes().len()).await;
         }
-        let mail = match admit(exchange, link, element) {
+        let mail = match admit(desk, link, element) {
             Ok(Some(mail)) => mail,
             Ok(None) => continue,
             Err(end) => return end,
@@ -249,11 +265,11 @@ async fn read<R: AsyncRead + Unpin>(exchange: &Arc<Exchange>, link: &Arc<Link>, 
 }
 
 /// A stanza that may be routed; `None` when its answer is given.
-fn admit(exchange: &Arc<Exchange>, link: &Arc<Link>, element: Element) -> Result<Option<Mail>, End> {
+fn admit(desk: &Desk, link: &Arc<Link>, element: Element) -> Result<Option<Mail>, End> {
     let stanza = match Stanza::from_element(element, ns::COMPONENT, None) {
         Ok(stanza) => stanza,
         Err(refusal) => {
-            exchange.metrics.refused(refusal.why.label());
+            desk.refused(refusal.why.label(), &refusal.to_string());
             if let Some(condition) = refusal.stream_condition() {
                 return Err(condition.into());
             }
@@ -266,11 +282,11 @@ fn admit(exchange: &Arc<Exchange>, link: &Arc<Link>, element: Element) -> Result
     };
     // s.3: as in `jabber:server`, both addresses are there, and the sender's is the component's.
     let (Some(from), Some(_)) = (&stanza.head.from, &stanza.head.to) else {
-        exchange.metrics.refused("component-addressing");
+        desk.refused("component-addressing", "a stanza without from or to");
         return Err(StreamCondition::ImproperAddressing.into());
     };
     if from.domain() != link.domain.as_str() {
-        exchange.metrics.refused("forged-from");
+        desk.refused("forged-from", "a stanza from another domain than the component's");
         return Err(StreamCondition::InvalidFrom.into());
     }
     let origin = if link.is_outside() { Origin::Outside } else { Origin::Inside };
@@ -278,10 +294,10 @@ fn admit(exchange: &Arc<Exchange>, link: &Arc<Link>, element: Element) -> Result
 }
 
 /// Server to component.
-async fn write<W: AsyncWrite + Unpin>(exchange: &Arc<Exchange>, link: &Arc<Link>, writer: &mut W) -> End {
+async fn write<W: AsyncWrite + Unpin>(desk: &Desk, link: &Arc<Link>, writer: &mut W) -> End {
     loop {
         let (ping, standstill) = {
-            let config = exchange.config.load();
+            let config = desk.exchange.config.load();
             (config.federation.ping_interval, config.limits.outbox_standstill)
         };
         let (bytes, counted) = match link.work(ping).await {
@@ -299,7 +315,10 @@ async fn write<W: AsyncWrite + Unpin>(exchange: &Arc<Exchange>, link: &Arc<Link>
             Ok(Ok(())) => {}
             Ok(Err(_)) => return End::Lost,
             Err(_) => {
-                exchange.metrics.refused("component-does-not-read");
+                desk.refused(
+                    "component-does-not-read",
+                    "nothing could be written for limits.outbox_standstill",
+                );
                 return StreamCondition::ConnectionTimeout.into();
             }
         }
@@ -307,7 +326,7 @@ async fn write<W: AsyncWrite + Unpin>(exchange: &Arc<Exchange>, link: &Arc<Link>
 }
 
 impl<R: AsyncRead + Unpin> Inbox<R> {
-    async fn event(&mut self, exchange: &Exchange) -> Result<Event, End> {
+    async fn event(&mut self, desk: &Desk) -> Result<Event, End> {
         loop {
             let mut rest = self.input.as_slice();
             let event = self.scanner.next(&mut rest);
@@ -317,7 +336,7 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
                 Ok(Some(event)) => return Ok(event),
                 Ok(None) => {}
                 Err(error) => {
-                    exchange.metrics.refused(error.label());
+                    desk.refused(error.label(), &error.to_string());
                     return Err(End::Error(StreamError::from(&error)));
                 }
             }
@@ -348,14 +367,14 @@ impl Budget {
         }
     }
 
-    async fn spend(&mut self, exchange: &Exchange, bytes: usize) {
+    async fn spend(&mut self, desk: &Desk, bytes: usize) {
         let wait = {
-            let config = exchange.config.load();
+            let config = desk.exchange.config.load();
             let limits = &config.limits;
             if !limits.enabled {
                 return;
             }
-            let now = exchange.clock().now();
+            let now = desk.exchange.clock().now();
             let elapsed = u32::try_from((now - self.at).max(0)).map_or(f64::MAX, f64::from) / 1000.0;
             self.at = now;
             let fill =
@@ -367,7 +386,10 @@ impl Budget {
             wait(self.stanzas, limits.peer_stanzas).max(wait(self.bytes, limits.peer_bytes))
         };
         if wait > 0.0 {
-            exchange.metrics.refused("component-rate");
+            desk.refused(
+                "component-rate",
+                "more than limits.peer_stanzas or limits.peer_bytes: read more slowly",
+            );
             tokio::time::sleep(Duration::from_secs_f64(wait.min(60.0))).await;
         }
     }
