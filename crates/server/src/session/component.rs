@@ -14,11 +14,12 @@ use trunkline_xml::{Element, Event, Limits, Scanner, Writer};
 use trunkline_xmpp::error::{StreamCondition, StreamError};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::ns;
-use trunkline_xmpp::stanza::Stanza;
+use trunkline_xmpp::stanza::{Kind, Stanza};
 
 use crate::config::Config;
 use crate::exchange::Exchange;
 use crate::logging::Refusal;
+use crate::metrics::{self, Direction, StanzaKind};
 use crate::route::components::{Bounds, Link, Work};
 use crate::route::{Mail, Origin};
 
@@ -75,6 +76,7 @@ pub async fn serve<S>(exchange: Arc<Exchange>, stream: S, peer: SocketAddr)
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
+    let _open = exchange.metrics.connection(metrics::Link::Component);
     let config = exchange.config.load_full();
     let serial = super::serial();
     let (reader, mut writer) = tokio::io::split(stream);
@@ -289,6 +291,13 @@ fn admit(desk: &Desk, link: &Arc<Link>, element: Element) -> Result<Option<Mail>
         desk.refused("forged-from", "a stanza from another domain than the component's");
         return Err(StreamCondition::InvalidFrom.into());
     }
+    let kind = match stanza.head.kind {
+        Kind::Message(_) => StanzaKind::Message,
+        Kind::Presence(_) => StanzaKind::Presence,
+        Kind::Iq(_) => StanzaKind::Iq,
+    };
+    let side = if link.is_outside() { metrics::Side::Outside } else { metrics::Side::Inside };
+    desk.exchange.metrics.stanza(kind, Direction::In, side);
     let origin = if link.is_outside() { Origin::Outside } else { Origin::Inside };
     Ok(Some(Mail { stanza, origin, receipt: None }))
 }
@@ -311,8 +320,12 @@ async fn write<W: AsyncWrite + Unpin>(desk: &Desk, link: &Arc<Link>, writer: &mu
             writer.flush().await
         };
         match tokio::time::timeout(standstill, writing).await {
-            Ok(Ok(())) if counted => link.written(),
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => {
+                desk.exchange.metrics.bytes(metrics::Link::Component, Direction::Out, bytes.len());
+                if counted {
+                    link.written();
+                }
+            }
             Ok(Err(_)) => return End::Lost,
             Err(_) => {
                 desk.refused(
@@ -345,6 +358,7 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
             if read == 0 {
                 return Err(End::Lost);
             }
+            desk.exchange.metrics.bytes(metrics::Link::Component, Direction::In, read);
             self.input.extend_from_slice(&buffer[..read]);
         }
     }

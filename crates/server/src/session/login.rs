@@ -97,6 +97,7 @@ struct Negotiation {
 
 /// Serves one client connection from accept to its end.
 pub async fn serve(exchange: Arc<Exchange>, arrival: Arrival) {
+    let _open = exchange.metrics.connection(crate::metrics::Link::Client);
     let config = exchange.config.load_full();
     let serial = super::serial();
     let limits =
