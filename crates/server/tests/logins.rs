@@ -1,0 +1,349 @@
+//! Logins over real TLS in memory: every mechanism, channel binding of both types, and what must be refused.
+//! RFC 6120 s.5 and s.6, RFC 5802 s.6, RFC 9266, RFC 5929 s.4, XEP-0440.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use trunkline_server::admin::{Password, accounts};
+use trunkline_server::config::overrides::Overrides;
+use trunkline_server::config::{Config, TlsPolicy};
+use trunkline_server::net::pki::{Leaf, self_signed};
+use trunkline_server::net::{TlsInfo, Transport};
+use trunkline_server::serve::{Parts, Server};
+use trunkline_server::session::login::Entry;
+use trunkline_xml::{Element, Event, Limits, Scanner};
+use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::ns;
+use trunkline_xmpp::sasl::Hash;
+use trunkline_xmpp::sasl::client::{Binding, Scram, plain};
+
+const PASSWORD: &str = "wherefore art thou";
+const HEADER: &str = "<stream:stream to='north.localhost' version='1.0' xmlns='jabber:client' \
+                      xmlns:stream='http://etherx.jabber.org/streams'>";
+
+struct House {
+    server: Arc<Server>,
+    _files: tempfile::TempDir,
+}
+
+impl House {
+    async fn new() -> House {
+        let files = tempfile::tempdir().unwrap();
+        let (chain, key) = (files.path().join("chain.pem"), files.path().join("key.pem"));
+        self_signed(&Leaf::new("north.localhost", 30)).unwrap().write(&chain, &key).unwrap();
+        let mut presets = Overrides::default();
+        for setting in [
+            "domain=north.localhost".to_owned(),
+            format!("data_dir={}", files.path().display()),
+            "hosts.\"south.localhost\"={}".to_owned(),
+            "clients.listen=[]".to_owned(),
+            "federation.enabled=false".to_owned(),
+            "federation.listen=[]".to_owned(),
+            "limits.enabled=false".to_owned(),
+            "accounts.password_iterations=4096".to_owned(),
+            format!("tls.certificate={}", chain.display()),
+            format!("tls.key={}", key.display()),
+        ] {
+            presets.set(&setting).unwrap();
+        }
+        let text = trunkline_server::config::template(&presets);
+        let config = Config::parse(&text, Path::new("logins.toml")).unwrap();
+        let server = Server::start(config, Parts { in_memory: true, ..Parts::default() }).await.unwrap();
+        let jid = Jid::parse("romeo@north.localhost").unwrap();
+        let new =
+            accounts::NewAccount { jid: &jid, password: &Password::new(PASSWORD), iterations: 4096, now: 0 };
+        accounts::add(&server.exchange().db, new).await.unwrap();
+        House { server, _files: files }
+    }
+
+    /// How often a login ended like that.
+    fn counted(&self, mechanism: &str, result: &str) -> bool {
+        let text = self.server.exchange().metrics.encode();
+        text.lines().any(|line| {
+            line.contains(&format!("mechanism=\"{mechanism}\""))
+                && line.contains(&format!("result=\"{result}\""))
+                && !line.ends_with(" 0")
+        })
+    }
+
+    async fn dial(&self, entry: Entry) -> Client {
+        let (ours, theirs) = Transport::pair();
+        self.server.accept(theirs, SocketAddr::from(([192, 0, 2, 1], 1)), entry);
+        Client::new(ours)
+    }
+
+    /// STARTTLS taken, the second header answered; the features that stand there.
+    async fn encrypted(&self) -> (Client, Element) {
+        let mut client = self.dial(Entry::StartTls(TlsPolicy::Required)).await;
+        client.send(HEADER).await;
+        let features = client.next().await;
+        assert!(features.root().child(ns::TLS, "starttls").is_some());
+        assert!(features.root().child(ns::SASL, "mechanisms").is_none(), "no login without TLS");
+        client.send("<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>").await;
+        assert!(client.next().await.root().is(ns::TLS, "proceed"));
+        client.encrypt(None).await;
+        client.send(HEADER).await;
+        let features = client.next().await;
+        (client, features)
+    }
+}
+
+struct Client {
+    transport: Option<Transport>,
+    scanner: Scanner,
+    input: Vec<u8>,
+}
+
+impl Client {
+    fn new(transport: Transport) -> Client {
+        Client { transport: Some(transport), scanner: Scanner::new(Limits::default()), input: Vec::new() }
+    }
+
+    async fn encrypt(&mut self, alpn: Option<&str>) {
+        let config = trunkline_server::net::tls::anonymous_outgoing().unwrap();
+        let plain = self.transport.take().unwrap();
+        self.transport = Some(plain.connect_with(config, "north.localhost", alpn).await.unwrap());
+        self.scanner.restart();
+    }
+
+    fn tls(&self) -> &TlsInfo {
+        self.transport.as_ref().unwrap().tls().unwrap()
+    }
+
+    async fn send(&mut self, xml: &str) {
+        let transport = self.transport.as_mut().unwrap();
+        transport.write_all(xml.as_bytes()).await.unwrap();
+        transport.flush().await.unwrap();
+    }
+
+    async fn next(&mut self) -> Element {
+        loop {
+            let mut rest = self.input.as_slice();
+            let event = self.scanner.next(&mut rest).unwrap();
+            let used = self.input.len() - rest.len();
+            self.input.drain(..used);
+            match event {
+                Some(Event::Element(element)) => return element,
+                Some(Event::Close) => panic!("the stream was closed"),
+                Some(_) => continue,
+                None => {}
+            }
+            let mut buffer = [0; 4096];
+            let read = self.transport.as_mut().unwrap().read(&mut buffer).await.unwrap();
+            assert!(read > 0, "the connection ended");
+            self.input.extend_from_slice(&buffer[..read]);
+        }
+    }
+
+    async fn auth(&mut self, mechanism: &str, initial: &str) -> Element {
+        self.send(&format!("<auth xmlns='{}' mechanism='{mechanism}'>{initial}</auth>", ns::SASL)).await;
+        self.next().await
+    }
+
+    /// A SCRAM login to its end: the last element, and whether the server has proved that it knows the keys.
+    async fn scram(&mut self, mechanism: &str, mut scram: Scram) -> (Element, bool) {
+        let challenge = self.auth(mechanism, &scram.initial()).await;
+        if !challenge.root().is(ns::SASL, "challenge") {
+            return (challenge, false);
+        }
+        let response = scram.respond(&challenge.root().text()).unwrap();
+        self.send(&format!("<response xmlns='{}'>{response}</response>", ns::SASL)).await;
+        let end = self.next().await;
+        let proved = scram.verify(&end.root().text()).is_ok();
+        (end, proved)
+    }
+
+    /// What a bound resource is called.
+    async fn bind(&mut self) -> String {
+        self.scanner.restart();
+        self.send(HEADER).await;
+        assert!(self.next().await.root().child(ns::BIND, "bind").is_some());
+        self.send("<iq type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'><resource>orchard</resource></bind></iq>").await;
+        let answer = self.next().await;
+        let bind = answer.root().child(ns::BIND, "bind").unwrap();
+        bind.child(ns::BIND, "jid").unwrap().text().into_owned()
+    }
+}
+
+fn scram(hash: Hash, user: &str, password: &str, binding: Binding) -> Scram {
+    Scram::new(hash, user, password, binding).unwrap()
+}
+
+fn condition(failure: &Element) -> String {
+    let root = failure.root();
+    assert!(root.is(ns::SASL, "failure"), "{}", String::from_utf8_lossy(failure.bytes()));
+    root.first_child().unwrap().name().to_owned()
+}
+
+fn names(features: &Element, parent: (&str, &str)) -> Vec<String> {
+    features
+        .root()
+        .child(parent.0, parent.1)
+        .map(|list| {
+            list.children()
+                .map(|it| it.attr("type").map_or_else(|| it.text().into_owned(), |name| name.into_owned()))
+                .collect()
+        })
+        .unwrap_or_default()
+}
+
+const HASHES: [(Hash, &str); 3] =
+    [(Hash::Sha1, "SCRAM-SHA-1"), (Hash::Sha256, "SCRAM-SHA-256"), (Hash::Sha512, "SCRAM-SHA-512")];
+
+#[tokio::test]
+async fn what_is_offered_inside_tls() {
+    let house = House::new().await;
+    let (client, features) = house.encrypted().await;
+    assert_eq!(
+        names(&features, (ns::SASL, "mechanisms")),
+        [
+            "SCRAM-SHA-512-PLUS",
+            "SCRAM-SHA-256-PLUS",
+            "SCRAM-SHA-1-PLUS",
+            "SCRAM-SHA-512",
+            "SCRAM-SHA-256",
+            "SCRAM-SHA-1",
+            "PLAIN"
+        ]
+    );
+    assert_eq!(
+        names(&features, (ns::SASL_CB, "sasl-channel-binding")),
+        ["tls-exporter", "tls-server-end-point"]
+    );
+    assert!(features.root().child(ns::TLS, "starttls").is_none(), "RFC 6120 s.5.4.1: not twice");
+    assert_eq!(client.tls().version, "TLSv1.3");
+    assert_eq!(client.tls().key_exchange, "X25519MLKEM768");
+}
+
+#[tokio::test]
+async fn every_mechanism_logs_in() {
+    let house = House::new().await;
+    let (mut client, _) = house.encrypted().await;
+    let answer = client.auth("PLAIN", &plain("romeo", PASSWORD)).await;
+    assert!(answer.root().is(ns::SASL, "success"));
+    assert_eq!(client.bind().await, "romeo@north.localhost/orchard");
+    for (hash, name) in HASHES {
+        let (mut client, _) = house.encrypted().await;
+        let (end, proved) = client.scram(name, scram(hash, "Romeo", PASSWORD, Binding::Unsupported)).await;
+        // RFC 5802 s.5: `n=` is prepared with SASLprep, which keeps the case; the local part is folded by nodeprep.
+        assert!(end.root().is(ns::SASL, "success") && proved, "{name}");
+        assert_eq!(client.bind().await, "romeo@north.localhost/orchard");
+        assert!(house.counted(name, "ok"));
+        for kind in ["tls-exporter", "tls-server-end-point"] {
+            let (mut client, _) = house.encrypted().await;
+            let data = match kind {
+                "tls-exporter" => client.tls().exporter.unwrap().to_vec(),
+                _ => client.tls().end_point.clone().unwrap(),
+            };
+            let binding = Binding::Bound { name: kind.to_owned(), data };
+            let plus = format!("{name}-PLUS");
+            let (end, proved) = client.scram(&plus, scram(hash, "romeo", PASSWORD, binding)).await;
+            assert!(end.root().is(ns::SASL, "success") && proved, "{plus} {kind}");
+            assert_eq!(client.bind().await, "romeo@north.localhost/orchard");
+            assert!(house.counted(&plus, "ok"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn direct_tls_goes_straight_to_the_login() {
+    let house = House::new().await;
+    let mut client = house.dial(Entry::DirectTls).await;
+    client.encrypt(Some("xmpp-client")).await;
+    assert_eq!(client.tls().alpn.as_deref(), Some("xmpp-client"));
+    client.send(HEADER).await;
+    let features = client.next().await;
+    assert!(names(&features, (ns::SASL, "mechanisms")).contains(&"PLAIN".to_owned()));
+    assert!(client.auth("PLAIN", &plain("romeo", PASSWORD)).await.root().is(ns::SASL, "success"));
+    assert_eq!(client.bind().await, "romeo@north.localhost/orchard");
+}
+
+#[tokio::test]
+async fn a_wrong_password_and_an_unknown_user_are_answered_alike() {
+    let house = House::new().await;
+    for (hash, name) in HASHES {
+        let (mut client, _) = house.encrypted().await;
+        let (wrong, _) = client.scram(name, scram(hash, "romeo", "wrong", Binding::Unsupported)).await;
+        let (nobody, _) = client.scram(name, scram(hash, "nobody", PASSWORD, Binding::Unsupported)).await;
+        assert_eq!(condition(&wrong), "not-authorized");
+        assert_eq!(wrong.bytes(), nobody.bytes());
+    }
+    let (mut client, _) = house.encrypted().await;
+    let wrong = client.auth("PLAIN", &plain("romeo", "wrong")).await;
+    let nobody = client.auth("PLAIN", &plain("nobody", PASSWORD)).await;
+    assert_eq!(condition(&wrong), "not-authorized");
+    assert_eq!(wrong.bytes(), nobody.bytes());
+    // RFC 6120 s.6.4.5: the stream stays, a retry works.
+    assert!(client.auth("PLAIN", &plain("romeo", PASSWORD)).await.root().is(ns::SASL, "success"));
+}
+
+#[tokio::test]
+async fn a_login_bound_to_another_connection_is_refused() {
+    let house = House::new().await;
+    for kind in ["tls-exporter", "tls-server-end-point"] {
+        let (mut client, _) = house.encrypted().await;
+        let binding = Binding::Bound { name: kind.to_owned(), data: vec![7; 32] };
+        let (end, _) =
+            client.scram("SCRAM-SHA-256-PLUS", scram(Hash::Sha256, "romeo", PASSWORD, binding)).await;
+        assert_eq!(condition(&end), "not-authorized", "{kind}");
+    }
+    assert!(house.counted("SCRAM-SHA-256-PLUS", "channel-binding-mismatch"));
+    // A type that TLS 1.3 does not have (RFC 9266 s.3).
+    let (mut client, _) = house.encrypted().await;
+    let binding = Binding::Bound { name: "tls-unique".to_owned(), data: vec![7; 12] };
+    let (end, _) = client.scram("SCRAM-SHA-256-PLUS", scram(Hash::Sha256, "romeo", PASSWORD, binding)).await;
+    assert_eq!(condition(&end), "not-authorized");
+    assert!(house.counted("SCRAM-SHA-256-PLUS", "channel-binding-unsupported"));
+}
+
+#[tokio::test]
+async fn a_client_that_was_told_of_no_channel_binding_is_refused() {
+    // RFC 5802 s.6: flag `y` while the server had offered -PLUS: somebody has changed the list.
+    let house = House::new().await;
+    let (mut client, _) = house.encrypted().await;
+    let (end, _) =
+        client.scram("SCRAM-SHA-256", scram(Hash::Sha256, "romeo", PASSWORD, Binding::NotOffered)).await;
+    assert_eq!(condition(&end), "not-authorized");
+    assert!(house.counted("SCRAM-SHA-256", "channel-binding-downgrade"));
+}
+
+#[tokio::test]
+async fn nobody_logs_in_for_somebody_else() {
+    use base64::Engine as _;
+    let house = House::new().await;
+    let (mut client, _) = house.encrypted().await;
+    let asked = |authzid: &str| {
+        base64::engine::general_purpose::STANDARD.encode(format!("{authzid}\0romeo\0{PASSWORD}"))
+    };
+    assert_eq!(condition(&client.auth("PLAIN", &asked("juliet@north.localhost")).await), "invalid-authzid");
+    assert_eq!(condition(&client.auth("PLAIN", &asked("romeo@south.localhost")).await), "invalid-authzid");
+    assert!(client.auth("PLAIN", &asked("romeo@north.localhost")).await.root().is(ns::SASL, "success"));
+}
+
+#[tokio::test]
+async fn the_stream_inside_tls_is_for_the_domain_it_began_with() {
+    let house = House::new().await;
+    let mut client = house.dial(Entry::StartTls(TlsPolicy::Required)).await;
+    client.send(HEADER).await;
+    client.next().await;
+    client.send("<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>").await;
+    client.next().await;
+    client.encrypt(None).await;
+    client.send(&HEADER.replace("north", "south")).await;
+    let error = client.next().await;
+    assert!(error.root().child(ns::STREAM_ERRORS, "host-unknown").is_some());
+}
+
+#[tokio::test]
+async fn accounts_belong_to_their_domain() {
+    let house = House::new().await;
+    let mut client = house.dial(Entry::DirectTls).await;
+    client.encrypt(Some("xmpp-client")).await;
+    client.send(&HEADER.replace("north", "south")).await;
+    client.next().await;
+    assert_eq!(condition(&client.auth("PLAIN", &plain("romeo", PASSWORD)).await), "not-authorized");
+}
