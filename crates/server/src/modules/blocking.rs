@@ -12,6 +12,7 @@ use trunkline_xmpp::stanza::{Kind, MessageType, Stanza};
 
 use super::{Answer, Flow, Level, Module, Passage, Reply, Request, Scope, Step, Way};
 use crate::route::account::Account;
+use crate::route::blocked_error;
 use crate::route::message::store_trouble;
 
 /// Addresses in one request.
@@ -28,13 +29,6 @@ pub fn module() -> Module {
         .iq(Scope::Account, Set, (ns::BLOCKING, "unblock"), unblock)
         .on(Way::Sent, Step::Filter, filter_sent)
         .on(Way::Received, Step::Filter, filter_received)
-}
-
-/// s.3.2: what a user gets who writes to somebody they block.
-pub fn blocked_error() -> StanzaError {
-    let mut w = Writer::new();
-    w.open("blocked").attr("xmlns", ns::BLOCKING_ERRORS).close();
-    StanzaError::new(Condition::NotAcceptable).app(w.finish())
 }
 
 fn filter_sent(passage: &mut Passage<'_>) -> Flow {

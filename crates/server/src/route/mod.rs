@@ -19,8 +19,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use trunkline_store::Lane;
+use trunkline_xml::Writer;
 use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::{IqType, Kind, MessageType, PresenceType, Stanza};
 
 use crate::exchange::{Exchange, Host};
@@ -206,6 +208,13 @@ impl Exchange {
             Kind::Message(_) | Kind::Presence(_) => {}
         }
     }
+}
+
+/// XEP-0191 s.3.2: what a user gets who writes to somebody they block.
+pub(crate) fn blocked_error() -> StanzaError {
+    let mut w = Writer::new();
+    w.open("blocked").attr("xmlns", ns::BLOCKING_ERRORS).close();
+    StanzaError::new(Condition::NotAcceptable).app(w.finish())
 }
 
 /// The account's user has dealt with `from`: a subscription, an open request of the user, or directed

@@ -215,7 +215,7 @@ impl Exchange {
         // XEP-0191 s.3.2: nothing goes to whom the user blocks.
         if state.blocks(to) && kind == PresenceType::Available {
             drop(state);
-            refuse(session, &mail.stanza, &crate::modules::blocking::blocked_error());
+            refuse(session, &mail.stanza, &crate::route::blocked_error());
             return Routed::Done;
         }
         let Some(resource) = state.resource_of(session) else { return Routed::Done };
@@ -344,7 +344,7 @@ impl Exchange {
         stanza.head.from = Some(account.jid.clone());
         stanza.head.to = Some(contact.clone());
         if account.state().blocks(&contact) && kind == PresenceType::Subscribe {
-            return self.bounce(&stanza, &crate::modules::blocking::blocked_error());
+            return self.bounce(&stanza, &crate::route::blocked_error());
         }
         let writing = account.writes.lock().await;
         let (before, item) = {

@@ -521,7 +521,7 @@ impl Exchange {
                     session.account.state().blocks(to) && !to.same_bare(&session.account.jid)
                 });
                 if to_blocked {
-                    refuse(session, &mail.stanza, &crate::modules::blocking::blocked_error());
+                    refuse(session, &mail.stanza, &crate::route::blocked_error());
                     return Routed::Done;
                 }
                 self.route(mail)
