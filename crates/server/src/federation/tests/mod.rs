@@ -2,6 +2,7 @@
 
 mod bad;
 mod components;
+mod invitations;
 mod proofs;
 mod queues;
 mod stage;
