@@ -48,7 +48,7 @@ struct Arguments {
 }
 
 /// How long what was acknowledged may take to arrive after a restart. Federation waits between attempts.
-const ARRIVAL: Duration = Duration::from_secs(60);
+const ARRIVAL: Duration = Duration::from_secs(20);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -87,7 +87,7 @@ async fn run(arguments: &Arguments, seed: u64) -> Result<usize, String> {
         .map(|(name, target)| Person::start(&name, target, oracle.clone(), dice.split()))
         .collect();
     let begin = Instant::now();
-    let mut chaos = Chaos { providers, people, oracle, dice, passed: 0, failed: 0 };
+    let mut chaos = Chaos { providers, people, oracle, dice, late: Vec::new(), passed: 0, failed: 0 };
     let done = chaos.go(arguments.kills).await;
     chaos.report(begin.elapsed());
     for provider in &mut chaos.providers {
@@ -102,6 +102,8 @@ struct Chaos {
     people: Vec<Person>,
     oracle: Arc<Oracle>,
     dice: Dice,
+    /// What had not arrived in time after some kill.
+    late: Vec<Arc<str>>,
     passed: usize,
     failed: usize,
 }
@@ -127,13 +129,10 @@ impl Chaos {
             for problem in problems {
                 say(&format!("FAIL  kill {kill}: {problem}"));
             }
-            if !missing.is_empty() {
-                say(&format!(
-                    "FAIL  kill {kill}: LOST {} acknowledged, such as {}",
-                    missing.len(),
-                    missing[0]
-                ));
+            for token in &missing {
+                say(&format!("FAIL  kill {kill}: LOST or late: {}", self.oracle.describe(token)));
             }
+            self.late.extend(missing);
             if kill % 10 == 0 {
                 say(&format!("      kill {kill}: {}", self.oracle.totals()));
             }
@@ -161,6 +160,9 @@ impl Chaos {
         self.count(compared);
         if !compared {
             say("FAIL  not everybody could compare the roster");
+        }
+        for token in &self.late {
+            say(&format!("      in the end: {}", self.oracle.describe(token)));
         }
         for (what, problems) in self.oracle.verdict() {
             self.count(problems.is_empty());

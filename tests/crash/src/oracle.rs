@@ -38,8 +38,8 @@ struct Message {
     /// How often somebody sent it anew, under the same id, because it had not been acknowledged.
     repeats: usize,
     arrivals: usize,
-    /// How often servers had been killed when it came last.
-    kills_at_arrival: usize,
+    /// How often servers had been killed when it was written.
+    kills_before: usize,
     bounced: bool,
 }
 
@@ -77,7 +77,7 @@ impl Oracle {
             acknowledged: false,
             repeats: 0,
             arrivals: 0,
-            kills_at_arrival: 0,
+            kills_before: state.kills,
             bounced: false,
         };
         state.messages.insert(token.clone(), message);
@@ -117,11 +117,12 @@ impl Oracle {
         }
         message.arrivals += 1;
         let again = message.arrivals > 1;
-        // Marked as delayed, or a repeat: the sender's, or a server's after a kill (same id).
-        let explained = delayed || message.repeats > 0 || message.kills_at_arrival < kills;
-        message.kills_at_arrival = kills;
+        // Marked as delayed, or a repeat under the same id: the sender's, or after a kill a server's.
+        let explained = delayed || message.repeats > 0 || message.kills_before < kills;
         if again && !explained {
-            problem = Some(format!("{token} arrived twice with no kill between, not marked as delayed"));
+            problem = Some(format!(
+                "{token} arrived twice with no kill since it was written, not marked as delayed"
+            ));
         }
         if again && delayed {
             state.duplicates_delayed += 1;
@@ -155,6 +156,15 @@ impl Oracle {
         let state = self.0.lock();
         state.messages.values().all(|it| it.acknowledged && (it.arrivals > 0 || it.bounced))
             && state.subscriptions.values().all(|it| it.one_knows && it.other_knows)
+    }
+
+    /// A message in words.
+    pub(crate) fn describe(&self, token: &str) -> String {
+        let state = self.0.lock();
+        let Some(it) = state.messages.get(token) else { return format!("{token}, unknown") };
+        let online = if state.online.contains(&it.to) { "online" } else { "offline" };
+        let acknowledged = if it.acknowledged { "acknowledged" } else { "not acknowledged" };
+        format!("{token} to {}, who is {online}: {acknowledged}, arrived {} times", it.to, it.arrivals)
     }
 
     pub(crate) fn killed(&self) {

@@ -70,6 +70,8 @@ impl Provider {
             // A peer that was killed is back within a second.
             ("federation.retry_max".to_owned(), "1 s".to_owned()),
             (format!("federation.routes.\"{}\"", peer.domain), peer.federation.to_string()),
+            // Those who sleep long get more than most people do.
+            ("limits.offline_messages".to_owned(), "1000000".to_owned()),
             ("web.listen".to_owned(), "[]".to_owned()),
             ("tls.certificate".to_owned(), file("certificate.pem")),
             ("tls.key".to_owned(), file("key.pem")),
@@ -106,7 +108,12 @@ impl Provider {
             || fs::OpenOptions::new().create(true).append(true).open(&log).map_err(|error| error.to_string());
         let mut command = Command::new(&self.program);
         command.arg("serve").arg("--config").arg(self.config());
-        command.stdin(Stdio::null()).stdout(open()?).stderr(open()?).kill_on_drop(true);
+        command
+            .env("RUST_LOG", "info")
+            .stdin(Stdio::null())
+            .stdout(open()?)
+            .stderr(open()?)
+            .kill_on_drop(true);
         let mut child = command.spawn().map_err(|error| error.to_string())?;
         let end = Instant::now() + Duration::from_secs(30);
         let addresses = [Some(self.clients), federated.then_some(self.federation)];
