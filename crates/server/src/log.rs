@@ -134,6 +134,9 @@ pub async fn since(db: &Db, account: i64, after: LogId, limit: i64) -> Result<Ve
 
 /// Reads behind everything that was submitted before: through the writer, whose order that is.
 async fn fresh(db: &Db, statement: Statement) -> Result<Rows, StoreError> {
+    // That order holds within a lane only: a message from outside may still wait while a younger one from inside is
+    // committed, and whoever reads on behind the younger one would never see it.
+    db.run(Batch::new(Lane::Outside)).await?;
     let mut batch = Batch::new(Lane::Inside);
     batch.push(statement);
     let mut results = db.run(batch).await?;
