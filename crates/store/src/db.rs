@@ -201,6 +201,12 @@ impl Db {
         self.inner.queue.ready(lane).await;
     }
 
+    /// Whether a batch of this lane is still on its way. The lanes have no order between them: who reads or deletes
+    /// in one what another wrote in the other has to ask.
+    pub fn is_open(&self, lane: Lane) -> bool {
+        self.inner.queue.is_open(lane)
+    }
+
     /// Whether the lane has room now.
     pub fn has_room(&self, lane: Lane) -> bool {
         self.inner.queue.has_room(lane)

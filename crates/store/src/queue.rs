@@ -2,7 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -49,6 +52,8 @@ pub(crate) struct Queue {
     state: Mutex<State>,
     work: Condvar,
     room: [Room; 2],
+    /// Jobs that are queued or being done.
+    open: [Arc<AtomicUsize>; 2],
 }
 
 #[derive(Default)]
@@ -72,11 +77,18 @@ struct Room {
 
 impl Queue {
     pub(crate) fn new(bound: Bound) -> Queue {
-        Queue { bound, state: Mutex::default(), work: Condvar::new(), room: Default::default() }
+        Queue { bound, state: Mutex::default(), work: Condvar::new(), room: Default::default(), open: Default::default() }
     }
 
     /// Queues a job, or gives it back when the queue is closed.
-    pub(crate) fn push(&self, job: Job) -> Result<(), Job> {
+    pub(crate) fn push(&self, mut job: Job) -> Result<(), Job> {
+        let open = Arc::clone(&self.open[index(job.batch.lane)]);
+        open.fetch_add(1, Ordering::SeqCst);
+        let done = job.done;
+        job.done = Box::new(move |result| {
+            open.fetch_sub(1, Ordering::SeqCst);
+            done(result);
+        });
         let mut state = self.state.lock();
         if state.closed {
             return Err(job);
@@ -88,6 +100,11 @@ impl Queue {
         drop(state);
         self.work.notify_one();
         Ok(())
+    }
+
+    /// Something that was pushed to this lane is not done yet.
+    pub(crate) fn is_open(&self, lane: Lane) -> bool {
+        self.open[index(lane)].load(Ordering::SeqCst) > 0
     }
 
     /// Blocks until there is work. False: closed, and nothing left to do.

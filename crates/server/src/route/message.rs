@@ -155,6 +155,12 @@ impl Exchange {
             passage.state.last_kept = Some(id);
         }
         let kept = passage.id.filter(|_| passage.class.offline.yes);
+        if !passage.batch.is_empty() {
+            // Under the lock, so that what this account is sent is committed in the order of its ids; and before
+            // it is pushed, so that the note of its delivery can't come before the row.
+            let rows = std::mem::replace(passage.batch, Batch::new(mail.lane()));
+            self.commit(rows, mail.receipt.clone(), &mail.stanza);
+        }
         for session in &passage.targets {
             let queued =
                 Queued { stanza: passage.stanza.clone(), kept, outside, lazy: !passage.class.wake.yes };
@@ -164,7 +170,6 @@ impl Exchange {
         }
         let _ = self.modules.run(Step::Copy, &mut passage);
         if !batch.is_empty() {
-            // Under the lock: what this account is sent is committed in the order of its ids.
             self.commit(batch, mail.receipt, &mail.stanza);
         }
         drop(guard);

@@ -563,7 +563,11 @@ impl Exchange {
                 CatchUp::Pending { after, until } => {
                     crate::log::pending(&self.db, account.id, after..until, PAGE).await
                 }
-                CatchUp::Archive(after) => crate::log::since(&self.db, account.id, after, PAGE).await,
+                CatchUp::Archive(after) => {
+                    // Younger ids may still be on their way in either lane; none: all there is was there at the start.
+                    let end = mark.map_or(LogId(i64::MAX), |mark| LogId(mark.0 + 1));
+                    crate::log::since(&self.db, account.id, after..end, PAGE).await
+                }
             };
             let page = match page {
                 Ok(page) => page,
