@@ -12,7 +12,7 @@ use trunkline_xmpp::stanza::Stanza;
 use super::world::{DOMAIN, Person, World, is_delayed, paused, settle};
 
 /// Cuts for each way of surviving: four times that many in all.
-const CUTS: u64 = 60;
+const CUTS: u64 = 100;
 const ROUNDS: usize = 3;
 
 #[test]
