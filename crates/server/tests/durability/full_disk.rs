@@ -168,12 +168,16 @@ impl Filling {
         let pong = self.romeo.wait("an answer to the ping", answer("ping")).await.unwrap();
         assert_eq!(pong.root().attr("type").as_deref(), Some("result"));
         let refused = self.romeo.wait("an answer to the roster set", answer("add")).await.unwrap();
-        let error = refused.root().child("jabber:client", "error").expect("the roster was changed on a full disk");
+        let error =
+            refused.root().child("jabber:client", "error").expect("the roster was changed on a full disk");
         assert!(error.child("urn:ietf:params:xml:ns:xmpp-stanzas", "resource-constraint").is_some());
         let came = self.juliet.all().await;
         assert!(came.iter().any(|element| element.root().name() == "presence"), "presence goes on");
         assert!(
-            came.iter().any(|element| element.root().child("http://jabber.org/protocol/chatstates", "composing").is_some()),
+            came.iter().any(|element| element
+                .root()
+                .child("http://jabber.org/protocol/chatstates", "composing")
+                .is_some()),
             "what is not kept goes on"
         );
         self.seen_by_juliet.extend(message_ids(&came));
@@ -197,7 +201,11 @@ impl Filling {
     /// All that was not refused arrived once, at Juliet's at once and at the nurse's when she comes.
     async fn all_is_there(&mut self, world: &mut World) {
         let kept = |name: &str| -> Vec<String> {
-            self.sent.iter().filter(|id| id.starts_with(name) && !self.refused.contains(*id)).cloned().collect()
+            self.sent
+                .iter()
+                .filter(|id| id.starts_with(name) && !self.refused.contains(*id))
+                .cloned()
+                .collect()
         };
         assert!(kept("juliet").len() > 3 && !self.refused.is_empty());
         let mut seen = self.seen_by_juliet.clone();

@@ -164,7 +164,8 @@ impl Stage {
 
     /// Roster, block list, vCard, private XML: each result says that it is on disk.
     async fn changes(&mut self, round: usize) -> Option<()> {
-        let (this, before) = (format!("friend{round}@{DOMAIN}"), format!("friend{}@{DOMAIN}", round.max(1) - 1));
+        let (this, before) =
+            (format!("friend{round}@{DOMAIN}"), format!("friend{}@{DOMAIN}", round.max(1) - 1));
         for name in ["Friend", "Best friend"] {
             let item = format!("<item jid='{this}' name='{name}'/>");
             self.change(Romeo, &format!("roster {this}"), name, &roster(&item)).await?;
@@ -174,7 +175,8 @@ impl Stage {
         self.change(Juliet, "vcard", &text, &vcard).await?;
         let private = format!("<query xmlns='jabber:iq:private'><notes xmlns='n'>{text}</notes></query>");
         self.change(Juliet, "private", &text, &private).await?;
-        let block = |name: &str, jid: &str| format!("<{name} xmlns='urn:xmpp:blocking'><item jid='{jid}'/></{name}>");
+        let block =
+            |name: &str, jid: &str| format!("<{name} xmlns='urn:xmpp:blocking'><item jid='{jid}'/></{name}>");
         self.change(Romeo, &format!("block {this}"), "yes", &block("block", &this)).await?;
         if round > 0 {
             self.change(Romeo, &format!("block {before}"), "no", &block("unblock", &before)).await?;
@@ -330,7 +332,8 @@ impl Stage {
         }
         settle().await;
         for stanza in unacked.iter().flat_map(|(_, rest)| rest) {
-            if let Some(id) = Stanza::parse(stanza.as_bytes()).ok().and_then(|stanza| stanza.head.id.clone()) {
+            if let Some(id) = Stanza::parse(stanza.as_bytes()).ok().and_then(|stanza| stanza.head.id.clone())
+            {
                 self.oracle.open.insert(id.to_string());
             }
         }

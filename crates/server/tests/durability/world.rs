@@ -148,6 +148,7 @@ impl Person {
         self.stream = Some(ours);
         self.scanner = Scanner::new(Limits::default());
         self.closed = false;
+        self.inbox.retain(|element| element.root().ns() == "jabber:client");
         world.server().seat(Transport::from(theirs), &self.jid.bare());
         self.write(&format!(
             "<stream:stream to='{DOMAIN}' version='1.0' xmlns='jabber:client' \
@@ -223,6 +224,28 @@ impl Person {
             self.write(&stanza).await;
         }
         Ok(h)
+    }
+
+    /// Asks to resume and does not wait for the answer.
+    pub(crate) async fn half_resume(&mut self, world: &World) {
+        let counts = self.counts.as_ref().expect("stream management was on");
+        let (id, h) = (counts.id.clone().expect("a resumable session"), counts.received);
+        self.open(world).await;
+        // The answer does not fit.
+        self.write(&format!("<resume xmlns='{SM}' previd='{id}' h='{h}'/>")).await;
+    }
+
+    /// Reads until the last `<a/>` that came since the call says `h`.
+    pub(crate) async fn wait_for_answer(&mut self, h: u32) {
+        let before = self.counts.as_ref().map_or(0, |counts| counts.answers.len());
+        loop {
+            let answers = self.counts.as_ref().map_or(&[][..], |counts| &counts.answers[..]);
+            if answers.len() > before {
+                assert_eq!(answers.last(), Some(&h));
+                return;
+            }
+            assert!(self.read(Duration::from_secs(20)).await, "no <a/>");
+        }
     }
 
     /// Sends a stanza.
