@@ -226,7 +226,7 @@ impl Stage {
         self.look(Nurse).await?;
         self.message(Nurse, "romeo@north.localhost").await?;
         self.ask(Nurse).await?;
-        if round % 2 == 0 {
+        if round.is_multiple_of(2) {
             self.nurse.write("</stream:stream>").await;
             self.look(Nurse).await?;
         }
