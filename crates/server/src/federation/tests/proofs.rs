@@ -180,3 +180,22 @@ async fn closing_cuts_the_outside_off_and_opening_brings_it_back() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(romeo.bodies().await, ["are you there"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn stopping_says_so_and_keeps_what_comes_late() {
+    let (_world, north, south) = pair(&[]).await;
+    let mut romeo = north.person("romeo@north.example/a").await;
+    let mut juliet = south.person("juliet@south.example/b").await;
+    romeo.send(CHAT).await;
+    assert_eq!(juliet.bodies().await, ["hello"]);
+    // Something of south's own has to be on its way to have an opinion about the end.
+    juliet.send("<message to='romeo@north.example' type='chat'><body>stay</body></message>").await;
+    assert_eq!(romeo.bodies().await, ["stay"]);
+    north.federation.stop().await;
+    assert_eq!(south.federation.status().peers[0].streams.len(), 0);
+    let last = south.federation.status().peers[0].last_error.clone().unwrap();
+    assert!(last.text.contains("system-shutdown"), "{last:?}");
+    romeo.send(CHAT).await;
+    assert!(romeo.arrived().await.is_empty(), "no bounce");
+    assert_eq!(north.outbound().await, 1, "kept for the next start");
+}
