@@ -221,12 +221,15 @@ impl Pair {
             let (receipt, stanza) = (mail.receipt, item.stanza.clone());
             // Under the lock, so that rows are written in the order of their ids.
             shared.clone().exchange.db.submit(batch, move |result| {
-                drop(receipt);
                 if let Err(error) = result {
                     tracing::warn!(%error, "a stanza for another domain can't be kept");
                     let bounce = Bounce { stanza, kept: Some(id) };
                     let inside = shared.exchange.runtime.clone();
-                    inside.spawn(async move { pair.not_written(&shared, bounce) });
+                    inside.spawn(async move {
+                        pair.not_written(&shared, bounce);
+                        // Only now: nobody may take it for stored before the error is on its way.
+                        drop(receipt);
+                    });
                 }
             });
         }

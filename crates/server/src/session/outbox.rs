@@ -465,8 +465,13 @@ impl Outbox {
         self.catch_up = catch_up;
     }
 
-    /// Queues a stanza read from the log for a session that is behind.
+    /// Queues a stanza read from the log for a session that is behind, unless it is on its way already: pushed while
+    /// the client was not available.
     pub fn refill(&mut self, queued: Queued) {
+        let mut under_way = self.ring.iter().flat_map(|ring| &ring.unacked).chain(&self.queue);
+        if under_way.any(|old| old.kept == queued.kept) {
+            return;
+        }
         let size = queued.stanza.size();
         self.enqueue(queued, size);
         self.urgent = true;
@@ -575,6 +580,47 @@ mod tests {
         assert!(outbox.is_ready());
         assert!(written(&mut outbox).contains("m4"));
         assert!(outbox.wants_more());
+    }
+
+    #[test]
+    fn the_counters_of_a_restored_ring_wrap() {
+        let mut outbox = outbox(10);
+        let kept = |n: i64| message(&format!("m{n}"), false, Some(n));
+        outbox.restore(Kept {
+            acked: u32::MAX - 1,
+            unacked: vec![kept(1), kept(2), kept(3)],
+            queue: vec![kept(4)],
+            catch_up: None,
+        });
+        // XEP-0198 s.4: the client has seen two of the three; its counter has passed 2^32.
+        assert_eq!(outbox.resumed(0), Ok(vec![LogId(1), LogId(2)]));
+        let text = written(&mut outbox);
+        assert!(!text.contains("m2") && text.find("m3").unwrap() < text.find("m4").unwrap(), "{text}");
+        assert_eq!(outbox.acknowledged(u32::MAX), Err(2), "a count that goes back");
+        assert_eq!(outbox.acknowledged(3), Err(2), "more than was sent");
+        assert_eq!(outbox.acknowledged(2), Ok(vec![LogId(3), LogId(4)]));
+        assert_eq!(outbox.acknowledged(2), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn a_connection_that_was_replaced_takes_nothing() {
+        let mut outbox = outbox(10);
+        outbox.manage();
+        outbox.push(message("m1", false, Some(1)));
+        assert!(outbox.attach(2).is_none());
+        assert_eq!(written(&mut outbox), "");
+        let mut out = Vec::new();
+        assert_eq!(outbox.drain(2, &mut out, usize::MAX).stanzas, 1);
+    }
+
+    #[test]
+    fn an_error_goes_before_the_count_of_what_it_is_about() {
+        let mut outbox = outbox(10);
+        outbox.manage();
+        outbox.push_ack(b"<a h='7'/>");
+        outbox.push(message("error", false, None));
+        let text = written(&mut outbox);
+        assert!(text.find("error").unwrap() < text.find("<a h").unwrap(), "{text}");
     }
 
     #[test]

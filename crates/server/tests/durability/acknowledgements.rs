@@ -19,7 +19,8 @@ pub(crate) async fn verona() -> (World, Person, Person) {
 }
 
 fn chat(to: &str, id: &str) -> String {
-    format!("<message type='chat' to='{to}@north.localhost' id='{id}'><body>{id}</body></message>")
+    let to = if to.contains('@') { to.to_owned() } else { format!("{to}@north.localhost") };
+    format!("<message type='chat' to='{to}' id='{id}'><body>{id}</body></message>")
 }
 
 pub(crate) async fn send_many(sender: &mut Person, to: &str, range: std::ops::Range<u32>) -> Vec<String> {
@@ -315,6 +316,37 @@ fn more_offline_messages_than_the_ring_holds() {
                 == Some("romeo@north.localhost/orchard")
                 && element.root().name() == "presence"),
             "his presence came too"
+        );
+    });
+}
+
+/// The same knot, tied tighter: what initial presence brings waits for room in a queue that waits for an `<a/>`.
+#[test]
+fn initial_presence_while_the_ring_is_full() {
+    paused(async {
+        let (world, mut romeo, mut juliet) = verona().await;
+        assert!(romeo.online(&world).await && juliet.connect(&world).await);
+        for (contact, kind) in [("romeo", "subscribe"), ("romeo", "subscribed")] {
+            juliet.send(&format!("<presence type='{kind}' to='{contact}@north.localhost'/>")).await;
+        }
+        romeo.look().await;
+        romeo.send("<presence type='subscribed' to='juliet@north.localhost'/>").await;
+        romeo.look().await;
+        juliet.enable().await;
+        juliet.polite = false;
+        let sent = send_many(&mut romeo, "juliet@north.localhost/balcony", 0..600).await;
+        let mut got = message_ids(&juliet.all().await);
+        assert_eq!(got.len(), 500);
+        juliet.send("<presence/>").await;
+        settle().await;
+        let h = juliet.counts.as_ref().unwrap().received;
+        juliet.polite = true;
+        juliet.write(&format!("<a xmlns='urn:xmpp:sm:3' h='{h}'/>")).await;
+        let came = juliet.all().await;
+        got.extend(message_ids(&came));
+        assert_eq!(got, sent, "each once, though all of it still waited when the client became available");
+        assert!(
+            came.iter().any(|it| it.root().attr("from").as_deref() == Some("romeo@north.localhost/orchard"))
         );
     });
 }
