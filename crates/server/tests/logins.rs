@@ -32,6 +32,11 @@ struct House {
 
 impl House {
     async fn new() -> House {
+        House::with(&[]).await
+    }
+
+    /// With further settings.
+    async fn with(settings: &[&str]) -> House {
         let files = tempfile::tempdir().unwrap();
         let (chain, key) = (files.path().join("chain.pem"), files.path().join("key.pem"));
         self_signed(&Leaf::new("north.localhost", 30)).unwrap().write(&chain, &key).unwrap();
@@ -49,6 +54,9 @@ impl House {
             format!("tls.key={}", key.display()),
         ] {
             presets.set(&setting).unwrap();
+        }
+        for setting in settings {
+            presets.set(setting).unwrap();
         }
         let text = trunkline_server::config::template(&presets);
         let config = Config::parse(&text, Path::new("logins.toml")).unwrap();
@@ -346,4 +354,53 @@ async fn accounts_belong_to_their_domain() {
     client.send(&HEADER.replace("north", "south")).await;
     client.next().await;
     assert_eq!(condition(&client.auth("PLAIN", &plain("romeo", PASSWORD)).await), "not-authorized");
+}
+
+#[tokio::test]
+async fn a_user_name_leads_to_no_other_domain() {
+    let house = House::new().await;
+    let db = &house.server.exchange().db;
+    for address in ["romeo@south.localhost", "juliet@south.localhost"] {
+        let jid = Jid::parse(address).unwrap();
+        let password = Password::new("thus with a kiss");
+        let new = accounts::NewAccount { jid: &jid, password: &password, iterations: 4096, now: 0 };
+        accounts::add(db, new).await.unwrap();
+    }
+    for user in [
+        "romeo@south.localhost",
+        "romeo@south.localhost/x",
+        "romeo@north.localhost",
+        "romeo@north.localhost/x",
+        "romeo/x",
+        "romeo/",
+    ] {
+        let (mut client, _) = house.encrypted().await;
+        assert_eq!(
+            condition(&client.auth("PLAIN", &plain(user, PASSWORD)).await),
+            "not-authorized",
+            "{user}"
+        );
+        for (hash, name) in HASHES {
+            let (mut client, _) = house.encrypted().await;
+            let (end, proved) = client.scram(name, scram(hash, user, PASSWORD, Binding::Unsupported)).await;
+            assert_eq!(condition(&end), "not-authorized", "{name} {user}");
+            assert!(!proved);
+        }
+    }
+}
+
+#[tokio::test]
+async fn failures_are_counted_by_the_account_however_it_is_spelled() {
+    let house = House::with(&["limits.enabled=true", "clients.login_failures_per_account=3"]).await;
+    for user in ["romeo", "Romeo", "ROMEO"] {
+        let (mut client, _) = house.encrypted().await;
+        assert_eq!(condition(&client.auth("PLAIN", &plain(user, "wrong")).await), "not-authorized");
+    }
+    let (mut client, _) = house.encrypted().await;
+    // Nothing behind the name makes another account of it.
+    for user in ["romeo/1", "romeo/2"] {
+        assert_eq!(condition(&client.auth("PLAIN", &plain(user, PASSWORD)).await), "not-authorized");
+    }
+    let blocked = client.auth("PLAIN", &plain("romeo", PASSWORD)).await;
+    assert_eq!(condition(&blocked), "temporary-auth-failure");
 }

@@ -366,14 +366,14 @@ impl Negotiation {
                     server.response(&root.text());
                 }
                 sasl::Step::NeedCredentials { user, hash } => {
-                    let local = Jid::parse(&format!("{user}@{}", host.domain.as_str())).ok();
-                    if let Some(jid) = &local
+                    let jid = address(&user, host);
+                    if let Some(jid) = &jid
                         && self.exchange.login_blocked_for(jid)
                     {
                         self.refused("login-rate-account", "too many failed logins for one account");
                         return Ok(Err(sasl::Failure::TemporaryAuthFailure));
                     }
-                    match self.exchange.credentials(host, local.as_ref(), hash).await {
+                    match self.exchange.credentials(host, jid.as_ref(), hash).await {
                         Ok(credentials) => server.credentials(credentials),
                         Err(error) => {
                             tracing::error!(%error, "credentials can't be read");
@@ -382,16 +382,15 @@ impl Negotiation {
                     }
                 }
                 sasl::Step::Failed(failure) => {
-                    if let Some(user) = server.user()
-                        && let Ok(jid) = Jid::parse(&format!("{user}@{}", host.domain.as_str()))
-                    {
+                    if let Some(jid) = server.user().and_then(|user| address(user, host)) {
                         self.exchange.logins.failed_for(&jid);
                     }
                     return Ok(Err(failure));
                 }
                 sasl::Step::Done { user, data } => {
-                    let jid = Jid::parse(&format!("{user}@{}", host.domain.as_str()))
-                        .map_err(|_| StreamCondition::NotAuthorized)?;
+                    let Some(jid) = address(&user, host) else {
+                        return Ok(Err(sasl::Failure::NotAuthorized));
+                    };
                     let account = match self.exchange.accounts.load(&self.exchange.db, &jid).await {
                         Ok(Some(account)) => Arc::clone(&account),
                         Ok(None) => return Ok(Err(sasl::Failure::NotAuthorized)),
@@ -778,6 +777,12 @@ fn write_limits(w: &mut Writer, bytes: usize, idle: Duration) {
     w.open("max-bytes").text(&bytes.to_string()).close();
     w.open("idle-seconds").text(&idle.as_secs().to_string()).close();
     w.close();
+}
+
+/// The account of that name at this host. The name is the client's: a `/` or `@` in it must not lead to another
+/// domain, so it is a local part or nothing.
+fn address(user: &str, host: &Host) -> Option<Jid> {
+    Jid::from_parts(Some(user), host.domain.domain(), None).ok()
 }
 
 /// A label of bounded number: the peer chooses the mechanism's name.
