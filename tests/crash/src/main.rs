@@ -130,7 +130,9 @@ impl Chaos {
                 say(&format!("FAIL  kill {kill}: {problem}"));
             }
             for token in &missing {
-                say(&format!("FAIL  kill {kill}: LOST or late: {}", self.oracle.describe(token)));
+                let places: Vec<_> = self.providers.iter().map(|it| it.whereabouts(token)).collect();
+                let what = self.oracle.describe(token);
+                say(&format!("FAIL  kill {kill}: LOST or late: {what}; stands in {}", places.join("; ")));
             }
             self.late.extend(missing);
             if kill % 10 == 0 {

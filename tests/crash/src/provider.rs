@@ -172,6 +172,34 @@ impl Provider {
     }
 }
 
+impl Provider {
+    /// In which tables of the running server's database a message stands: to tell what is lost from what is stuck.
+    pub(crate) fn whereabouts(&self, token: &str) -> String {
+        let database = self.data().join("data/trunkline.db");
+        let like = format!("CAST(stanza AS TEXT) LIKE '%>{token}<%'");
+        let tables = [
+            ("archive", format!("SELECT id FROM archive WHERE {like}")),
+            ("pending", format!("SELECT id FROM pending WHERE id IN (SELECT id FROM archive WHERE {like})")),
+            ("outbound", format!("SELECT id FROM outbound WHERE {like}")),
+        ];
+        let found = tables.iter().filter(|(_, sql)| ids(&database, sql).is_ok_and(|ids| ids > 0));
+        let names: Vec<_> = found.map(|(name, _)| *name).collect();
+        format!("{}: {}", self.domain, names.join(", "))
+    }
+}
+
+fn ids(database: &Path, sql: &str) -> rusqlite::Result<usize> {
+    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+    let connection = rusqlite::Connection::open_with_flags(database, flags)?;
+    let mut statement = connection.prepare(sql)?;
+    let mut rows = statement.query([])?;
+    let mut count = 0;
+    while rows.next()?.is_some() {
+        count += 1;
+    }
+    Ok(count)
+}
+
 fn rows(database: &Path, sql: &str) -> rusqlite::Result<Vec<String>> {
     let connection = rusqlite::Connection::open(database)?;
     let mut statement = connection.prepare(sql)?;
