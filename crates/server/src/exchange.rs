@@ -58,6 +58,8 @@ pub struct Exchange {
     pub components: crate::route::components::Components,
     /// Failed logins, counted.
     pub logins: crate::session::attempts::Attempts,
+    /// Whose failure to be stored was told lately.
+    pub failed: crate::route::message::Failed,
     /// Looks after the sessions.
     pub keeper: crate::session::keeper::Keeper,
     /// Counters.

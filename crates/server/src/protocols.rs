@@ -113,6 +113,12 @@ const DEPARTURES: &str = "\
   `service-unavailable` for IQ requests and group chat, `unsubscribed` for probes. The RFC's SHOULD of
   `service-unavailable` for messages to unknown users applies to local senders only. Consent is a subscription in either
   direction, an open request of the user's, or directed presence.
+- **Strangers' messages are delivered.** Holding the first contact of somebody from another domain until the user agrees
+  is designed and not built; blocking (XEP-0191) and blocking whole domains (`federation.domains`) are there.
+- **While the disk is full** senders are told `resource-constraint` for what could not be stored, those from other
+  domains too: for that time they can tell an account that exists from one that does not.
+- **Errors of subscription requests** come to the bare address that the request was sent from; while it has no answer
+  they are shown to all of the user's available devices.
 - **Components that are not connected** (XEP-0114 says nothing): `remote-server-timeout`, type wait. With
   `service-unavailable` a client that pings its room (XEP-0410 s.3.2) would believe to be inside still.
 - **A component that connects twice** (XEP-0114 s.3 lets the server choose): the newer connection stays, the older one

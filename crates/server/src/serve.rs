@@ -541,6 +541,7 @@ async fn exchange(config: Config, parts: &Parts) -> Result<Arc<Exchange>, StartE
         commands: crate::commands::Sessions::default(),
         components: crate::route::components::Components::default(),
         logins: Attempts::new(parts.clock.clone()),
+        failed: crate::route::message::Failed::default(),
         keeper: Keeper::default(),
         refusals: crate::logging::Refusals::new(Arc::clone(&metrics)),
         metrics,

@@ -118,9 +118,9 @@ async fn set(request: Request) -> Answer {
         let Some(before) = before.filter(|_| listed) else {
             return Err(StanzaError::new(Condition::ItemNotFound));
         };
-        request.exchange.change_item(&account, &jid, None, Lane::Inside).await?;
         drop(writing);
-        // s.2.5.2: the removal ends the subscriptions.
+        // s.2.5.2: the removal ends the subscriptions. They end before the item goes: after a crash in between the
+        // removal can be asked for again.
         let mut farewells = Vec::new();
         if before.subscription.to || before.subscription.pending_out {
             farewells.push(PresenceType::Unsubscribe);
@@ -133,6 +133,8 @@ async fn set(request: Request) -> Answer {
             let stanza = Stanza::build(Kind::Presence(kind)).from(account.jid.clone()).to(jid.clone()).done();
             request.exchange.deliver(crate::route::Mail::inside(stanza)).await;
         }
+        let _writing = account.writes.lock().await;
+        request.exchange.change_item(&account, &jid, None, Lane::Inside).await?;
         return Ok(Reply::Empty);
     };
     let most = request.exchange.config.load().limits.roster_items;

@@ -122,7 +122,11 @@ impl Exchange {
             }
             Flow::Drop(name) => return self.metrics.refused(name),
         }
-        passage.targets = match targets(passage.state, &passage.stanza) {
+        // Promise 5: to a stranger from outside group chat has one answer, whoever is there.
+        let stranger = outside && !mail.from().is_some_and(|from| super::has_consent(passage.state, from));
+        let open = !(stranger && mail.stanza.head.kind == Kind::Message(MessageType::Groupchat));
+        let found = if open { targets(passage.state, &passage.stanza) } else { Targets::Unavailable };
+        passage.targets = match found {
             Targets::Sessions(sessions) => sessions,
             Targets::Nobody if passage.class.offline.yes => {
                 // XEP-0160 s.2: what is too much is refused, not thrown away later.
@@ -209,7 +213,10 @@ impl Exchange {
                 // Not here: an inline store calls back under the account's lock.
                 let sender = Arc::clone(&exchange);
                 exchange.spawn(async move {
-                    sender.bounce(&stanza, &store_trouble(&error));
+                    // The sender's own copy and the receiver's fail one by one; one error is enough.
+                    if sender.failed.is_first(&stanza) {
+                        sender.bounce(&stanza, &store_trouble(&error));
+                    }
                     // Only now: nobody may take it for stored before the error is on its way.
                     drop(receipt);
                 });
@@ -248,6 +255,32 @@ impl Exchange {
         for resource in state.resources.iter().filter(|resource| resource.takes_messages()) {
             resource.session.push(Queued { stanza: stanza.clone(), ..queued.clone() });
         }
+    }
+}
+
+/// Stanzas whose failure was told to their sender lately: the last few, by sender, receiver and id.
+#[derive(Debug, Default)]
+pub struct Failed(parking_lot::Mutex<std::collections::VecDeque<Stanza>>);
+
+impl Failed {
+    const REMEMBERED: usize = 256;
+
+    /// It is the first failure of this stanza; from now on it is not.
+    fn is_first(&self, stanza: &Stanza) -> bool {
+        let mut told = self.0.lock();
+        let same = |other: &Stanza| {
+            let (a, b) = (&other.head, &stanza.head);
+            a.id.is_some() && a.id == b.id && a.from == b.from && a.to == b.to
+        };
+        if told.iter().any(same) {
+            return false;
+        }
+        if told.len() >= Self::REMEMBERED {
+            told.pop_front();
+        }
+        // The head is what is compared; the payload need not be kept.
+        told.push_back(stanza.with_payload(b""));
+        true
     }
 }
 

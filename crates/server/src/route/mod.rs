@@ -225,9 +225,8 @@ pub(crate) fn has_consent(state: &AccountState, from: &Jid) -> bool {
         || subscription.from
         || subscription.pending_out
         || subscription.approved
-        || state.resources.iter().any(|resource| {
-            resource.directed.contains(from) || (from.is_full() && resource.directed.contains(&from.bare()))
-        })
+        // Who sent presence into a room deals with everybody in it: occupants share the room's bare address.
+        || state.resources.iter().any(|resource| resource.directed.iter().any(|to| to.same_bare(from)))
 }
 
 impl fmt::Debug for Routed {

@@ -10,7 +10,7 @@ use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::{Kind, PresenceType, Stanza};
 
-use super::account::{Account, AccountState, Resource};
+use super::account::{Account, AccountState, Loaded, Resource};
 use super::message::store_trouble;
 use super::roster::{self, Item};
 use super::{Mail, Origin, Routed};
@@ -280,8 +280,10 @@ impl Exchange {
                     push_presence(&resource.session, &mail.stanza, target, outside);
                 }
             }
-            // s.8.5.2.1: an error to the bare address helps nobody.
-            None if mail.stanza.head.kind == Kind::Presence(PresenceType::Error) => {}
+            // An error to the bare address helps nobody, except who waits for the answer to a subscription request:
+            // that goes out from the bare address.
+            None if mail.stanza.head.kind == Kind::Presence(PresenceType::Error)
+                && !state.roster.subscription(from).pending_out => {}
             None => {
                 for resource in state.resources.iter().filter(|resource| resource.presence.is_some()) {
                     push_presence(&resource.session, &mail.stanza, target.clone(), outside);
@@ -302,9 +304,18 @@ impl Exchange {
                 return;
             }
         };
+        // XEP-0191 s.3.2: no answer to a contact who is blocked; `unsubscribed` would end a subscription that is
+        // only covered for now.
+        let hidden = |account: &Loaded| {
+            let state = account.state();
+            state.shows_presence_to(&from) && state.blocks(&from)
+        };
+        if loaded.as_ref().is_some_and(hidden) {
+            return;
+        }
         let answers: Option<Vec<Stanza>> = loaded.as_ref().and_then(|account| {
             let state = account.state();
-            (state.shows_presence_to(&from) && !state.blocks(&from)).then(|| {
+            state.shows_presence_to(&from).then(|| {
                 state
                     .resources
                     .iter()
@@ -336,23 +347,40 @@ impl Exchange {
     /// Our user sends subscribe, subscribed, unsubscribe or unsubscribed (RFC 6121 s.3, A.2).
     async fn subscribe_out(self: &Arc<Self>, account: Arc<Account>, kind: PresenceType, mail: Mail) {
         let Some(contact) = mail.stanza.head.to.as_ref().map(Jid::bare) else { return };
+        let refused = |error: &StanzaError| match &mail.origin {
+            Origin::Client(session) => refuse(session, &mail.stanza, error),
+            Origin::Inside | Origin::Outside => self.bounce(&mail.stanza, error),
+        };
         if contact == account.jid {
-            return self.bounce(&mail.stanza, &StanzaError::new(Condition::NotAllowed));
+            return refused(&StanzaError::new(Condition::NotAllowed));
+        }
+        if account.state().blocks(&contact) && kind == PresenceType::Subscribe {
+            return refused(&crate::route::blocked_error());
         }
         // s.3.1.2: the server stamps the bare JID of the user.
-        let mut stanza = mail.stanza;
+        let mut stanza = mail.stanza.clone();
         stanza.head.from = Some(account.jid.clone());
         stanza.head.to = Some(contact.clone());
-        if account.state().blocks(&contact) && kind == PresenceType::Subscribe {
-            return self.bounce(&stanza, &crate::route::blocked_error());
+        let passed = Mail { stanza, origin: Origin::Inside, receipt: mail.receipt.clone() };
+        // An answer goes on its way before the roster forgets what it answers: after a crash in between it can be
+        // given again. A request is the other way round: it can always be made again.
+        let answers = matches!(kind, PresenceType::Subscribed | PresenceType::Unsubscribed);
+        let mut passed = Some(passed);
+        if answers && account.state().roster.subscription(&contact).outbound(kind).route {
+            self.deliver_once(&mut passed).await;
         }
         let writing = account.writes.lock().await;
-        let (before, item) = {
+        let (before, item, full) = {
             let state = account.state();
             let item = state.roster.get(&contact).cloned();
-            (item.as_ref().map(|item| item.subscription).unwrap_or_default(), item)
+            let full = state.roster.len() >= self.config.load().limits.roster_items;
+            (item.as_ref().map(|item| item.subscription).unwrap_or_default(), item, full)
         };
         let outcome = before.outbound(kind);
+        if item.is_none() && full && outcome.next != before {
+            let text = "Your roster is full.";
+            return refused(&StanzaError::new(Condition::ResourceConstraint).text(text));
+        }
         if outcome.next != before {
             let mut next = item.unwrap_or_default();
             next.subscription = outcome.next;
@@ -362,14 +390,14 @@ impl Exchange {
             }
             let next = (next.listed || next.subscription.pending_in).then_some(next);
             if let Err(error) = self.change_item(&account, &contact, next, Lane::Inside).await {
-                return self.bounce(&stanza, &error);
+                return refused(&error);
             }
         }
         // Never hold one account's writes while another's are wanted.
         drop(writing);
         if outcome.route {
             // The receipt goes along: a request to another domain is handled once it is in the queue on disk.
-            self.deliver(Mail { stanza, origin: Origin::Inside, receipt: mail.receipt }).await;
+            self.deliver_once(&mut passed).await;
         }
         match kind {
             // s.3.1.5: the contact now gets our presence.
@@ -379,6 +407,12 @@ impl Exchange {
             // s.3.2.2
             PresenceType::Unsubscribed if before.from => self.hide_presence(&account, &contact),
             _ => {}
+        }
+    }
+
+    async fn deliver_once(self: &Arc<Self>, mail: &mut Option<Mail>) {
+        if let Some(mail) = mail.take() {
+            Box::pin(self.deliver(mail)).await;
         }
     }
 
@@ -432,7 +466,7 @@ impl Exchange {
             let mut next = item.unwrap_or_default();
             next.subscription = outcome.next;
             next.listed |= outcome.next.in_roster();
-            next.request = outcome.next.pending_in.then(|| stanza.clone());
+            next.request = outcome.next.pending_in.then(|| worth_keeping(&stanza));
             let next = (next.listed || next.subscription.pending_in).then_some(next);
             if let Err(error) = self.change_item(&account, &contact, next, mail.lane()).await {
                 return self.bounce(&mail.stanza, &error);
@@ -623,6 +657,13 @@ fn was_for(logged: &crate::log::Logged, state: &AccountState, session: &Session)
         Some(name) => name == session.resource(),
         None => state.resource(session.resource()).is_some_and(Resource::takes_messages),
     }
+}
+
+/// What is kept of a subscription request, in memory and on disk, until it is answered: all of a usual one, nothing but
+/// the request of one that is stuffed.
+fn worth_keeping(request: &Stanza) -> Stanza {
+    const MOST: usize = 4096;
+    if request.size() <= MOST { request.clone() } else { request.with_payload(b"") }
 }
 
 /// XEP-0203: when the server got the stanza.
