@@ -18,7 +18,7 @@ use crate::exchange::Exchange;
 use crate::ids::LogId;
 use crate::logging::Refusal;
 use crate::session::client::refuse;
-use crate::session::{CatchUp, Push, Queued, Session};
+use crate::session::{CatchUp, Greeting, Push, Queued, Session};
 
 impl Exchange {
     /// A client of ours sends presence; `from` is its full JID.
@@ -99,13 +99,14 @@ impl Exchange {
         let session = Arc::clone(session);
         // It waits for room in the client's own queue, which there may be only after the client's next <a/>: so the
         // client is read meanwhile.
-        self.spawn(async move { exchange.greet(&session).await });
+        let greeting = session.begin_greeting();
+        self.spawn(async move { exchange.greet(&session, greeting).await });
         Routed::Done
     }
 
     /// What a client gets after its initial presence: its other devices, its contacts, the requests that
     /// wait for an answer (RFC 6121 s.4.2.2, s.3.1.3).
-    async fn greet(self: &Arc<Self>, session: &Arc<Session>) {
+    async fn greet(self: &Arc<Self>, session: &Arc<Session>, greeting: Greeting) {
         let account = &session.account;
         let (others, contacts, requests) = {
             let state = account.state();
@@ -128,16 +129,19 @@ impl Exchange {
             (others, contacts, requests)
         };
         for stanza in others {
-            session.room().await;
+            if !session.room_for(&greeting).await {
+                return;
+            }
             push_presence(session, &stanza, account.jid.clone(), false);
         }
         for stanza in requests {
-            session.room().await;
+            if !session.room_for(&greeting).await {
+                return;
+            }
             session.push(Queued::plain(stanza));
         }
         for contact in contacts {
-            session.room().await;
-            if session.is_ended() {
+            if !session.room_for(&greeting).await {
                 return;
             }
             if self.host(contact.domain()).is_none() {

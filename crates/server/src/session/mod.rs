@@ -44,6 +44,8 @@ pub struct Session {
     pub account: Arc<Account>,
     outbox: Mutex<Outbox>,
     drained: Notify,
+    /// Counts [`Greeting`]s.
+    greeting: AtomicU64,
     life: Mutex<Life>,
     /// What the keeper looks at; see [`Vitals`].
     pub vitals: Vitals,
@@ -90,6 +92,10 @@ pub struct Management {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Replaced;
 
+/// What a client gets when it becomes available; see [`Session::begin_greeting`].
+#[derive(Debug)]
+pub(crate) struct Greeting(u64);
+
 /// Why and how a session is to be closed from outside its connection.
 #[derive(Clone, Debug)]
 pub struct Close {
@@ -108,6 +114,7 @@ impl Session {
             account,
             outbox: Mutex::new(Outbox::new(bounds, serial)),
             drained: Notify::new(),
+            greeting: AtomicU64::new(0),
             life: Mutex::new(Life { attached: true, connection: serial, ..Life::default() }),
             vitals: Vitals::default(),
         })
@@ -151,13 +158,33 @@ impl Session {
     /// Waits until the queue has room for another batch of what the server generates or reads from the
     /// log; returns at once when the session is over.
     pub async fn room(&self) {
+        self.room_while(|| true).await;
+    }
+
+    /// Like [`Session::room`]; false when `still` is no longer so or the session is over.
+    async fn room_while(&self, still: impl Fn() -> bool) -> bool {
         loop {
             let drained = self.drained.notified();
-            if self.is_ended() || self.outbox.lock().wants_more() {
-                return;
+            if self.is_ended() || !still() {
+                return false;
+            }
+            if self.outbox.lock().wants_more() {
+                return true;
             }
             drained.await;
         }
+    }
+
+    /// The client became available: what that brings is written for the last time it did, and earlier ones stop.
+    pub(crate) fn begin_greeting(&self) -> Greeting {
+        let number = self.greeting.fetch_add(1, Ordering::Relaxed) + 1;
+        self.drained.notify_waiters();
+        Greeting(number)
+    }
+
+    /// Waits for room for a part of a greeting; false: it is to stop.
+    pub(crate) async fn room_for(&self, greeting: &Greeting) -> bool {
+        self.room_while(|| self.greeting.load(Ordering::Relaxed) == greeting.0).await
     }
 
     /// The connection has written: who waits for [`Session::room`] looks again.

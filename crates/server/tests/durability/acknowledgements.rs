@@ -351,6 +351,40 @@ fn initial_presence_while_the_ring_is_full() {
     });
 }
 
+/// Each time somebody becomes available they are greeted; who does it all the time, with no room, is greeted once.
+#[test]
+fn a_client_that_comes_and_goes_does_not_pile_up_work() {
+    paused(async {
+        let (world, mut romeo, mut juliet) = verona().await;
+        assert!(romeo.online(&world).await && juliet.online(&world).await);
+        for kind in ["subscribe", "subscribed"] {
+            juliet.send(&format!("<presence type='{kind}' to='romeo@north.localhost'/>")).await;
+        }
+        romeo.look().await;
+        romeo.send("<presence type='subscribed' to='juliet@north.localhost'/>").await;
+        romeo.look().await;
+        juliet.all().await;
+        juliet.polite = false;
+        send_many(&mut romeo, "juliet", 0..600).await;
+        juliet.all().await;
+        let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        let before = tasks();
+        for _ in 0..100 {
+            juliet.send("<presence type='unavailable'/>").await;
+            juliet.send("<presence/>").await;
+            settle().await;
+        }
+        assert!(tasks() <= before + 2, "{} tasks more", tasks() - before);
+        juliet.polite = true;
+        let h = juliet.counts.as_ref().unwrap().received;
+        juliet.write(&format!("<a xmlns='urn:xmpp:sm:3' h='{h}'/>")).await;
+        let came = juliet.all().await;
+        assert!(
+            came.iter().any(|it| it.root().attr("from").as_deref() == Some("romeo@north.localhost/orchard"))
+        );
+    });
+}
+
 /// Two devices, one slow: what comes while the slow one still reads what had waited is for it too, though the fast one
 /// has acknowledged it by then.
 #[test]

@@ -338,6 +338,13 @@ impl Stage {
             }
         }
         self.world.disk.power_on(survival);
+        // It goes once more while the server starts.
+        self.world.disk.cut_at(1 + self.operations % 25);
+        let _ = self.world.start().await;
+        settle().await;
+        self.world.kill();
+        settle().await;
+        self.world.disk.power_on(survival);
         self.world.start().await.map_err(|error| format!("does not start: {error}"))?;
         self.world.db().check().await.map_err(|error| format!("damaged: {error}"))?;
         self.archives().await?;
