@@ -1,9 +1,9 @@
 //! Failed logins per address and per account, counted over ten minutes (twice five); and other things that an
-//! address may do only so often. Bounded: beyond
-//! [`MOST`] entries nothing new is counted, and an address or account that is not counted may try.
+//! address may do only so often. Bounded: beyond [`MOST`] entries strangers are counted in [`SHARED`] counters, each
+//! for many of them: who floods the memory is not counted less for it, and meets few others.
 
 use std::collections::HashMap;
-use std::hash::Hash;
+use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
@@ -16,6 +16,8 @@ use crate::ids::Clock;
 const WINDOW: Duration = Duration::from_secs(600);
 /// Addresses and accounts remembered, each, per generation.
 const MOST: usize = 50_000;
+/// Counters for those who can't be remembered one by one, per generation.
+const SHARED: usize = 1 << 14;
 
 /// Counts failed logins.
 #[derive(Debug)]
@@ -27,11 +29,20 @@ pub struct Attempts {
 
 #[derive(Debug)]
 struct Counts<K> {
-    current: HashMap<K, u32>,
-    previous: HashMap<K, u32>,
+    current: Generation<K>,
+    previous: Generation<K>,
+    /// Chooses the shared counter; random, so that nobody can choose whom to share one with.
+    hasher: RandomState,
     began: i64,
     /// Half of the time that something counts, in milliseconds.
     generation: i64,
+}
+
+#[derive(Debug)]
+struct Generation<K> {
+    known: HashMap<K, u32>,
+    /// Empty until `known` is full.
+    shared: Vec<u32>,
 }
 
 impl Attempts {
@@ -85,7 +96,8 @@ fn network(address: IpAddr) -> IpAddr {
 
 impl<K: Eq + Hash> Counts<K> {
     fn new(began: i64, generation: i64) -> Counts<K> {
-        Counts { current: HashMap::new(), previous: HashMap::new(), began, generation }
+        let (current, previous) = (Generation::default(), Generation::default());
+        Counts { current, previous, hasher: RandomState::new(), began, generation }
     }
 
     fn turn(&mut self, now: i64) {
@@ -99,23 +111,69 @@ impl<K: Eq + Hash> Counts<K> {
 
     fn count(&mut self, key: &K, now: i64) -> u32 {
         self.turn(now);
-        let of = |map: &HashMap<K, u32>| map.get(key).copied().unwrap_or(0);
-        of(&self.current) + of(&self.previous)
+        let shared = self.shared(key);
+        self.current.count(key, shared).saturating_add(self.previous.count(key, shared))
     }
 
     fn add(&mut self, key: K, now: i64) {
         self.turn(now);
-        if let Some(count) = self.current.get_mut(&key) {
-            *count += 1;
-        } else if self.current.len() < MOST {
-            self.current.insert(key, 1);
-        }
+        let shared = self.shared(&key);
+        self.current.add(key, shared);
+    }
+
+    /// Which of the shared counters is the key's.
+    fn shared(&self, key: &K) -> usize {
+        usize::try_from(self.hasher.hash_one(key) % SHARED as u64).unwrap_or_default()
+    }
+}
+
+impl<K> Default for Generation<K> {
+    fn default() -> Generation<K> {
+        Generation { known: HashMap::new(), shared: Vec::new() }
+    }
+}
+
+impl<K: Eq + Hash> Generation<K> {
+    fn count(&self, key: &K, shared: usize) -> u32 {
+        self.known.get(key).or_else(|| self.shared.get(shared)).copied().unwrap_or(0)
+    }
+
+    fn add(&mut self, key: K, shared: usize) {
+        let count = if let Some(count) = self.known.get_mut(&key) {
+            count
+        } else if self.known.len() < MOST {
+            self.known.entry(key).or_insert(0)
+        } else {
+            if self.shared.is_empty() {
+                self.shared = vec![0; SHARED];
+            }
+            &mut self.shared[shared]
+        };
+        *count = count.saturating_add(1);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_comes_when_the_memory_is_full_is_counted_nevertheless() {
+        let attempts = Attempts::new(Clock::virtual_now());
+        let account = |name: &str| Jid::from_parts(Some(name), "north.localhost", None).unwrap();
+        for n in 0..MOST {
+            attempts.failed_for(&account(&format!("u{n}")));
+        }
+        let romeo = account("romeo");
+        assert_eq!(attempts.of_account(&romeo), 0);
+        for _ in 0..20 {
+            attempts.failed_for(&romeo);
+        }
+        assert!(attempts.of_account(&romeo) >= 20);
+        assert_eq!(attempts.of_account(&account("u7")), 1, "the known keep their own count");
+        let others = (0..1000).filter(|n| attempts.of_account(&account(&format!("x{n}"))) >= 20).count();
+        assert!(others < 20, "{others} of 1000 strangers share the counter");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn failures_are_forgotten_after_ten_minutes() {
