@@ -6,15 +6,16 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use trunkline_server::admin::{Password, accounts};
 use trunkline_server::config::overrides::Overrides;
 use trunkline_server::config::{Config, TlsPolicy};
 use trunkline_server::net::pki::{Leaf, self_signed};
-use trunkline_server::net::{TlsInfo, Transport};
+use trunkline_server::net::{Gate, GateLimits, TlsInfo, Transport};
 use trunkline_server::serve::{Parts, Server};
-use trunkline_server::session::login::Entry;
+use trunkline_server::session::login::{self, Arrival, Entry};
 use trunkline_xml::{Element, Event, Limits, Scanner};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::ns;
@@ -403,4 +404,38 @@ async fn failures_are_counted_by_the_account_however_it_is_spelled() {
     }
     let blocked = client.auth("PLAIN", &plain("romeo", PASSWORD)).await;
     assert_eq!(condition(&blocked), "temporary-auth-failure");
+}
+
+#[tokio::test]
+async fn handshakes_are_bounded_by_the_gate() {
+    let house = House::new().await;
+    let gate = Gate::new(GateLimits {
+        handshakes: 1,
+        handshake_timeout: Duration::from_secs(1),
+        ..GateLimits::default()
+    });
+    let dial = async |entry: Entry| {
+        let (ours, transport) = Transport::pair();
+        let peer = SocketAddr::from(([192, 0, 2, 1], 1));
+        let place = Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.unwrap();
+        let guard = gate.admit(peer.ip(), place).unwrap();
+        let certificates = house.server.certificates().cloned();
+        let arrival = Arrival { transport, peer, certificates, entry, guard: Some(guard) };
+        tokio::spawn(login::serve(Arc::clone(house.server.exchange()), arrival));
+        Client::new(ours)
+    };
+    let mut silent = dial(Entry::DirectTls).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let mut talks = dial(Entry::StartTls(TlsPolicy::Required)).await;
+    talks.send(HEADER).await;
+    talks.next().await;
+    talks.send("<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>").await;
+    talks.next().await;
+    // Its turn comes when the silent one is out of time.
+    talks.encrypt(None).await;
+    assert_eq!(silent.transport.as_mut().unwrap().read(&mut [0]).await.unwrap_or(0), 0, "closed");
+    talks.send(HEADER).await;
+    assert!(names(&talks.next().await, (ns::SASL, "mechanisms")).contains(&"PLAIN".to_owned()));
+    let text = house.server.exchange().metrics.encode();
+    assert!(text.contains("tls-timeout"), "{text}");
 }

@@ -21,7 +21,7 @@ use super::{Session, management};
 use crate::config::{Registration, TlsPolicy};
 use crate::exchange::{Exchange, Host};
 use crate::logging::Refusal;
-use crate::net::{CertStore, Guard, Side, Transport};
+use crate::net::{CertStore, Gate, Guard, Side, Transport};
 use crate::route::account::{Account, Resource};
 
 /// Failed logins on one stream before it is closed (RFC 6120 s.6.4.5 allows 2 to 5).
@@ -82,6 +82,8 @@ struct Negotiation {
     exchange: Arc<Exchange>,
     transport: Transport,
     certificates: Option<Arc<CertStore>>,
+    /// Bounds handshakes; connections that came through no gate are our own.
+    gate: Option<Arc<Gate>>,
     peer: SocketAddr,
     entry: Entry,
     serial: u64,
@@ -106,6 +108,7 @@ pub async fn serve(exchange: Arc<Exchange>, arrival: Arrival) {
         exchange: Arc::clone(&exchange),
         transport: arrival.transport,
         certificates: arrival.certificates,
+        gate: arrival.guard.as_ref().map(|guard| Arc::clone(guard.gate())),
         peer: arrival.peer,
         entry: arrival.entry,
         serial,
@@ -246,12 +249,21 @@ impl Negotiation {
         let hint = self.host.as_ref().map(|host| host.domain.clone());
         // A stand-in while the socket is inside the handshake; if that fails the socket is gone.
         let plain = std::mem::replace(&mut self.transport, Transport::from(tokio::io::duplex(1).0));
-        match plain.accept_tls(&certificates, Side::Clients, hint.as_ref().map(Jid::as_str)).await {
-            Ok(encrypted) => {
+        let handshake = plain.accept_tls(&certificates, Side::Clients, hint.as_ref().map(Jid::as_str));
+        let outcome = match self.gate.clone() {
+            Some(gate) => gate.handshake(handshake).await,
+            None => Ok(handshake.await),
+        };
+        match outcome {
+            Ok(Ok(encrypted)) => {
                 self.transport = encrypted;
                 Ok(())
             }
-            Err(error) => {
+            Err(late) => {
+                self.refused("tls-timeout", &late.to_string());
+                Err(Stop::Lost)
+            }
+            Ok(Err(error)) => {
                 self.refused(error.label(), &error.to_string());
                 Err(Stop::Lost)
             }
