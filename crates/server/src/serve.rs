@@ -37,6 +37,12 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// How long a registration counts against its address.
 const REGISTRATIONS: Duration = Duration::from_secs(3600);
 
+/// Clients' TLS handshakes at once. Six times what one address may begin, by default, in the time for one.
+const HANDSHAKES: usize = 1024;
+
+/// Connections of components at once.
+const COMPONENT_CONNECTIONS: usize = 1000;
+
 /// How often refusals that had no line of their own are told of.
 const SWEEP: Duration = Duration::from_secs(60);
 
@@ -93,7 +99,10 @@ pub enum StartError {
 pub struct Server {
     exchange: Arc<Exchange>,
     certificates: Option<Arc<net::CertStore>>,
+    /// For clients.
     gate: Arc<net::Gate>,
+    /// For components: a crowd of clients must not keep them out.
+    component_gate: Arc<net::Gate>,
     /// Dropped at the end: listeners close.
     stop: Mutex<Option<watch::Sender<()>>>,
     stopped: watch::Receiver<()>,
@@ -118,6 +127,7 @@ impl Server {
             exchange: Arc::clone(&exchange),
             certificates,
             gate: net::Gate::new(gate_limits(&config)),
+            component_gate: net::Gate::new(component_gate_limits(&config)),
             stop: Mutex::new(Some(stop)),
             stopped,
             tasks: Mutex::new(JoinSet::new()),
@@ -222,7 +232,8 @@ impl Server {
         for listener in bound.components {
             self.note_listener("components.listen", &listener);
             let handler = Arc::new(Components { server: Arc::downgrade(self) });
-            self.spawn(net::serve(listener, Arc::clone(&self.gate), handler, self.stopped.clone()));
+            let gate = Arc::clone(&self.component_gate);
+            self.spawn(net::serve(listener, gate, handler, self.stopped.clone()));
         }
         for listener in bound.web {
             self.note_listener("web.listen", &listener);
@@ -433,6 +444,7 @@ impl Surroundings for Server {
             certificates.reload(&sources(config)).map_err(|error| error.to_string())?;
         }
         self.gate.set_limits(gate_limits(config));
+        self.component_gate.set_limits(component_gate_limits(config));
         if let Some(log) = self.log.get() {
             log.set_level(&config.log.level).map_err(|error| error.to_string())?;
         }
@@ -457,8 +469,13 @@ fn gate_limits(config: &Config) -> net::GateLimits {
         connections: config.clients.max_connections,
         per_address: u32::try_from(config.clients.max_connections_per_address).unwrap_or(u32::MAX),
         per_minute: config.limits.connections_per_minute,
+        handshakes: HANDSHAKES,
         ..net::GateLimits::default()
     }
+}
+
+fn component_gate_limits(config: &Config) -> net::GateLimits {
+    net::GateLimits { connections: COMPONENT_CONNECTIONS, ..gate_limits(config) }
 }
 
 /// Runs a server until SIGTERM or SIGINT; SIGHUP reads the configuration again.

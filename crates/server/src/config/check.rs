@@ -38,7 +38,8 @@ pub(super) fn read(text: &str, file: &Path, problems: &mut Vec<Problem>) -> Opti
         let path: Vec<String> = key.name.split('.').map(str::to_owned).collect();
         values.entry(key.name.to_owned()).or_insert_with(|| (path, default_of(key, default)));
     }
-    if !values.contains_key("domain") {
+    // A wrong one has been told of.
+    if !values.contains_key("domain") && !problems.iter().any(|problem| problem.key == "domain") {
         let text = "missing: add `domain = \"example.org\"` at the top of the file".to_owned();
         problems.push(Problem { line: None, key: "domain".into(), text });
     }

@@ -139,8 +139,9 @@ pub const KEYS: &[Key] = &[
         .default("0")
         .doc("Worker threads for clients and all inside traffic; 0 means one for each processor."),
     key("clients.max_connections", Int(1, i64::MAX))
+        .restart()
         .default("20000")
-        .doc("Connections at most. Beyond it new ones are closed at once."),
+        .doc("Connections at most. Beyond it new ones wait in the system's backlog until a place is free."),
     key("clients.max_connections_per_address", Int(1, i64::MAX)).default("500").doc(
         "Connections at most from one address (IPv6: one /64). Households, schools and mobile networks share addresses.",
     ),
@@ -205,7 +206,10 @@ pub const KEYS: &[Key] = &[
         .restart()
         .default("0")
         .doc("Worker threads for federation; 0 means one for each two processors."),
-    key("federation.max_connections", Int(1, i64::MAX)).default("5000").doc("Incoming connections at most."),
+    key("federation.max_connections", Int(1, i64::MAX))
+        .restart()
+        .default("5000")
+        .doc("Incoming connections at most. Beyond it new ones wait in the system's backlog until a place is free."),
     key("federation.max_connections_per_address", Int(1, i64::MAX))
         .default("100")
         .doc("Incoming connections at most from one address (IPv6: one /64)."),
@@ -349,7 +353,7 @@ pub const KEYS: &[Key] = &[
         .doc("Bytes at once from one peer domain before limits.peer_bytes applies."),
     key("limits.connections_per_minute", Int(1, i64::MAX))
         .default("120")
-        .doc("New connections a minute from one address (IPv6: one /64), to each kind of listener."),
+        .doc("New connections a minute from one address (IPv6: one /64), counted for clients, components and other servers each. Beyond it they are closed at once."),
     key("limits.offline_messages", Int(0, i64::MAX))
         .default("2000")
         .doc("Messages kept for one account that nobody has picked up."),

@@ -55,6 +55,14 @@ fn table_and_structs_agree() {
 }
 
 #[test]
+fn a_wrong_domain_is_not_missing_too() {
+    let problem = one("domain = \"a b\"\n");
+    assert_eq!((problem.line, problem.key.as_str()), (Some(1), "domain"));
+    assert!(problem.text.contains("is not a domain name"), "{}", problem.text);
+    assert!(one("data_dir = \"x\"\n").text.starts_with("missing"));
+}
+
+#[test]
 fn unknown_keys_name_line_and_nearest() {
     let problem = one("domain = \"example.org\"\n\n[clients]\nlistn = \"127.0.0.1:5222\"\n");
     assert_eq!(problem.line, Some(4));
@@ -194,16 +202,22 @@ fn presets_are_checked() {
 fn a_diff_tells_reload_from_restart() {
     let old = parse("domain = \"example.org\"\n[federation]\ndialback = true\n").unwrap();
     let new = parse(
-        "domain = \"example.org\"\n[federation]\ndialback = false\nlisten = \"[::]:7777\"\n\
+        "domain = \"example.org\"\n[federation]\ndialback = false\nlisten = \"[::]:7777\"\nmax_connections = 6\n\
+         max_connections_per_address = 5\n[clients]\nmax_connections = 7\n\
          [federation.routes]\n\"p.example\" = \"127.0.0.1:1\"\n[hosts.\"b.example\"]\ncertificate = \"x\"\nkey = \"y\"\n",
     )
     .unwrap();
     let reload = Config::diff(&old, &new);
-    assert_eq!(reload.applied, ["federation.dialback", "federation.routes.\"p.example\""]);
+    assert_eq!(
+        reload.applied,
+        ["federation.dialback", "federation.max_connections_per_address", "federation.routes.\"p.example\""]
+    );
     assert_eq!(
         reload.needs_restart,
         [
+            "clients.max_connections",
             "federation.listen",
+            "federation.max_connections",
             "hosts.\"b.example\"",
             "hosts.\"b.example\".certificate",
             "hosts.\"b.example\".key"

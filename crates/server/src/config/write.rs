@@ -118,7 +118,7 @@ pub fn reference() -> String {
          Without `--config`, commands look for `./trunkline.toml`, then `/etc/trunkline/trunkline.toml`.\n\n\
          Relative paths start at the directory of the file. Keys marked **reload** take effect with `trunkline reload`\n\
          (or SIGHUP), which changes nothing when the file has an error; keys marked **restart** need a restart. Certificates\n\
-         are read again on every reload. A `*` in a name stands for a name that you choose, in quotes if it has dots:\n\
+         are read again on every reload; bounds of one connection hold for those that begin later. A `*` in a name stands for a name that you choose, in quotes if it has dots:\n\
          `federation.routes.\"peer.example\"`. Unknown keys are errors.\n",
     );
     for (section, doc) in SECTIONS {
