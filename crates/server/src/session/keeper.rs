@@ -199,10 +199,12 @@ impl Exchange {
     fn snapshot(&self, session: &Arc<Session>) -> Option<([u8; 32], Snapshot)> {
         let management = session.management()?;
         let hash = management.resume?;
-        let kept = session.with_outbox(|outbox| outbox.kept())?;
         let handled = session.ledger()?.handled();
         let mut state = session.account.state();
         let resource = state.resource_of(session)?;
+        let kept = session.with_outbox(|outbox| outbox.kept())?;
+        // What is kept for the account later than this, until the store closes, is read from the log.
+        let seen = self.ids.next();
         Some((
             hash,
             Snapshot {
@@ -213,7 +215,7 @@ impl Exchange {
                 acked: kept.acked,
                 unacked: kept.unacked.iter().map(Saved::of).collect(),
                 queue: kept.queue.iter().map(Saved::of).collect(),
-                catch_up: kept.catch_up,
+                catch_up: kept.catch_up.unwrap_or(CatchUp::Archive(seen)),
                 presence: resource.presence.as_ref().map(text),
                 priority: resource.priority,
                 directed: resource.directed.iter().map(|jid| jid.as_str().to_owned()).collect(),
@@ -272,7 +274,7 @@ impl Exchange {
             acked: snapshot.acked,
             unacked: snapshot.unacked.iter().filter_map(Saved::queued).collect(),
             queue: snapshot.queue.iter().filter_map(Saved::queued).collect(),
-            catch_up: snapshot.catch_up,
+            catch_up: Some(snapshot.catch_up),
         };
         if kept.unacked.len() != snapshot.unacked.len() {
             // The counters would no longer fit. The client binds anew and gets from the log what was kept.
@@ -382,7 +384,7 @@ struct Snapshot {
     acked: u32,
     unacked: Vec<Saved>,
     queue: Vec<Saved>,
-    catch_up: Option<CatchUp>,
+    catch_up: CatchUp,
     presence: Option<String>,
     priority: i8,
     directed: Vec<String>,

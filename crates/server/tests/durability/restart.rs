@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use trunkline_server::net::Transport;
 use trunkline_store::testvfs::Survival;
+use trunkline_store::{Batch, Db, Lane, sql};
 use trunkline_xml::Element;
 
 use super::acknowledgements::{send_many, verona};
@@ -138,6 +139,38 @@ fn a_session_that_was_behind_goes_on_reading_after_a_restart() {
         sent.extend(send_many(&mut romeo, "juliet", 700..720).await);
         juliet.resume(&world).await.unwrap();
         assert_eq!(message_ids(&juliet.all().await), sent);
+    });
+}
+
+/// Federation hands in what it has while the server stops, after the sessions were saved.
+#[test]
+fn what_was_kept_after_the_session_was_saved_comes_when_it_resumes() {
+    paused(async {
+        let (mut world, mut romeo, mut juliet) = verona().await;
+        assert!(romeo.online(&world).await && juliet.online(&world).await);
+        let sent = send_many(&mut romeo, "juliet", 0..2).await;
+        assert_eq!(message_ids(&juliet.all().await), sent);
+        world.stop().await;
+        juliet.vanish().await;
+        let late = "<message type='chat' from='a@peer.example' id='late'><body>late</body></message>";
+        let id = (world.clock.now() << 20) + 1000;
+        let store = Db::open(world.options.clone()).unwrap();
+        let rows = Batch::new(Lane::Inside)
+            .with(
+                sql("INSERT INTO archive (id, account, peer, flags, stanza) VALUES \
+                     (?1, (SELECT id FROM accounts WHERE local = 'juliet'), 'a@peer.example', 0, ?2)")
+                .bind(id)
+                .bind(late.as_bytes().to_vec()),
+            )
+            .with(
+                sql("INSERT INTO pending (account, id) VALUES ((SELECT id FROM accounts WHERE local = 'juliet'), ?1)")
+                    .bind(id),
+            );
+        store.run(rows).await.unwrap();
+        store.shutdown();
+        world.start().await.unwrap();
+        juliet.resume(&world).await.unwrap();
+        assert_eq!(message_ids(&juliet.all().await), ["late"]);
     });
 }
 
