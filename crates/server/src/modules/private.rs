@@ -76,15 +76,19 @@ async fn set(request: Request) -> Answer {
             return Err(StanzaError::new(Condition::ResourceConstraint)
                 .text(format!("An element may have {most} bytes; this one has {}.", xml.len())));
         }
+        let room = i64::try_from(most - xml.len()).unwrap_or(i64::MAX);
         batch.push(
             sql("INSERT INTO private_xml (account, ns, name, xml) SELECT ?1, ?2, ?3, ?4 \
                  WHERE (SELECT COUNT(*) FROM private_xml WHERE account = ?1 AND NOT (ns = ?2 AND name = ?3)) < ?5 \
+                 AND (SELECT COALESCE(SUM(LENGTH(xml)), 0) FROM private_xml \
+                 WHERE account = ?1 AND NOT (ns = ?2 AND name = ?3)) <= ?6 \
                  ON CONFLICT (account, ns, name) DO UPDATE SET xml = excluded.xml")
             .bind(account.id)
             .bind(element.ns())
             .bind(element.name())
             .bind(xml)
             .bind(MOST_ELEMENTS)
+            .bind(room)
             .must_change(),
         );
     }
@@ -94,7 +98,7 @@ async fn set(request: Request) -> Answer {
     match request.exchange.db.run(batch).await {
         Ok(_) => Ok(Reply::Empty),
         Err(trunkline_store::StoreError::Conflict) => Err(StanzaError::new(Condition::ResourceConstraint)
-            .text(format!("An account may store {MOST_ELEMENTS} elements."))),
+            .text(format!("An account may store {MOST_ELEMENTS} elements and {most} bytes all together."))),
         Err(error) => Err(store_trouble(&error)),
     }
 }
