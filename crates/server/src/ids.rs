@@ -22,6 +22,11 @@ impl LogId {
     /// Before every stanza.
     pub const ZERO: LogId = LogId(0);
 
+    /// The first that may be given in that millisecond since 1970.
+    pub fn first_of(millis: i64) -> LogId {
+        LogId(millis.max(0).saturating_mul(1 << COUNTER_BITS))
+    }
+
     /// Milliseconds since 1970 at which the id was given.
     pub fn millis(self) -> i64 {
         self.0 >> COUNTER_BITS

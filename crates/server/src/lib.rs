@@ -17,6 +17,7 @@ pub mod net;
 pub mod notify;
 pub mod operations;
 pub mod protocols;
+pub mod retention;
 pub mod route;
 pub mod schema;
 pub mod serve;

@@ -44,11 +44,12 @@ pub fn archive(batch: &mut Batch, entry: &Entry<'_>) {
     let mut bytes = Vec::with_capacity(entry.stanza.size() + 32);
     entry.stanza.write(&mut bytes);
     batch.push(
-        sql("INSERT INTO archive (id, account, peer, flags, stanza) VALUES (?1, ?2, ?3, ?4, ?5)")
+        sql("INSERT INTO archive (id, account, peer, flags, size, stanza) VALUES (?1, ?2, ?3, ?4, ?5, ?6)")
             .bind(entry.id.0)
             .bind(entry.account)
             .bind(entry.peer.bare_str())
             .bind(entry.flags)
+            .bind(i64::try_from(bytes.len()).unwrap_or(i64::MAX))
             .bind(bytes),
     );
 }
@@ -102,7 +103,16 @@ pub struct Logged {
     pub stanza: Stanza,
 }
 
-/// What waits for `account` after the start of `span` and before its end, oldest first, at most `limit`.
+/// How much is read at once. The first stanza comes whatever its size.
+#[derive(Clone, Copy, Debug)]
+pub struct Page {
+    /// Stanzas at most.
+    pub stanzas: i64,
+    /// No further stanza once these are reached.
+    pub bytes: i64,
+}
+
+/// What waits for `account` after the start of `span` and before its end, oldest first, at most a page.
 ///
 /// # Errors
 /// Those of the store.
@@ -110,34 +120,41 @@ pub async fn pending(
     db: &Db,
     account: i64,
     span: Range<LogId>,
-    limit: i64,
+    page: Page,
 ) -> Result<Vec<Logged>, StoreError> {
     let rows = fresh(
         db,
-        sql("SELECT a.id, a.flags, a.stanza FROM pending p JOIN archive a ON a.id = p.id \
-             WHERE p.account = ?1 AND p.id > ?2 AND p.id < ?3 ORDER BY p.id LIMIT ?4")
+        sql("SELECT a.id, a.flags, a.stanza FROM (SELECT id, SUM(size) OVER (ORDER BY id) - size AS before \
+             FROM (SELECT p.id AS id, a.size AS size FROM pending p JOIN archive a ON a.id = p.id \
+             WHERE p.account = ?1 AND p.id > ?2 AND p.id < ?3 ORDER BY p.id LIMIT ?4) AS rows) AS page \
+             JOIN archive a ON a.id = page.id WHERE page.before < ?5 ORDER BY a.id")
         .bind(account)
         .bind(span.start.0)
         .bind(span.end.0)
-        .bind(limit),
+        .bind(page.stanzas)
+        .bind(page.bytes),
     )
     .await?;
     Ok(logged(&rows))
 }
 
-/// The archive of `account` after the start of `span` and before its end, oldest first, at most `limit`; hidden rows
+/// The archive of `account` after the start of `span` and before its end, oldest first, at most a page; hidden rows
 /// included. What is complete is only what had an id when this was called: the span must end there.
 ///
 /// # Errors
 /// Those of the store.
-pub async fn since(db: &Db, account: i64, span: Range<LogId>, limit: i64) -> Result<Vec<Logged>, StoreError> {
+pub async fn since(db: &Db, account: i64, span: Range<LogId>, page: Page) -> Result<Vec<Logged>, StoreError> {
     let rows = fresh(
         db,
-        sql("SELECT id, flags, stanza FROM archive WHERE account = ?1 AND id > ?2 AND id < ?3 ORDER BY id LIMIT ?4")
-            .bind(account)
-            .bind(span.start.0)
-            .bind(span.end.0)
-            .bind(limit),
+        sql("SELECT a.id, a.flags, a.stanza FROM (SELECT id, SUM(size) OVER (ORDER BY id) - size AS before \
+             FROM (SELECT id, size FROM archive WHERE account = ?1 AND id > ?2 AND id < ?3 \
+             ORDER BY id LIMIT ?4) AS rows) AS page \
+             JOIN archive a ON a.id = page.id WHERE page.before < ?5 ORDER BY a.id")
+        .bind(account)
+        .bind(span.start.0)
+        .bind(span.end.0)
+        .bind(page.stanzas)
+        .bind(page.bytes),
     )
     .await?;
     Ok(logged(&rows))
@@ -192,6 +209,8 @@ mod tests {
     use crate::schema::MIGRATIONS;
     use trunkline_store::Options;
 
+    const PAGE: Page = Page { stanzas: 10, bytes: 1 << 20 };
+
     /// A writer that is busy, so that what is submitted now waits in both lanes, until the sender is dropped.
     fn hold(db: &Db) -> std::sync::mpsc::Sender<()> {
         let (hold, held) = std::sync::mpsc::channel::<()>();
@@ -216,6 +235,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_page_ends_at_its_bytes_and_has_one_stanza_at_least() {
+        let db = Db::open(Options::memory(MIGRATIONS)).unwrap();
+        let mut batch = Batch::new(Lane::Inside)
+            .with(sql("INSERT INTO hosts (id, name) VALUES (1, 'here.example')"))
+            .with(sql("INSERT INTO accounts (id, host_id, local, created_at) VALUES (1, 1, 'juliet', 0)"));
+        let peer = Jid::parse("romeo@peer.example").unwrap();
+        for (id, bytes) in [(1, 5000), (2, 100), (3, 100), (4, 100), (5, 5000), (6, 100)] {
+            let xml = format!("<message type='chat'><body>{}</body></message>", "x".repeat(bytes));
+            let stanza = Stanza::parse(xml.as_bytes()).unwrap();
+            archive(&mut batch, &Entry { id: LogId(id), account: 1, peer: &peer, flags: 0, stanza: &stanza });
+            await_delivery(&mut batch, 1, LogId(id));
+        }
+        db.run(batch).await.unwrap();
+        let page = Page { stanzas: 10, bytes: 1000 };
+        let ids = |rows: Vec<Logged>| rows.iter().map(|logged| logged.id.0).collect::<Vec<_>>();
+        for (after, expected) in [(0, vec![1]), (1, vec![2, 3, 4, 5]), (5, vec![6]), (6, vec![])] {
+            let span = || LogId(after)..LogId(i64::MAX);
+            assert_eq!(ids(pending(&db, 1, span(), page).await.unwrap()), expected);
+            assert_eq!(ids(since(&db, 1, span(), page).await.unwrap()), expected);
+        }
+        let two = Page { stanzas: 2, ..page };
+        assert_eq!(ids(since(&db, 1, LogId(1)..LogId(i64::MAX), two).await.unwrap()), [2, 3]);
+    }
+
+    #[tokio::test]
     async fn the_two_lanes_of_the_store_do_not_hide_anything_from_each_other() {
         let directory = tempfile::tempdir().unwrap();
         let db = Db::open(Options::file(directory.path().join("test.db"), MIGRATIONS)).unwrap();
@@ -228,7 +272,7 @@ mod tests {
         let held = hold(&db);
         arrive(&db, LogId(1));
         let reading = db.clone();
-        let read = tokio::spawn(async move { pending(&reading, 1, everything(), 10).await.unwrap().len() });
+        let read = tokio::spawn(async move { pending(&reading, 1, everything(), PAGE).await.unwrap().len() });
         tokio::task::yield_now().await;
         drop(held);
         assert_eq!(read.await.unwrap(), 1, "what came before the read is in it");
@@ -240,7 +284,7 @@ mod tests {
         delivered(&db, 1, &[LogId(2)]);
         drop(held);
         db.flush().await;
-        assert_eq!(pending(&db, 1, everything(), 10).await.unwrap().len(), 0, "delivered once is enough");
-        assert_eq!(since(&db, 1, everything(), 10).await.unwrap().len(), 0);
+        assert_eq!(pending(&db, 1, everything(), PAGE).await.unwrap().len(), 0, "delivered once is enough");
+        assert_eq!(since(&db, 1, everything(), PAGE).await.unwrap().len(), 0);
     }
 }

@@ -6,7 +6,7 @@
 use trunkline_store::Migration;
 
 /// Every migration, oldest first.
-pub const MIGRATIONS: &[Migration] = &[ACCOUNTS, MESSAGING, INVITES];
+pub const MIGRATIONS: &[Migration] = &[ACCOUNTS, MESSAGING, INVITES, BOUNDS];
 
 const ACCOUNTS: Migration = Migration {
     name: "accounts",
@@ -125,5 +125,23 @@ const INVITES: Migration = Migration {
         CREATE INDEX invites_by_inviter ON invites (inviter);
         CREATE INDEX invites_by_name ON invites (host_id, local);
         CREATE INDEX invites_by_expiry ON invites (expires_at);
+    ",
+};
+
+/// What bounds need to know: the size of each archive row, in the index, so that sums read no stanzas; how far back
+/// the deletions in a roster are remembered; and a row to find out whether the disk takes writes.
+const BOUNDS: Migration = Migration {
+    name: "bounds",
+    sql: "
+        ALTER TABLE archive ADD COLUMN size INTEGER NOT NULL DEFAULT 0;
+        UPDATE archive SET size = LENGTH(stanza);
+        DROP INDEX archive_by_account;
+        CREATE INDEX archive_by_account ON archive (account, id, size);
+        ALTER TABLE accounts ADD COLUMN roster_floor INTEGER NOT NULL DEFAULT 0;
+        CREATE TABLE heartbeat (
+            id INTEGER PRIMARY KEY,
+            at INTEGER NOT NULL,
+            ballast BLOB NOT NULL
+        ) STRICT;
     ",
 };

@@ -153,6 +153,7 @@ impl Server {
             async move { exchange.keeper.answer().await }
         });
         server.spawn(Arc::clone(&exchange).keep_sessions());
+        server.spawn(crate::retention::keep(Arc::clone(&exchange)));
         server.spawn({
             let exchange = Arc::clone(&exchange);
             async move {

@@ -178,6 +178,9 @@ pub const KEYS: &[Key] = &[
         "Whether the invitations that users make for contacts let the invited register an account here. Needs registration \"invite\" or \"open\".",
     ),
     key("accounts.invite_lifetime", Duration).default("\"7 days\"").doc("How long an invitation can be used."),
+    key("accounts.history_age", Duration).default("\"365 days\"").doc(
+        "How long messages stay in the archive; 0 means for ever. What waits to be picked up stays.",
+    ),
     key("accounts.password_iterations", Int(4096, 10_000_000)).default("10000").doc(
         "The work factor of stored passwords (SCRAM, PBKDF2). Clients do this work at each login. Applies when a password is set.",
     ),
@@ -356,7 +359,13 @@ pub const KEYS: &[Key] = &[
         .doc("New connections a minute from one address (IPv6: one /64), counted for clients, components and other servers each. Beyond it they are closed at once."),
     key("limits.offline_messages", Int(0, i64::MAX))
         .default("2000")
-        .doc("Messages kept for one account that nobody has picked up."),
+        .doc("Messages kept for one account that nobody has picked up. Beyond it they are refused. For senders at other providers the queue is full at half of it, for strangers there at an eighth."),
+    key("limits.offline_bytes", Bytes)
+        .default("\"16 MB\"")
+        .doc("Bytes of messages kept for one account that nobody has picked up, with the same shares."),
+    key("limits.archive_bytes", Bytes).default("\"1 GB\"").doc(
+        "Bytes of one account's archive. Beyond it the oldest messages go, within minutes.",
+    ),
     key("limits.held_requests", Int(1, i64::MAX))
         .default("200")
         .doc("Subscription requests of others that wait for one account's answer."),

@@ -141,6 +141,8 @@ pub struct Accounts {
     pub user_invites: bool,
     /// How long an invitation can be used.
     pub invite_lifetime: Duration,
+    /// How long messages stay in the archive; zero: for ever.
+    pub history_age: Duration,
     /// PBKDF2 iterations for new passwords.
     pub password_iterations: u32,
 }
@@ -340,6 +342,8 @@ pub struct Limits {
     pub peer_bytes_burst: u32,
     pub connections_per_minute: u32,
     pub offline_messages: usize,
+    pub offline_bytes: usize,
+    pub archive_bytes: usize,
     pub held_requests: usize,
     pub roster_items: usize,
     pub blocked_items: usize,

@@ -13,7 +13,7 @@ use trunkline_xmpp::stanza::{Kind, PresenceType, Stanza};
 use super::{Answer, Level, Module, Reply, Request, Scope};
 use crate::route::Queued;
 use crate::route::message::store_trouble;
-use crate::route::roster::{Item, write_item};
+use crate::route::roster::{Item, Roster, write_item};
 
 /// Bytes of a contact's name or group (RFC 6121 s.2.3.3: `not-acceptable` beyond).
 const MOST_NAME: usize = 1023;
@@ -57,12 +57,24 @@ async fn get(request: Request) -> Answer {
             .filter_map(|row| Some((Jid::parse(row.text(0)).ok()?, row.int(1))))
             .collect(),
     };
+    // Read behind the deletions: what was forgotten in between raises it.
+    let floor = match known {
+        None => 0,
+        Some(_) => request
+            .exchange
+            .db
+            .read(sql(Roster::FLOOR).bind(account.id))
+            .await
+            .map_err(|error| store_trouble(&error))?
+            .first()
+            .map_or(0, |row| row.int(0)),
+    };
     let mut state = account.state();
     if let Some(resource) = state.resource_of(session) {
         resource.interested = true;
     }
     let version = state.roster.version;
-    if let Some(known) = known.filter(|known| *known <= version) {
+    if let Some(known) = known.filter(|known| (floor..=version).contains(known)) {
         let mut changes: Vec<(i64, Vec<u8>)> = Vec::new();
         let change = |jid: &Jid, item: Option<&Item>, version: i64| {
             let mut w = Writer::new();

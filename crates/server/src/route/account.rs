@@ -45,9 +45,30 @@ pub struct AccountState {
     /// The newest id given to something kept for this account.
     pub last_kept: Option<LogId>,
     /// Messages that waited when the account was loaded, and those that came since when nobody was there.
-    pub waiting: usize,
+    pub waiting: Waiting,
     /// The account was removed while in memory.
     pub removed: bool,
+}
+
+/// Messages in the offline queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Their number.
+    pub messages: usize,
+    /// Their bytes.
+    pub bytes: usize,
+}
+
+impl Waiting {
+    /// Counts one more of `bytes` if the queue is below `most` with it.
+    pub fn admit(&mut self, bytes: usize, most: Waiting) -> bool {
+        if self.messages >= most.messages || self.bytes.saturating_add(bytes) > most.bytes {
+            return false;
+        }
+        self.messages += 1;
+        self.bytes += bytes;
+        true
+    }
 }
 
 /// One connected resource.
@@ -210,9 +231,19 @@ impl Accounts {
         let (id, version) = (row.int(0), row.int(1));
         let items = db.read(sql(Roster::QUERY).bind(id)).await?;
         let blocks = db.read(sql("SELECT jid FROM blocked WHERE account = ?1").bind(id)).await?;
-        let waiting = db.read(sql("SELECT COUNT(*) FROM pending WHERE account = ?1").bind(id)).await?;
+        let waiting = db
+            .read(
+                sql(
+                    "SELECT COUNT(*), COALESCE(SUM(a.size), 0) FROM pending p JOIN archive a ON a.id = p.id \
+                     WHERE p.account = ?1",
+                )
+                .bind(id),
+            )
+            .await?;
+        let count =
+            |column| waiting.first().and_then(|row| usize::try_from(row.int(column)).ok()).unwrap_or(0);
         let state = AccountState {
-            waiting: waiting.first().and_then(|row| usize::try_from(row.int(0)).ok()).unwrap_or(0),
+            waiting: Waiting { messages: count(0), bytes: count(1) },
             roster: Roster::load(&items, version),
             blocked: blocks.iter().filter_map(|row| Jid::parse(row.text(0)).ok()).collect(),
             ..AccountState::default()

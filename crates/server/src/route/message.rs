@@ -8,7 +8,7 @@ use trunkline_xmpp::classify::{classify, classify_sent};
 use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::stanza::{Kind, MessageType, Stanza};
 
-use super::account::{Account, AccountState, Resource};
+use super::account::{Account, AccountState, Resource, Waiting};
 use super::presence::delayed;
 use super::{Mail, Routed};
 use crate::exchange::Exchange;
@@ -130,13 +130,13 @@ impl Exchange {
             Targets::Sessions(sessions) => sessions,
             Targets::Nobody if passage.class.offline.yes => {
                 // XEP-0160 s.2: what is too much is refused, not thrown away later.
-                if passage.state.waiting >= self.config.load().limits.offline_messages {
+                let most = self.offline_room(passage.state, &mail);
+                if !passage.state.waiting.admit(passage.stanza.size(), most) {
                     self.metrics.refused("offline-messages-full");
                     let error = StanzaError::new(Condition::ServiceUnavailable);
                     self.refuse_unlocked(guard, &mail, &error);
                     return;
                 }
-                passage.state.waiting += 1;
                 SmallVec::new()
             }
             Targets::Nobody | Targets::Unavailable => {
@@ -177,6 +177,23 @@ impl Exchange {
             self.commit(batch, mail.receipt, &mail.stanza);
         }
         drop(guard);
+    }
+
+    /// How full the offline queue may be for one more from this sender. The outside can't fill what belongs to
+    /// the inside, and strangers can't fill what belongs to contacts.
+    fn offline_room(&self, state: &AccountState, mail: &Mail) -> Waiting {
+        let limits = &self.config.load().limits;
+        let share = match &mail.stanza.head.from {
+            Some(from) if mail.is_outside() => {
+                if super::has_consent(state, from) {
+                    2
+                } else {
+                    8
+                }
+            }
+            _ => 1,
+        };
+        Waiting { messages: limits.offline_messages / share, bytes: limits.offline_bytes / share }
     }
 
     fn refuse_unlocked(

@@ -10,12 +10,13 @@ use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::{Kind, PresenceType, Stanza};
 
-use super::account::{Account, AccountState, Loaded, Resource};
+use super::account::{Account, AccountState, Loaded, Resource, Waiting};
 use super::message::store_trouble;
 use super::roster::{self, Item};
 use super::{Mail, Origin, Routed};
 use crate::exchange::Exchange;
 use crate::ids::LogId;
+use crate::log::Page;
 use crate::logging::Refusal;
 use crate::session::client::refuse;
 use crate::session::{CatchUp, Greeting, Push, Queued, Session};
@@ -586,7 +587,9 @@ impl Exchange {
 
     /// Feeds a session that is behind from the log until it has caught up.
     pub(crate) async fn catch_up(self: Arc<Self>, session: Arc<Session>) {
-        const PAGE: i64 = 50;
+        // The outbox takes a page when it is three quarters empty.
+        let bytes = i64::try_from(self.bounds().bytes / 4).unwrap_or(i64::MAX);
+        let rows = Page { stanzas: 50, bytes };
         // What is younger is no replay: it came while the session was reading what is older.
         let began = self.clock().now();
         let account = Arc::clone(&session.account);
@@ -599,12 +602,12 @@ impl Exchange {
             let mark = account.state().last_kept;
             let page = match from {
                 CatchUp::Pending { after, until } => {
-                    crate::log::pending(&self.db, account.id, after..until, PAGE).await
+                    crate::log::pending(&self.db, account.id, after..until, rows).await
                 }
                 CatchUp::Archive(after) => {
                     // Younger ids may still be on their way in either lane; none: all there is was there at the start.
                     let end = mark.map_or(LogId(i64::MAX), |mark| LogId(mark.0 + 1));
-                    crate::log::since(&self.db, account.id, after..end, PAGE).await
+                    crate::log::since(&self.db, account.id, after..end, rows).await
                 }
             };
             let page = match page {
@@ -643,7 +646,7 @@ impl Exchange {
             });
             if next.is_none() {
                 // Whatever had waited is on its way to a client.
-                state.waiting = 0;
+                state.waiting = Waiting::default();
             }
             drop(state);
             session.wake();

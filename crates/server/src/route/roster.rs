@@ -11,6 +11,8 @@ use super::subscription::Subscription;
 
 /// Bit of the `state` column beside those of [`Subscription::to_bits`].
 const LISTED: i64 = 1 << 5;
+/// Deletions that one account's roster remembers.
+const MOST_DELETIONS: i64 = 200;
 
 /// One contact.
 #[derive(Clone, Debug, Default)]
@@ -82,6 +84,10 @@ impl Roster {
         self.get(jid).map(|item| item.subscription).unwrap_or_default()
     }
 
+    /// The oldest version from which all deletions are remembered (`?1` is the account): who has an older one needs
+    /// the whole roster.
+    pub const FLOOR: &'static str = "SELECT roster_floor FROM accounts WHERE id = ?1";
+
     /// All items, those included that only hold a request.
     pub fn iter(&self) -> impl Iterator<Item = (&Jid, &Item)> {
         self.items.iter()
@@ -146,6 +152,25 @@ pub fn save(batch: &mut Batch, account: i64, jid: &Jid, item: Option<&Item>, ver
             .bind(account)
             .bind(version)
             .must_change(),
+    );
+    if item.is_none() {
+        forget_oldest_deletions(batch, account);
+    }
+}
+
+/// Who asks for a subscription and withdraws leaves such a row too: their number must not be up to strangers.
+fn forget_oldest_deletions(batch: &mut Batch, account: i64) {
+    batch.push(
+        sql("UPDATE accounts SET roster_floor = COALESCE((SELECT version FROM roster \
+             WHERE account = ?1 AND removed = 1 ORDER BY version DESC LIMIT 1 OFFSET ?2), roster_floor) \
+             WHERE id = ?1")
+        .bind(account)
+        .bind(MOST_DELETIONS),
+    );
+    batch.push(
+        sql("DELETE FROM roster WHERE account = ?1 AND removed = 1 \
+             AND version <= (SELECT roster_floor FROM accounts WHERE id = ?1)")
+        .bind(account),
     );
 }
 
