@@ -60,6 +60,8 @@ pub struct Exchange {
     pub logins: crate::session::attempts::Attempts,
     /// Whose failure to be stored was told lately.
     pub failed: crate::route::message::Failed,
+    /// What logins are checked with.
+    pub logging_in: crate::session::credentials::Credentials,
     /// Looks after the sessions.
     pub keeper: crate::session::keeper::Keeper,
     /// Counters.

@@ -559,6 +559,7 @@ async fn exchange(config: Config, parts: &Parts) -> Result<Arc<Exchange>, StartE
         commands: crate::commands::Sessions::default(),
         components: crate::route::components::Components::default(),
         logins: Attempts::new(parts.clock.clone()),
+        logging_in: crate::session::credentials::Credentials::default(),
         failed: crate::route::message::Failed::default(),
         keeper: Keeper::default(),
         refusals: crate::logging::Refusals::new(Arc::clone(&metrics)),

@@ -439,3 +439,62 @@ async fn handshakes_are_bounded_by_the_gate() {
     let text = house.server.exchange().metrics.encode();
     assert!(text.contains("tls-timeout"), "{text}");
 }
+
+/// What the server says in a SCRAM challenge.
+async fn challenge(house: &House, user: &str) -> String {
+    use base64::Engine as _;
+    let (mut client, _) = house.encrypted().await;
+    let initial = scram(Hash::Sha256, user, PASSWORD, Binding::Unsupported).initial();
+    let challenge = client.auth("SCRAM-SHA-256", &initial).await;
+    let text = challenge.root().text().into_owned();
+    String::from_utf8(base64::engine::general_purpose::STANDARD.decode(text).unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn a_new_iteration_count_does_not_tell_who_exists() {
+    // Romeo's keys are from a time when it was 4096.
+    let house = House::with(&["accounts.password_iterations=5000"]).await;
+    for user in ["romeo", "nobody", "nobody2"] {
+        let text = challenge(&house, user).await;
+        assert!(text.ends_with(",i=4096"), "{user}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn checking_a_password_does_not_hold_up_others() {
+    let house = House::new().await;
+    let jid = Jid::parse("slow@north.localhost").unwrap();
+    let password = Password::new(PASSWORD);
+    let new = accounts::NewAccount { jid: &jid, password: &password, iterations: 1_000_000, now: 0 };
+    accounts::add(&house.server.exchange().db, new).await.unwrap();
+    let (mut slow, _) = house.encrypted().await;
+    // On the one thread of this test, nothing else would move while it is checked.
+    slow.send(&format!("<auth xmlns='{}' mechanism='PLAIN'>{}</auth>", ns::SASL, plain("slow", PASSWORD)))
+        .await;
+    let (mut quick, _) = house.encrypted().await;
+    let (end, _) =
+        quick.scram("SCRAM-SHA-256", scram(Hash::Sha256, "romeo", PASSWORD, Binding::Unsupported)).await;
+    assert!(end.root().is(ns::SASL, "success"));
+    assert!(!house.counted("PLAIN", "ok"), "still at it");
+    assert!(slow.next().await.root().is(ns::SASL, "success"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_many_that_bind_one_name_at_once_one_stays() {
+    let house = Arc::new(House::new().await);
+    let jid = Jid::parse("romeo@north.localhost").unwrap();
+    for _ in 0..20 {
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            let (house, jid) = (Arc::clone(&house), jid.clone());
+            tasks.spawn(async move {
+                let mut client = house.dial(Entry::Seated(jid)).await;
+                assert_eq!(client.bind().await, "romeo@north.localhost/orchard");
+                client
+            });
+        }
+        let _clients = tasks.join_all().await;
+        let account = house.server.exchange().accounts.online(&jid).unwrap();
+        assert_eq!(account.state().resources.len(), 1);
+    }
+}

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use trunkline_store::sql;
 use trunkline_xml::{Element, Event, Limits, Scanner, Writer};
 use trunkline_xmpp::error::{Condition, StanzaError, StreamCondition, StreamError};
 use trunkline_xmpp::jid::Jid;
@@ -350,11 +349,17 @@ impl Negotiation {
         initial: &str,
         bindings: &sasl::ChannelBindings,
     ) -> Result<Result<Arc<Account>, sasl::Failure>, Stop> {
-        let offered = self.mechanisms(bindings);
         if self.exchange.login_blocked_from(self.peer.ip()) {
             self.refused("login-rate-address", "too many failed logins from this address");
             return Ok(Err(sasl::Failure::TemporaryAuthFailure));
         }
+        let offered = match self.exchange.decoys(host).await {
+            Ok(decoys) => self.mechanisms(bindings).decoys(decoys),
+            Err(error) => {
+                tracing::error!(%error, "credentials can't be read");
+                return Ok(Err(sasl::Failure::TemporaryAuthFailure));
+            }
+        };
         let mut server = match sasl::Server::start(mechanism, initial, &offered, bindings) {
             Ok(server) => server,
             Err(failure) => return Ok(Err(failure)),
@@ -386,7 +391,13 @@ impl Negotiation {
                         return Ok(Err(sasl::Failure::TemporaryAuthFailure));
                     }
                     match self.exchange.credentials(host, jid.as_ref(), hash).await {
-                        Ok(credentials) => server.credentials(credentials),
+                        Ok(keys) if mechanism == sasl::Mechanism::Plain.name() => {
+                            server = match self.exchange.check_password(server, keys).await {
+                                Ok(server) => server,
+                                Err(failure) => return Ok(Err(failure)),
+                            };
+                        }
+                        Ok(keys) => server.credentials(keys),
                         Err(error) => {
                             tracing::error!(%error, "credentials can't be read");
                             return Ok(Err(sasl::Failure::TemporaryAuthFailure));
@@ -466,8 +477,7 @@ impl Negotiation {
     fn mechanisms(&self, bindings: &sasl::ChannelBindings) -> sasl::Offer {
         let offer = sasl::Offer::new(self.transport.is_encrypted(), bindings);
         let Some(host) = &self.host else { return offer };
-        let iterations = self.exchange.config.load().accounts.password_iterations;
-        offer.domain(host.domain.as_str()).decoys(sasl::Decoys::new(&host.secret, iterations))
+        offer.domain(host.domain.as_str())
     }
 
     /// Features before login: mechanisms, channel-binding types (XEP-0440), registration, limits.
@@ -849,33 +859,5 @@ impl Exchange {
     fn login_blocked_for(&self, account: &Jid) -> bool {
         let config = self.config.load();
         config.limits.enabled && self.logins.of_account(account) >= config.clients.login_failures_per_account
-    }
-
-    /// The SCRAM keys of an account, for one hash; `None` for who does not exist, after the same work.
-    async fn credentials(
-        &self,
-        host: &Host,
-        jid: Option<&Jid>,
-        hash: sasl::Hash,
-    ) -> Result<Option<sasl::ScramKeys>, trunkline_store::StoreError> {
-        let local = jid.and_then(Jid::local).unwrap_or_default();
-        let rows = self
-            .db
-            .read(
-                sql("SELECT c.salt, c.iterations, c.stored_key, c.server_key FROM credentials c \
-                     JOIN accounts a ON a.id = c.account_id \
-                     WHERE a.host_id = ?1 AND a.local = ?2 AND c.mechanism = ?3 AND a.disabled = 0")
-                .bind(host.id)
-                .bind(local)
-                .bind(hash.mechanism()),
-            )
-            .await?;
-        Ok(rows.iter().next().map(|row| sasl::ScramKeys {
-            hash,
-            salt: row.blob(0).to_vec(),
-            iterations: u32::try_from(row.int(1)).unwrap_or(0),
-            stored_key: row.blob(2).to_vec(),
-            server_key: row.blob(3).to_vec(),
-        }))
     }
 }

@@ -6,6 +6,7 @@
 pub mod attempts;
 pub mod client;
 pub mod component;
+pub mod credentials;
 pub mod keeper;
 pub mod ledger;
 pub mod login;

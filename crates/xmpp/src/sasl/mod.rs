@@ -278,24 +278,49 @@ impl Offer {
     }
 }
 
-/// Makes the keys that unknown users are answered with: the same for the same user at all times, and costing the
-/// same work as those of a known one.
+/// Makes the keys that unknown users are answered with: the same for the same user as long as nothing changes, and
+/// costing the same work as those of a known one.
 #[derive(Clone)]
 pub struct Decoys {
     secret: Arc<[u8]>,
-    iterations: u32,
+    /// Iteration counts and how many accounts have each; never empty.
+    counts: Arc<[(u32, u32)]>,
 }
 
 impl Decoys {
     /// `secret` must be kept over restarts; `iterations` is what new accounts get.
     pub fn new(secret: &[u8], iterations: u32) -> Decoys {
-        Decoys { secret: secret.into(), iterations: iterations.max(1) }
+        Decoys { secret: secret.into(), counts: [(iterations.max(1), 1)].into() }
+    }
+
+    /// Keys with iteration counts as they occur: pairs of a count and how many accounts have it. The configured
+    /// count changes and most passwords don't: a stand-in with the new one would be known by it.
+    pub fn among(mut self, counts: &[(u32, u32)]) -> Decoys {
+        let sound = |(count, accounts): &&(u32, u32)| *count > 0 && *accounts > 0;
+        let counts: Vec<(u32, u32)> = counts.iter().filter(sound).copied().collect();
+        if !counts.is_empty() {
+            self.counts = counts.into();
+        }
+        self
+    }
+
+    /// The user's count. Weighted rendezvous hashing: each count is drawn as often as it occurs, and when accounts
+    /// move from one to another only as many users move as they are, as if they had a new password.
+    fn iterations(&self, user: &str) -> u32 {
+        let score = |(count, accounts): &(u32, u32)| {
+            let tag =
+                Hash::Sha256.hmac(&self.secret, format!("trunkline iterations {count} {user}").as_bytes());
+            let drawn = tag.as_ref().iter().take(4).fold(0, |n: u32, byte| n << 8 | u32::from(*byte));
+            -((f64::from(drawn) + 0.5) / 4_294_967_296.0).ln() / f64::from(*accounts)
+        };
+        let nearest = self.counts.iter().min_by(|a, b| score(a).total_cmp(&score(b)));
+        nearest.map_or(DEFAULT_ITERATIONS, |(count, _)| *count)
     }
 }
 
 impl std::fmt::Debug for Decoys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Decoys").field("iterations", &self.iterations).finish_non_exhaustive()
+        f.debug_struct("Decoys").field("counts", &self.counts).finish_non_exhaustive()
     }
 }
 

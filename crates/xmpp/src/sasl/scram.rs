@@ -168,19 +168,15 @@ impl ScramKeys {
     /// known users, whose salt does not depend on the case they type.
     pub(super) fn decoy(hash: Hash, user: &str, decoys: &super::Decoys) -> ScramKeys {
         let user = prepare(user, Profile::Node, Unassigned::Allow).unwrap_or(Cow::Borrowed(user));
+        let iterations = decoys.iterations(&user);
         let part = |what: &str| {
-            let message = format!("trunkline {what} {} {user}", hash.mechanism());
+            // Another count comes with another salt, as with a new password.
+            let message = format!("trunkline {what} {} {iterations} {user}", hash.mechanism());
             hash.hmac(&decoys.secret, message.as_bytes()).as_ref().to_vec()
         };
         let mut salt = part("salt");
         salt.truncate(SALT_BYTES);
-        ScramKeys {
-            hash,
-            salt,
-            iterations: decoys.iterations,
-            stored_key: part("stored key"),
-            server_key: part("server key"),
-        }
+        ScramKeys { hash, salt, iterations, stored_key: part("stored key"), server_key: part("server key") }
     }
 }
 

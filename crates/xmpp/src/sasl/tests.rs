@@ -189,6 +189,27 @@ fn unknown_users_look_like_known_ones() {
     assert_eq!(salt.len(), format!("{},i=4711", encode(known.salt)).len());
 }
 
+#[test]
+fn unknown_users_have_the_iteration_counts_of_known_ones() {
+    let before = Decoys::new(b"secret", 9000).among(&[(4096, 300), (10_000, 100)]);
+    let after = Decoys::new(b"secret", 9000).among(&[(4096, 200), (10_000, 200)]);
+    let (mut old, mut moved) = (0, 0);
+    for n in 0..400 {
+        let (a, b) = (challenge_for(&format!("u{n}"), &before), challenge_for(&format!("u{n}"), &after));
+        assert!(a.ends_with(",i=4096") || a.ends_with(",i=10000"), "{a}");
+        old += usize::from(a.ends_with(",i=4096"));
+        if a != b {
+            assert!(a.ends_with(",i=4096") && b.ends_with(",i=10000"), "only as known ones do: {a} {b}");
+            assert_ne!(a.split_once(','), b.split_once(','), "with a new salt");
+            moved += 1;
+        }
+    }
+    assert!((270..330).contains(&old), "{old}");
+    assert!((70..130).contains(&moved), "{moved}");
+    let none = Decoys::new(b"secret", 9000).among(&[(0, 1), (5, 0)]);
+    assert!(challenge_for("u1", &none).ends_with(",i=9000"));
+}
+
 fn plain_step(initial: &str, stored: Option<ScramKeys>) -> Step {
     let offer = Offer::new(true, &tls()).domain("verona.example");
     let mut server = match Server::start("PLAIN", initial, &offer, &tls()) {

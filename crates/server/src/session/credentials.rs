@@ -1,0 +1,115 @@
+//! What logins are checked with: stored keys, stand-ins for users who don't exist, and threads for passwords.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use trunkline_store::{StoreError, sql};
+use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::sasl;
+
+use crate::exchange::{Exchange, Host};
+
+/// How long the iteration counts of a host's accounts are remembered, in milliseconds: reading them costs a look at
+/// every account.
+const REMEMBERED: i64 = 10 * 60 * 1000;
+
+/// What the logins of all connections share.
+#[derive(Debug)]
+pub struct Credentials {
+    /// By host: when the iteration counts were read, and what they are with how many accounts have each.
+    counts: Mutex<HashMap<i64, (i64, Counts)>>,
+    /// Turns for deriving keys of passwords.
+    turns: Arc<Semaphore>,
+}
+
+type Counts = Arc<[(u32, u32)]>;
+
+impl Default for Credentials {
+    fn default() -> Credentials {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Credentials { counts: Mutex::default(), turns: Arc::new(Semaphore::new(processors)) }
+    }
+}
+
+impl Exchange {
+    /// The SCRAM keys of an account, for one hash; `None` for who does not exist.
+    pub(super) async fn credentials(
+        &self,
+        host: &Host,
+        jid: Option<&Jid>,
+        hash: sasl::Hash,
+    ) -> Result<Option<sasl::ScramKeys>, StoreError> {
+        let local = jid.and_then(Jid::local).unwrap_or_default();
+        let rows = self
+            .db
+            .read(
+                sql("SELECT c.salt, c.iterations, c.stored_key, c.server_key FROM credentials c \
+                     JOIN accounts a ON a.id = c.account_id \
+                     WHERE a.host_id = ?1 AND a.local = ?2 AND c.mechanism = ?3 AND a.disabled = 0")
+                .bind(host.id)
+                .bind(local)
+                .bind(hash.mechanism()),
+            )
+            .await?;
+        Ok(rows.iter().next().map(|row| sasl::ScramKeys {
+            hash,
+            salt: row.blob(0).to_vec(),
+            iterations: u32::try_from(row.int(1)).unwrap_or(0),
+            stored_key: row.blob(2).to_vec(),
+            server_key: row.blob(3).to_vec(),
+        }))
+    }
+
+    /// What the users of this host who don't exist are answered with.
+    pub(super) async fn decoys(&self, host: &Host) -> Result<sasl::Decoys, StoreError> {
+        let counts = self.iteration_counts(host).await?;
+        let configured = self.config.load().accounts.password_iterations;
+        Ok(sasl::Decoys::new(&host.secret, configured).among(&counts))
+    }
+
+    async fn iteration_counts(&self, host: &Host) -> Result<Counts, StoreError> {
+        let now = self.clock().now();
+        let known = self.logging_in.counts.lock().get(&host.id).cloned();
+        if let Some((read, counts)) = known
+            && (read..read + REMEMBERED).contains(&now)
+        {
+            return Ok(counts);
+        }
+        // An account has the same count for each hash.
+        let rows = self
+            .db
+            .read(
+                sql(
+                    "SELECT c.iterations, count(*) FROM credentials c JOIN accounts a ON a.id = c.account_id \
+                     WHERE a.host_id = ?1 AND c.mechanism = ?2 AND a.disabled = 0 \
+                     GROUP BY c.iterations ORDER BY 2 DESC LIMIT 16",
+                )
+                .bind(host.id)
+                .bind(sasl::Hash::Sha256.mechanism()),
+            )
+            .await?;
+        let number = |value: i64| u32::try_from(value).unwrap_or(u32::MAX);
+        let counts: Counts = rows.iter().map(|row| (number(row.int(0)), number(row.int(1)))).collect();
+        self.logging_in.counts.lock().insert(host.id, (now, Arc::clone(&counts)));
+        Ok(counts)
+    }
+
+    /// Checks the password that a PLAIN login brought. Deriving its keys takes milliseconds: that is done on
+    /// threads that serve nobody, for so many at once as there are processors.
+    pub(super) async fn check_password(
+        &self,
+        mut login: sasl::Server,
+        keys: Option<sasl::ScramKeys>,
+    ) -> Result<sasl::Server, sasl::Failure> {
+        let turn = Arc::clone(&self.logging_in.turns).acquire_owned().await;
+        let check = move || {
+            // Held here: the work goes on when its connection is gone.
+            let _turn = turn;
+            login.credentials(keys);
+            login
+        };
+        tokio::task::spawn_blocking(check).await.map_err(|_| sasl::Failure::TemporaryAuthFailure)
+    }
+}
