@@ -77,7 +77,13 @@ struct Room {
 
 impl Queue {
     pub(crate) fn new(bound: Bound) -> Queue {
-        Queue { bound, state: Mutex::default(), work: Condvar::new(), room: Default::default(), open: Default::default() }
+        Queue {
+            bound,
+            state: Mutex::default(),
+            work: Condvar::new(),
+            room: Default::default(),
+            open: Default::default(),
+        }
     }
 
     /// Queues a job, or gives it back when the queue is closed.
