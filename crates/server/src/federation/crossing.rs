@@ -20,6 +20,7 @@ use trunkline_xmpp::stanza::Stanza;
 use crate::exchange::Exchange;
 use crate::route::remote::Entrance;
 use crate::route::{Later, Mail, Origin};
+use crate::session::ledger::Receipt;
 
 /// How long a worker goes on before it looks at what else the inside has to do.
 const SLICE: Duration = Duration::from_millis(1);
@@ -78,11 +79,18 @@ struct Leaving<'a> {
     crossing: &'a Crossing,
     size: usize,
     load: Arc<Load>,
+    receipt: Option<Receipt>,
 }
 
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
         self.crossing.leave(self.size, &self.load);
+        // Promise 1: what a bug has lost is not acknowledged. Its stream ends, and the peer still has it.
+        if std::thread::panicking()
+            && let Some(receipt) = self.receipt.take()
+        {
+            receipt.lose();
+        }
     }
 }
 
@@ -110,10 +118,10 @@ impl Crossing {
             Arc::clone(&exchange).spawn(async move {
                 loop {
                     let (worker, inside) = (Arc::clone(&crossing), Arc::clone(&exchange));
-                    // A bug in a handler costs the stanza that met it, not the track.
+                    // A bug in a handler costs the stream of the stanza that met it, not the track.
                     match tokio::spawn(async move { worker.work(track, &inside).await }).await {
                         Err(error) if error.is_panic() => {
-                            tracing::error!(%error, "a stanza from outside was lost")
+                            tracing::error!(%error, "a stanza from outside could not be handled; its stream ends")
                         }
                         _ => return,
                     }
@@ -185,7 +193,8 @@ impl Crossing {
             if !exchange.db.has_room(Lane::Outside) {
                 exchange.db.ready(Lane::Outside).await;
             }
-            let leaving = Leaving { crossing: self, size: next.size, load: next.load };
+            let receipt = next.mail.receipt.clone();
+            let leaving = Leaving { crossing: self, size: next.size, load: next.load, receipt };
             exchange.deliver(next.mail).await;
             drop(leaving);
             if slice.elapsed() >= SLICE {
@@ -256,6 +265,7 @@ impl Entrance for Doorway {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::ledger::Ledger;
     use trunkline_xmpp::stanza::{Kind, MessageType};
 
     fn mail(from: &str) -> Mail {
@@ -296,6 +306,26 @@ mod tests {
         crossing.leave(gone.size, &gone.load);
         fourth.await;
         assert_eq!(crossing.waiting().0, 3);
+    }
+
+    #[test]
+    fn what_a_bug_loses_is_not_acknowledged() {
+        let crossing = Crossing::new(BOUNDS, 1);
+        let load = Arc::new(Load::default());
+        let ledger = Ledger::new(0, || {});
+        for bug in [false, true] {
+            let mail = Mail { receipt: Some(ledger.receive()), ..mail("a@b.example") };
+            assert!(crossing.push(&load, mail).is_ok());
+            let next = crossing.tracks[0].queue.lock().pop_front().unwrap();
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                let receipt = next.mail.receipt.clone();
+                let _leaving = Leaving { crossing: &crossing, size: next.size, load: next.load, receipt };
+                let _handled = next.mail;
+                assert!(!bug, "a bug in a handler");
+            }));
+            assert_eq!((outcome.is_err(), ledger.has_lost()), (bug, bug));
+            assert_eq!((ledger.handled(), crossing.waiting().0), (1, 0));
+        }
     }
 
     #[test]

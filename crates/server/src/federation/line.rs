@@ -248,6 +248,10 @@ impl Line {
         for command in self.handle.take_commands() {
             self.command(command);
         }
+        if self.ledger.as_ref().is_some_and(|ledger| ledger.has_lost()) {
+            self.refused("stanza-lost", "a bug in this server has lost a stanza of this stream");
+            return Err(StreamCondition::InternalServerError.into());
+        }
         self.acknowledge_when_due();
         self.check_clocks()?;
         let mut moved = self.poll_write(cx).map_err(|error| End::Lost(error.to_string()))?;

@@ -29,11 +29,13 @@ struct State {
     wanted: Option<(u32, u32)>,
     /// A clock runs that ends with [`Ledger::late`].
     ticking: bool,
+    /// A stanza was lost by a bug: it and what is after it are never handled.
+    lost: bool,
 }
 
 /// Held by everything that still works on one received stanza.
 #[derive(Clone, Debug)]
-pub struct Receipt(#[allow(dead_code, reason = "held for its Drop")] Arc<Held>);
+pub struct Receipt(Arc<Held>);
 
 /// What [`Ledger::ask`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +80,11 @@ impl Ledger {
         self.state.lock().open.is_empty()
     }
 
+    /// A stanza was received that will never be handled: the stream has to end, so that the peer sends it again.
+    pub fn has_lost(&self) -> bool {
+        self.state.lock().lost
+    }
+
     /// The peer asked for an acknowledgement (`<r/>`). When something is still open, `grown` will be called once all
     /// that was received until now is handled.
     pub fn ask(&self) -> Asked {
@@ -111,7 +118,7 @@ impl Ledger {
 
     fn complete(&self, number: u32, generation: u32) {
         let mut state = self.state.lock();
-        if state.generation != generation {
+        if state.generation != generation || state.lost {
             return;
         }
         let place = number.wrapping_sub(state.handled()).wrapping_sub(1) as usize;
@@ -139,6 +146,20 @@ impl State {
     fn handled(&self) -> u32 {
         // The queue has at most as many as the store's queue takes: far from 2^32.
         self.received.wrapping_sub(self.open.len() as u32)
+    }
+}
+
+impl Receipt {
+    /// Nobody else holds it: nothing that the stanza caused is on its way to the disk.
+    pub fn is_last(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+
+    /// The stanza is lost by a bug: it must not be acknowledged.
+    pub fn lose(self) {
+        let ledger = &self.0.ledger;
+        ledger.state.lock().lost = true;
+        (ledger.grown)();
     }
 }
 
@@ -218,6 +239,22 @@ mod tests {
         assert_eq!(ledger.handled(), 0);
         drop(again);
         assert_eq!(ledger.handled(), 1);
+    }
+
+    #[test]
+    fn what_is_lost_is_never_handled() {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::clone(&calls);
+        let ledger = Ledger::new(0, move || {
+            seen.fetch_add(1, Ordering::Relaxed);
+        });
+        let (before, lost, after) = (ledger.receive(), ledger.receive(), ledger.receive());
+        drop(before);
+        assert!(!ledger.has_lost());
+        lost.lose();
+        drop(after);
+        assert!(ledger.has_lost());
+        assert_eq!((ledger.handled(), calls.load(Ordering::Relaxed)), (1, 1));
     }
 
     #[test]
