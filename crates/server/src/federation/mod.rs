@@ -496,7 +496,7 @@ impl Shared {
         };
         let domain = to.domain_jid();
         // What is kept is sent after the next start.
-        if self.is_stopping() && !peer::keeps(&mail.stanza) {
+        if self.is_stopping() && !peer::keeps(&mail) {
             return Err(failure::Failure::Shutdown.stanza_error());
         }
         if !self.may_talk(domain.as_str()) {
@@ -514,7 +514,7 @@ impl Shared {
     /// Answers a peer's stanza that is not let in.
     fn reply(self: &Arc<Self>, answer: Stanza) {
         // Nobody is told when the answer to an outsider finds no room.
-        let _ = self.send(Mail::inside(answer));
+        let _ = self.send(Mail::answer(answer));
     }
 
     /// Tells senders, on the inside's threads, then removes the rows.

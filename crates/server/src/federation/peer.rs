@@ -21,7 +21,7 @@ use super::queue::{Bounds, Full, Item, Page, Queue};
 use crate::admin::{LastError, StreamStatus};
 use crate::exchange::Host;
 use crate::ids::LogId;
-use crate::route::Mail;
+use crate::route::{Mail, Origin};
 
 /// The pause after the first failure; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
@@ -166,10 +166,14 @@ impl Budget {
     }
 }
 
-/// Stanzas that stay until the peer has them: what the classifier keeps, and the four of RFC 6121 s.3.
-pub(super) fn keeps(stanza: &Stanza) -> bool {
-    match stanza.head.kind {
-        Kind::Message(_) => classify(stanza).offline.yes,
+/// Stanzas that stay until the peer has them: what the classifier keeps, and the four of RFC 6121 s.3. Never an answer
+/// of the server's own: a peer that wants one has a stream to take it.
+pub(super) fn keeps(mail: &Mail) -> bool {
+    if matches!(mail.origin, Origin::Answer) {
+        return false;
+    }
+    match mail.stanza.head.kind {
+        Kind::Message(_) => classify(&mail.stanza).offline.yes,
         Kind::Presence(kind) => matches!(
             kind,
             PresenceType::Subscribe
@@ -197,7 +201,7 @@ impl Pair {
 
     /// Takes a stanza. Never waits.
     pub(super) fn enqueue(self: &Arc<Self>, shared: &Arc<Shared>, mail: Mail) -> Result<(), StanzaError> {
-        let keep = keeps(&mail.stanza);
+        let keep = keeps(&mail);
         let presence = matches!(mail.stanza.head.kind, Kind::Presence(_));
         let bounds = shared.queue_bounds();
         let now = shared.now();
@@ -666,10 +670,12 @@ mod tests {
 
     #[test]
     fn what_is_kept() {
-        let keep = |xml: &str| keeps(&Stanza::parse(xml.as_bytes()).unwrap());
+        let keep = |xml: &str| keeps(&Mail::inside(Stanza::parse(xml.as_bytes()).unwrap()));
+        let answer = |xml: &str| keeps(&Mail::answer(Stanza::parse(xml.as_bytes()).unwrap()));
         assert!(keep("<message type='chat'><body>hello</body></message>"));
         assert!(keep("<presence type='subscribe'/>"));
         assert!(keep("<presence type='unsubscribed'/>"));
+        assert!(!answer("<presence type='unsubscribed'/>"));
         assert!(!keep("<presence/>"));
         assert!(!keep("<presence type='unavailable'/>"));
         assert!(!keep("<iq type='get' id='1'><ping xmlns='urn:xmpp:ping'/></iq>"));

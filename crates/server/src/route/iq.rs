@@ -118,8 +118,8 @@ impl Exchange {
             None => Err(StanzaError::new(Condition::ServiceUnavailable)),
         };
         match answer {
-            Ok(Reply::Empty) => self.send(mail.stanza.reply().done()),
-            Ok(Reply::Payload(payload)) => self.send(mail.stanza.reply().payload(payload).done()),
+            Ok(Reply::Empty) => self.answer_with(mail.stanza.reply().done()),
+            Ok(Reply::Payload(payload)) => self.answer_with(mail.stanza.reply().payload(payload).done()),
             Ok(Reply::Sent) => {}
             Err(error) => self.bounce(&mail.stanza, &error),
         }

@@ -51,6 +51,9 @@ pub enum Origin {
     Inside,
     /// Another provider, or a component that counts as outside.
     Outside,
+    /// This server, which merely answers. An answer to another domain is never kept: outsiders must not fill
+    /// the disk by asking.
+    Answer,
 }
 
 /// What became of a routed stanza.
@@ -68,6 +71,11 @@ impl Mail {
     /// A stanza of the server's own.
     pub fn inside(stanza: Stanza) -> Mail {
         Mail { stanza, origin: Origin::Inside, receipt: None }
+    }
+
+    /// An answer of the server's own.
+    pub fn answer(stanza: Stanza) -> Mail {
+        Mail { stanza, origin: Origin::Answer, receipt: None }
     }
 
     /// It came from another provider.
@@ -132,6 +140,14 @@ impl Exchange {
         }
     }
 
+    /// Routes a stanza by which the server merely answers another one, see [`Origin::Answer`].
+    pub(crate) fn answer_with(self: &Arc<Self>, stanza: Stanza) {
+        match self.route(Mail::answer(stanza)) {
+            Routed::Done => {}
+            Routed::Later(later) => self.spawn(later),
+        }
+    }
+
     fn route_remote(self: &Arc<Self>, mail: Mail) -> Routed {
         let Some(remote) = self.remote.get() else {
             self.bounce(&mail.stanza, &StanzaError::new(Condition::RemoteServerNotFound));
@@ -176,7 +192,7 @@ impl Exchange {
         let (Some(from), Some(to)) = (mail.stanza.head.from.clone(), mail.stanza.head.to.clone()) else {
             return;
         };
-        self.send(
+        self.answer_with(
             Stanza::build(Kind::Presence(PresenceType::Unsubscribed)).from(to.bare()).to(from.bare()).done(),
         );
     }
@@ -184,7 +200,7 @@ impl Exchange {
     /// Sends the error that answers `stanza`, if one may be sent (RFC 6120 s.8.3.1).
     pub fn bounce(self: &Arc<Self>, stanza: &Stanza, error: &StanzaError) {
         if let Some(answer) = stanza.error(error) {
-            self.send(answer);
+            self.answer_with(answer);
         }
     }
 

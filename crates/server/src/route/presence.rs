@@ -330,7 +330,7 @@ impl Exchange {
             })
         });
         match answers {
-            None => self.send(
+            None => self.answer_with(
                 Stanza::build(Kind::Presence(PresenceType::Unsubscribed))
                     .from(to.bare())
                     .to(from.bare())
@@ -338,12 +338,14 @@ impl Exchange {
             ),
             // s.4.3.2.3: nobody is there; an answer is a courtesy that lets the peer drop what it believed.
             Some(presences) if presences.is_empty() => {
-                self.send(Stanza::build(Kind::Presence(PresenceType::Unavailable)).from(to).to(from).done())
+                self.answer_with(
+                    Stanza::build(Kind::Presence(PresenceType::Unavailable)).from(to).to(from).done(),
+                );
             }
             Some(presences) => {
                 for mut stanza in presences {
                     stanza.head.to = Some(from.clone());
-                    self.send(stanza);
+                    self.answer_with(stanza);
                 }
             }
         }
@@ -489,7 +491,11 @@ impl Exchange {
         if let Some(reply) = outcome.reply {
             let reply =
                 Stanza::build(Kind::Presence(reply)).from(account.jid.clone()).to(contact.clone()).done();
-            Box::pin(self.deliver(Mail::inside(reply))).await;
+            // What grants something has to arrive. Saying again what was granted before does not: whoever asks for it may
+            // ask as often as he likes.
+            let granted = outcome.next != before;
+            let mail = if granted { Mail::inside(reply) } else { Mail::answer(reply) };
+            Box::pin(self.deliver(mail)).await;
             self.show_presence(&account, &contact);
         }
         if invited && outcome.next.pending_out {

@@ -2,7 +2,7 @@
 
 use trunkline_xml::Limits;
 
-use super::stage::{HELLO, Rogue, Site, World, auth, dates, leaf};
+use super::stage::{HELLO, Rogue, Site, World, auth, dates, leaf, settle};
 use crate::federation::wire::Wire;
 use crate::net::pki::Leaf;
 use crate::net::{Side, Transport};
@@ -421,4 +421,26 @@ async fn garbage_at_every_step_harms_nobody() {
     }
     romeo.send("<message to='juliet@victim.example' type='chat'><body>still here</body></message>").await;
     assert_eq!(juliet.bodies().await, ["still here"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn probing_leaves_nothing_behind() {
+    let (_world, here, mut rogue) = proved().await;
+    let mut juliet = here.person("juliet@here.example/b").await;
+    for address in ["juliet@here.example", "nobody@here.example", "here.example"] {
+        rogue.send(&format!("<presence from='a@rogue.example' to='{address}' type='probe'/>")).await;
+    }
+    settle().await;
+    assert_eq!(here.outbound().await, 0);
+    assert_eq!(juliet.arrived().await.len(), 0);
+    // What was granted before is said again as often as somebody asks; it is kept when it is granted.
+    rogue.send("<presence from='a@rogue.example' to='juliet@here.example' type='subscribe'/>").await;
+    juliet.send("<presence to='a@rogue.example' type='subscribed'/>").await;
+    settle().await;
+    assert_eq!(here.outbound().await, 1);
+    for _ in 0..3 {
+        rogue.send("<presence from='a@rogue.example' to='juliet@here.example' type='subscribe'/>").await;
+    }
+    settle().await;
+    assert_eq!(here.outbound().await, 1);
 }
