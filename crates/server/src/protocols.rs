@@ -113,6 +113,12 @@ const DEPARTURES: &str = "\
   `service-unavailable` for IQ requests and group chat, `unsubscribed` for probes. The RFC's SHOULD of
   `service-unavailable` for messages to unknown users applies to local senders only. Consent is a subscription in either
   direction, an open request of the user's, or directed presence.
+  The time tells little as well: a message or request to an address that does not exist costs as many reads, and its
+  acknowledgement (XEP-0198) waits for the disk, as if it had been kept. Accounts that are in use are in memory, though,
+  and need no reads, nor do the others need the work for devices that are there: who measures often and finely enough,
+  on a server that has little else to do, may tell these from those.
+- **Answers to other domains are not kept** (RFC 6121 says nothing): the `unsubscribed` for a probe, or a `subscribed`
+  that repeats what was granted before, is lost when the peer can't be reached. The next probe gets it again.
 - **Strangers' messages are delivered.** Holding the first contact of somebody from another domain until the user agrees
   is designed and not built; blocking (XEP-0191) and blocking whole domains (`federation.domains`) are there.
 - **While the disk is full** senders are told `resource-constraint` for what could not be stored, those from other

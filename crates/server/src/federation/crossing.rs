@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use trunkline_store::Lane;
-use trunkline_xmpp::stanza::Stanza;
+use trunkline_xmpp::stanza::{Kind, Stanza};
 
 use crate::exchange::Exchange;
 use crate::route::remote::Entrance;
@@ -194,8 +194,13 @@ impl Crossing {
                 exchange.db.ready(Lane::Outside).await;
             }
             let receipt = next.mail.receipt.clone();
-            let leaving = Leaving { crossing: self, size: next.size, load: next.load, receipt };
+            let is_message = matches!(next.mail.stanza.head.kind, Kind::Message(_));
+            let mut leaving = Leaving { crossing: self, size: next.size, load: next.load, receipt };
             exchange.deliver(next.mail).await;
+            // A message that was kept waits for its commit. One that was not must not be acknowledged sooner.
+            if is_message && let Some(receipt) = leaving.receipt.take_if(|receipt| !receipt.has_commit()) {
+                exchange.commit_nothing(receipt);
+            }
             drop(leaving);
             if slice.elapsed() >= SLICE {
                 self.give_way(slice.elapsed()).await;
@@ -266,7 +271,7 @@ impl Entrance for Doorway {
 mod tests {
     use super::*;
     use crate::session::ledger::Ledger;
-    use trunkline_xmpp::stanza::{Kind, MessageType};
+    use trunkline_xmpp::stanza::MessageType;
 
     fn mail(from: &str) -> Mail {
         let stanza = Stanza::build(Kind::Message(MessageType::Chat))

@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
-use trunkline_store::Batch;
+use trunkline_store::{Batch, Lane};
 use trunkline_xmpp::classify::Class;
 use trunkline_xmpp::error::StanzaError;
 use trunkline_xmpp::jid::Jid;
@@ -175,6 +175,13 @@ pub struct Request {
     pub outside: bool,
     /// The request.
     pub stanza: Stanza,
+}
+
+impl Request {
+    /// The store's lane for what it causes.
+    pub fn lane(&self) -> Lane {
+        if self.outside { Lane::Outside } else { Lane::Inside }
+    }
 }
 
 impl fmt::Debug for Request {

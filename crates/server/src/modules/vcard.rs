@@ -26,7 +26,7 @@ async fn get(request: Request) -> Answer {
     let rows = request
         .exchange
         .db
-        .read(sql("SELECT xml FROM vcards WHERE account = ?1").bind(account.id))
+        .read_in(request.lane(), sql("SELECT xml FROM vcards WHERE account = ?1").bind(account.id))
         .await
         .map_err(|error| store_trouble(&error))?;
     match rows.iter().next() {

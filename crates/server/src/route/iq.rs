@@ -77,7 +77,7 @@ impl Exchange {
         };
         let unavailable = StanzaError::new(Condition::ServiceUnavailable);
         let own = !mail.is_outside() && from.same_bare(&to);
-        let loaded: Loaded = match self.accounts.load(&self.db, &to).await {
+        let loaded: Loaded = match self.accounts.load_in(mail.lane(), &self.db, &to).await {
             Ok(Some(loaded)) => loaded,
             Ok(None) => return self.refuse(&mail, None, &unavailable),
             Err(error) => return self.bounce(&mail.stanza, &store_trouble(&error)),

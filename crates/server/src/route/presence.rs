@@ -302,7 +302,7 @@ impl Exchange {
         let (Some(to), Some(from)) = (mail.stanza.head.to.clone(), mail.stanza.head.from.clone()) else {
             return;
         };
-        let loaded = match self.accounts.load(&self.db, &to).await {
+        let loaded = match self.accounts.load_in(mail.lane(), &self.db, &to).await {
             Ok(loaded) => loaded,
             Err(error) => {
                 tracing::warn!(%error, "a presence probe could not be answered");
@@ -356,7 +356,7 @@ impl Exchange {
         let Some(contact) = mail.stanza.head.to.as_ref().map(Jid::bare) else { return };
         let refused = |error: &StanzaError| match &mail.origin {
             Origin::Client(session) => refuse(session, &mail.stanza, error),
-            Origin::Inside | Origin::Outside => self.bounce(&mail.stanza, error),
+            Origin::Inside | Origin::Outside | Origin::Answer => self.bounce(&mail.stanza, error),
         };
         if contact == account.jid {
             return refused(&StanzaError::new(Condition::NotAllowed));
@@ -429,10 +429,10 @@ impl Exchange {
             return;
         };
         let contact = from.bare();
-        let account = match self.accounts.load(&self.db, &to).await {
+        let account = match self.accounts.load_in(mail.lane(), &self.db, &to).await {
             Ok(Some(account)) => account,
             // s.3.1.3, s.8.5.1: silence, as for every stranger.
-            Ok(None) => return,
+            Ok(None) => return self.pretend_to_commit(&mail).await,
             Err(error) => return self.bounce(&mail.stanza, &store_trouble(&error)),
         };
         let writing = account.writes.lock().await;
@@ -444,7 +444,7 @@ impl Exchange {
             (before, item, state.blocks(&contact), requests >= self.config.load().limits.held_requests)
         };
         if blocked {
-            return;
+            return self.pretend_to_commit(&mail).await;
         }
         // XEP-0379 s.3.5: a token of ours stands for the user's approval, and for a request of the user's own.
         let invited =
@@ -463,7 +463,7 @@ impl Exchange {
                 conn: 0,
                 detail: "a user has too many open subscription requests",
             });
-            return;
+            return self.pretend_to_commit(&mail).await;
         }
         let mut stanza = mail.stanza.clone();
         // RFC 6121 s.3.1.3: addressed to the bare JID, from the bare JID.
@@ -478,6 +478,8 @@ impl Exchange {
             if let Err(error) = self.change_item(&account, &contact, next, mail.lane()).await {
                 return self.bounce(&mail.stanza, &error);
             }
+        } else {
+            self.pretend_to_commit(&mail).await;
         }
         drop(mail.receipt);
         // Never hold one account's writes while another's are wanted.

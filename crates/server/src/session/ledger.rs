@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -52,6 +53,7 @@ struct Held {
     ledger: Arc<Ledger>,
     number: u32,
     generation: u32,
+    commits: AtomicBool,
 }
 
 impl Ledger {
@@ -67,7 +69,8 @@ impl Ledger {
         state.received = state.received.wrapping_add(1);
         state.open.push_back(false);
         let (number, generation) = (state.received, state.generation);
-        Receipt(Arc::new(Held { ledger: Arc::clone(self), number, generation }))
+        let commits = AtomicBool::new(false);
+        Receipt(Arc::new(Held { ledger: Arc::clone(self), number, generation, commits }))
     }
 
     /// The number to acknowledge: every stanza up to it is handled.
@@ -150,9 +153,14 @@ impl State {
 }
 
 impl Receipt {
-    /// Nobody else holds it: nothing that the stanza caused is on its way to the disk.
-    pub fn is_last(&self) -> bool {
-        Arc::strong_count(&self.0) == 1
+    /// The stanza is given to the store: it is handled when that has committed.
+    pub fn note_commit(&self) {
+        self.0.commits.store(true, Ordering::Relaxed);
+    }
+
+    /// [`Receipt::note_commit`] was called.
+    pub fn has_commit(&self) -> bool {
+        self.0.commits.load(Ordering::Relaxed)
     }
 
     /// The stanza is lost by a bug: it must not be acknowledged.
@@ -185,7 +193,7 @@ impl fmt::Debug for Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     #[test]
     fn h_is_the_handled_prefix() {

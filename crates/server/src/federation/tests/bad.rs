@@ -1,5 +1,6 @@
 //! Peers that misbehave: each has a refusal with a name, and nobody else notices.
 
+use trunkline_store::{Batch, Lane, sql};
 use trunkline_xml::Limits;
 
 use super::stage::{HELLO, Rogue, Site, World, auth, dates, leaf, settle};
@@ -443,4 +444,34 @@ async fn probing_leaves_nothing_behind() {
     }
     settle().await;
     assert_eq!(here.outbound().await, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acknowledgement_costs_the_same_for_addresses_that_do_not_exist() {
+    let (_world, here, mut rogue) = proved().await;
+    // An account that nobody uses.
+    let host = here.exchange().host("here.example").unwrap().id;
+    let insert = sql("INSERT INTO accounts (host_id, local, created_at) VALUES (?1, 'juliet', 0)").bind(host);
+    here.exchange().db.run(Batch::new(Lane::Inside).with(insert)).await.unwrap();
+    rogue.send("<enable xmlns='urn:xmpp:sm:3'/>").await;
+    assert!(rogue.next().await.unwrap().contains("enabled"));
+    for stanza in [
+        "<message from='a@rogue.example' to='TO' type='chat'><body>hello</body></message>",
+        "<message from='a@rogue.example' to='TO'><active xmlns='http://jabber.org/protocol/chatstates'/></message>",
+        "<presence from='a@rogue.example' to='TO' type='subscribe'/>",
+        "<presence from='a@rogue.example' to='TO' type='subscribe'/>",
+        "<presence from='a@rogue.example' to='TO' type='subscribed'/>",
+        "<presence from='a@rogue.example' to='TO' type='probe'/>",
+        "<iq from='a@rogue.example' to='TO' id='1' type='get'><ping xmlns='urn:xmpp:ping'/></iq>",
+    ] {
+        let mut costs = Vec::new();
+        for to in ["juliet@here.example", "nobody@here.example"] {
+            let before = here.exchange().db.stats();
+            rogue.send(&stanza.replace("TO", to)).await;
+            settle().await;
+            let after = here.exchange().db.stats();
+            costs.push((after.reads - before.reads, after.commits - before.commits));
+        }
+        assert_eq!(costs[0], costs[1], "{stanza}");
+    }
 }
