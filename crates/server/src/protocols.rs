@@ -132,6 +132,11 @@ const DEPARTURES: &str = "\
 - **Changing the password** (XEP-0077 s.3.3) ends the account's other sessions with the stream error `reset`.
 - **Registration and invitations**: off by default. An invitation works once and expires; what a user's invitation is
   good for is the operator's choice (`accounts.user_invites`).
+- **Requests between others have no timer.** RFC 6120 s.8.2.3 has the addressee answer, not the servers between. A
+  request that can't be handed on gets an error: `service-unavailable` when the device is gone, or its session ends
+  before the request is written (with XEP-0198: acknowledged); `remote-server-timeout` or what else the reason is when
+  there is no way to the other server. Once it was handed over, no answer is made up: the real one may still come, and
+  the asker would have two. So clients need a timeout of their own. `limits.iq_timeout` is for the server's own requests.
 - **Errors don't repeat requests** above 1 KiB (RFC 6120 s.8.3.1 permits it), and never those that have a password in
   them.
 ";
