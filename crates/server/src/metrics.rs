@@ -16,6 +16,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
+use trunkline_xmpp::stanza::Kind;
 
 pub use crate::config::Side;
 
@@ -30,6 +31,17 @@ pub enum StanzaKind {
     Presence,
     /// `<iq/>`
     Iq,
+}
+
+impl StanzaKind {
+    /// That of a stanza.
+    pub fn of(kind: Kind) -> StanzaKind {
+        match kind {
+            Kind::Message(_) => StanzaKind::Message,
+            Kind::Presence(_) => StanzaKind::Presence,
+            Kind::Iq(_) => StanzaKind::Iq,
+        }
+    }
 }
 
 /// Seen from the server.
@@ -79,7 +91,7 @@ pub struct Metrics {
     pub resumed: Counter,
     /// Messages bounced because their peer stayed unreachable, or its queue was full.
     pub expired: Counter,
-    /// Seconds from a stanza's arrival to the last enqueueing to its receivers.
+    /// Seconds from the arrival of a client's stanza until it is in its receivers' queues.
     pub delivery_seconds: Histogram,
 }
 
@@ -110,7 +122,11 @@ impl Metrics {
         let logins = Family::default();
         registry.register("logins", "Logins by mechanism and result", Family::clone(&logins));
         let steps = Family::default();
-        registry.register("steps", "What each step of each module did", Family::clone(&steps));
+        registry.register(
+            "steps",
+            "Messages that went through each step of each module",
+            Family::clone(&steps),
+        );
         let handshakes = Family::default();
         registry.register(
             "federation_streams",
@@ -130,7 +146,7 @@ impl Metrics {
         let delivery_seconds = Histogram::new([0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0]);
         registry.register(
             "delivery_seconds",
-            "Seconds from a stanza's arrival to the last of its receivers' outboxes",
+            "Seconds from the arrival of a client's stanza until it is in its receivers' queues",
             delivery_seconds.clone(),
         );
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
@@ -173,6 +189,13 @@ impl Metrics {
     /// Counts one stanza.
     pub fn stanza(&self, kind: StanzaKind, direction: Direction, side: Side) {
         self.stanzas[kind as usize][direction as usize][side as usize].inc();
+    }
+
+    /// Counts several of each kind, in the order of [`StanzaKind`].
+    pub fn stanzas(&self, kinds: [usize; 3], direction: Direction, side: Side) {
+        for (counters, count) in self.stanzas.iter().zip(kinds).filter(|(_, count)| *count > 0) {
+            counters[direction as usize][side as usize].inc_by(count as u64);
+        }
     }
 
     /// Counts bytes of XML.

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use trunkline_store::{Batch, Db, Lane, OpenError, Options, StoreError, sql};
 use trunkline_xmpp::error::{StreamCondition, StreamError};
 use trunkline_xmpp::jid::Jid;
@@ -42,6 +42,9 @@ const HANDSHAKES: usize = 1024;
 
 /// Connections of components at once.
 const COMPONENT_CONNECTIONS: usize = 1000;
+
+/// Bytes that a look at the health writes.
+const BALLAST: usize = 16 * 1024;
 
 /// How often refusals that had no line of their own are told of.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -108,6 +111,8 @@ pub struct Server {
     stopped: watch::Receiver<()>,
     tasks: Mutex<JoinSet<()>>,
     listeners: Mutex<Vec<ListenerStatus>>,
+    /// The tasks that accept connections, by the key that they listen for: none ends before the server does.
+    accepting: Mutex<Vec<(&'static str, AbortHandle)>>,
     federation: OnceLock<Federation>,
     log: OnceLock<LogHandle>,
 }
@@ -132,6 +137,7 @@ impl Server {
             stopped,
             tasks: Mutex::new(JoinSet::new()),
             listeners: Mutex::new(Vec::new()),
+            accepting: Mutex::new(Vec::new()),
             federation: OnceLock::new(),
             log: OnceLock::new(),
         });
@@ -195,9 +201,10 @@ impl Server {
     }
 
     fn let_peers_in(&self) {
-        for (key, address) in self.federation.get().map(Federation::serve).unwrap_or_default() {
+        for (key, address, task) in self.federation.get().map(Federation::serve).unwrap_or_default() {
             tracing::info!(%address, "listening: {key}");
             self.listeners.lock().push(ListenerStatus { name: key.to_owned(), address: address.to_string() });
+            self.accepting.lock().push((key, task));
         }
     }
 
@@ -209,8 +216,14 @@ impl Server {
         Ok(())
     }
 
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.lock().spawn(task);
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        self.tasks.lock().spawn(task)
+    }
+
+    /// A task that accepts connections: it is missed when it ends ([`Server::health`]).
+    fn spawn_listener(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let task = self.spawn(task);
+        self.accepting.lock().push((name, task));
     }
 
     fn bind(&self, config: &Config) -> Result<Bound, StartError> {
@@ -260,7 +273,8 @@ impl Server {
     fn serve_clients(self: &Arc<Self>, listener: TcpListener, name: &'static str, entry: login::Entry) {
         self.note_listener(name, &listener);
         let handler = Arc::new(Clients { server: Arc::downgrade(self), entry });
-        self.spawn(net::serve(listener, Arc::clone(&self.gate), handler, self.stopped.clone()));
+        let accepting = net::serve(listener, Arc::clone(&self.gate), handler, self.stopped.clone());
+        self.spawn_listener(name, accepting);
     }
 
     /// Ready when the server stops.
@@ -276,18 +290,34 @@ impl Server {
         Ok(())
     }
 
-    fn health(&self) -> crate::web::HealthCheck {
-        let exchange = Arc::clone(&self.exchange);
+    /// What `/healthz` tells.
+    pub fn health(self: &Arc<Self>) -> crate::web::HealthCheck {
+        let server = Arc::downgrade(self);
         Arc::new(move || {
-            let exchange = Arc::clone(&exchange);
+            let server = server.upgrade();
             Box::pin(async move {
-                // A write: reading works on a full disk too.
-                let mut batch = Batch::new(Lane::Inside);
-                batch.push(sql("UPDATE hosts SET name = name WHERE id = -1"));
-                let state = exchange.db.run(batch).await.map(drop).map_err(|error| error.to_string());
-                vec![Health { name: "store", state }]
+                let Some(server) = server else {
+                    return vec![Health { name: "server", state: Err("it has stopped".into()) }];
+                };
+                let state = write_something(&server.exchange).await.map_err(|error| error.to_string());
+                vec![Health { name: "store", state }, server.listening()]
             })
         })
+    }
+
+    fn listening(&self) -> Health {
+        let ended: Vec<&str> = self
+            .accepting
+            .lock()
+            .iter()
+            .filter(|(_, task)| task.is_finished())
+            .map(|(name, _)| *name)
+            .collect();
+        let state = match ended.as_slice() {
+            [] => Ok(()),
+            names => Err(format!("nobody accepts connections any more: {}", names.join(", "))),
+        };
+        Health { name: "listeners", state }
     }
 
     /// The shared state.
@@ -374,6 +404,21 @@ impl Server {
         let db = self.exchange.db.clone();
         let _ = tokio::task::spawn_blocking(move || db.shutdown()).await;
     }
+}
+
+/// Writes as much as a message of some size takes: reading works on a full disk too, and so does a write that changes
+/// nothing.
+async fn write_something(exchange: &Exchange) -> Result<(), StoreError> {
+    let now = exchange.clock().now();
+    // Never the same twice: the store leaves pages alone whose bytes stay as they are.
+    let ballast = exchange.ids.next().0.to_le_bytes().repeat(BALLAST / 8);
+    let batch = Batch::new(Lane::Inside).with(
+        sql("INSERT INTO heartbeat (id, at, ballast) VALUES (1, ?1, ?2) \
+             ON CONFLICT (id) DO UPDATE SET at = excluded.at, ballast = excluded.ballast")
+        .bind(now)
+        .bind(ballast),
+    );
+    exchange.db.run(batch).await.map(drop)
 }
 
 /// Listeners that are bound and not served yet.
@@ -550,7 +595,7 @@ async fn exchange(config: Config, parts: &Parts) -> Result<Arc<Exchange>, StartE
         db,
         hosts,
         accounts: Accounts::new(),
-        modules: Modules::new(modules::all()),
+        modules: Modules::new(modules::all(), &metrics),
         remote: OnceLock::new(),
         resumable: Mutex::new(std::collections::HashMap::new()),
         surroundings: OnceLock::new(),

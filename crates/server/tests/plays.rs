@@ -27,6 +27,7 @@
 //! Romeo seats himself                   logged in, and not even a header sent
 //! Iago begins anew                      the next thing that comes is a new stream (after a login)
 //! counted forged-from = 1               how often the server refused something by this name
+//! measured trunkline_sessions            the metric is there and not 0
 //! Romeo breaks                          the connection is gone without a word
 //! Romeo leaves                          `</stream:stream>`
 //! Romeo's stream ends
@@ -134,6 +135,7 @@ fn is_portable(text: &str) -> bool {
         line.starts_with("# ours only:")
             || line.starts_with("set ")
             || line.starts_with("counted ")
+            || line.starts_with("measured ")
             || line.contains(" is a stranger at ")
             || line
                 .strip_suffix(" seconds pass")
@@ -267,6 +269,9 @@ impl Play {
         }
         if let Some((name, wanted)) = line.strip_prefix("counted ").and_then(|rest| rest.split_once(" = ")) {
             return self.counted(name, wanted);
+        }
+        if let Some(series) = line.strip_prefix("measured ") {
+            return self.measured(series);
         }
         let (name, action) = line.split_once(' ').ok_or("not a line of a play")?;
         if let Some(jid) = action.strip_prefix("is ").filter(|rest| rest.contains('@')) {
@@ -408,6 +413,17 @@ impl Play {
         }
         self.arrived(one).await?;
         self.arrived(two).await.map(drop)
+    }
+
+    /// The series is there and not zero.
+    fn measured(&self, series: &str) -> Result<(), String> {
+        let text = self.server.as_ref().ok_or("no server")?.exchange().metrics.encode();
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        match value {
+            None => Err("there is no such series".into()),
+            Some("0" | "0.0") => Err("it is 0".into()),
+            Some(_) => Ok(()),
+        }
     }
 
     fn counted(&self, name: &str, wanted: &str) -> Result<(), String> {

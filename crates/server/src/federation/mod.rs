@@ -37,6 +37,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::net::TcpListener;
 use tokio::runtime::{Handle as RuntimeHandle, Runtime};
 use tokio::sync::{Semaphore, watch};
+use tokio::task::AbortHandle;
 use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::stanza::Stanza;
@@ -202,7 +203,7 @@ impl Federation {
     }
 
     /// Lets peers in. Returns what is listened on: the configuration's key and the address.
-    pub fn serve(&self) -> Vec<(&'static str, SocketAddr)> {
+    pub fn serve(&self) -> Vec<(&'static str, SocketAddr, AbortHandle)> {
         let (starttls, direct) = match &mut *self.own.lock() {
             Some(own) => (std::mem::take(&mut own.starttls), std::mem::take(&mut own.direct)),
             None => return Vec::new(),
@@ -212,10 +213,12 @@ impl Federation {
             [("federation.listen", false, starttls), ("federation.listen_tls", true, direct)]
         {
             for listener in listeners {
-                listening.extend(listener.local_addr().ok().map(|address| (key, address)));
+                let address = listener.local_addr().ok();
                 let door = Arc::new(Door { shared: Arc::clone(&self.shared), direct_tls });
                 let Some(stopped) = self.shared.stopped() else { return listening };
-                self.shared.runtime.spawn(serve(listener, Arc::clone(&self.shared.gate), door, stopped));
+                let task =
+                    self.shared.runtime.spawn(serve(listener, Arc::clone(&self.shared.gate), door, stopped));
+                listening.extend(address.map(|address| (key, address, task.abort_handle())));
             }
         }
         listening

@@ -29,6 +29,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use prometheus_client::metrics::counter::Counter;
 use smallvec::SmallVec;
 use trunkline_store::{Batch, Lane};
 use trunkline_xmpp::classify::Class;
@@ -39,6 +40,7 @@ use trunkline_xmpp::stanza::{IqType, Stanza};
 use crate::commands::Command;
 use crate::exchange::{Exchange, Host};
 use crate::ids::LogId;
+use crate::metrics::Metrics;
 use crate::route::account::{Account, AccountState};
 use crate::session::Session;
 
@@ -105,6 +107,17 @@ pub enum Step {
     Store,
     /// Copies to the user's other devices.
     Copy,
+}
+
+impl Step {
+    fn name(self) -> &'static str {
+        match self {
+            Step::Filter => "filter",
+            Step::Stamp => "stamp",
+            Step::Store => "store",
+            Step::Copy => "copy",
+        }
+    }
 }
 
 /// Number of [`Step`]s.
@@ -314,23 +327,24 @@ impl fmt::Debug for Module {
 pub struct Modules {
     list: Vec<Module>,
     requests: HashMap<Key, (usize, usize)>,
-    hooks: [[Vec<Hook>; STEPS]; 2],
+    hooks: [[Vec<(Hook, Counter)>; STEPS]; 2],
 }
 
 type Key = (Scope, bool, &'static str, &'static str);
 
 impl Modules {
-    /// Arranges `list`.
-    pub fn new(list: Vec<Module>) -> Modules {
+    /// Arranges `list`; its steps are counted in `metrics`.
+    pub fn new(list: Vec<Module>, metrics: &Metrics) -> Modules {
         let mut requests = HashMap::new();
-        let mut hooks: [[Vec<Hook>; STEPS]; 2] = Default::default();
+        let mut hooks: [[Vec<(Hook, Counter)>; STEPS]; 2] = Default::default();
         for (at, module) in list.iter().enumerate() {
             for (index, (scope, kind, (namespace, name), _)) in module.requests.iter().enumerate() {
                 let before = requests.insert((*scope, *kind == IqType::Set, *namespace, *name), (at, index));
                 debug_assert!(before.is_none(), "two modules answer {name} {namespace}");
             }
             for (way, step, hook) in &module.hooks {
-                hooks[*way as usize][*step as usize].push(*hook);
+                let counter = metrics.step(step.name(), module.name);
+                hooks[*way as usize][*step as usize].push((*hook, counter));
             }
         }
         Modules { list, requests, hooks }
@@ -355,7 +369,8 @@ impl Modules {
 
     /// Runs the hooks of one step.
     pub fn run(&self, step: Step, passage: &mut Passage<'_>) -> Flow {
-        for hook in &self.hooks[passage.way as usize][step as usize] {
+        for (hook, counter) in &self.hooks[passage.way as usize][step as usize] {
+            counter.inc();
             match hook(passage) {
                 Flow::Pass => {}
                 other => return other,

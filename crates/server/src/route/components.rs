@@ -24,6 +24,7 @@ use super::{Mail, Routed};
 use crate::config::{Component, Config, Side};
 use crate::exchange::{Exchange, Host};
 use crate::logging::Refusal;
+use crate::metrics::StanzaKind;
 use crate::session::ledger::Receipt;
 
 /// Bytes given to the socket at once.
@@ -228,10 +229,16 @@ impl Link {
     }
 
     /// What [`Link::work`] gave last is with the socket: those stanzas are where they belong.
-    pub fn written(&self) {
+    /// Their number by kind.
+    pub fn written(&self) -> [usize; 3] {
         let written = std::mem::take(&mut self.queue.lock().writing);
+        let mut kinds = [0; 3];
+        for waiting in &written {
+            kinds[StanzaKind::of(waiting.stanza.head.kind) as usize] += 1;
+        }
         // Not under the lock: the last receipt calls back into its session.
         drop(written);
+        kinds
     }
 
     /// A part of a stanza may be on the socket: nothing readable can follow.

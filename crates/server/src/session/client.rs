@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use trunkline_store::Lane;
@@ -22,7 +23,7 @@ use trunkline_xmpp::stanza::{Kind, Stanza};
 use super::{Queued, Session, management};
 use crate::exchange::Exchange;
 use crate::log;
-use crate::metrics::{Direction, Side, StanzaKind};
+use crate::metrics::{Direction, Link, Side, StanzaKind};
 use crate::net::Transport;
 use crate::route::{Later, Mail, Origin, Routed};
 
@@ -70,6 +71,8 @@ pub struct Connection {
     pub(super) backlog: Vec<u8>,
     /// The stanza that is being handled and needs the store.
     pub(super) work: Option<Later>,
+    /// When that stanza came.
+    pub(super) working_since: Option<Instant>,
     /// Feeds a session that is behind.
     pub(super) refill: Option<Later>,
     /// Waits until the store takes more, or a budget is full again.
@@ -183,7 +186,12 @@ impl Connection {
             };
             moved |= poll_slot(&mut self.refill, cx);
             self.start_refill(&mut moved);
-            moved |= poll_slot(&mut self.work, cx);
+            if poll_slot(&mut self.work, cx) {
+                moved = true;
+                if let Some(arrived) = self.working_since.take() {
+                    self.delivered_after(arrived);
+                }
+            }
             moved |= poll_slot(&mut self.brake, cx);
             if self.work.is_none() && self.brake.is_none() {
                 match self.poll_input(cx) {
@@ -219,7 +227,8 @@ impl Connection {
                     (outbox.drain(self.serial, &mut self.unsent, WRITE), outbox.waits_for_ack())
                 });
                 self.unsent_kept.extend(drained.kept);
-                if drained.stanzas > 0 {
+                if drained.stanzas != [0; 3] {
+                    self.exchange.metrics.stanzas(drained.stanzas, Direction::Out, Side::Inside);
                     self.session.note_drained();
                 }
                 if waits {
@@ -234,6 +243,7 @@ impl Connection {
                 Poll::Ready(Ok(written)) => {
                     moved = true;
                     self.flush = true;
+                    self.exchange.metrics.bytes(Link::Client, Direction::Out, written);
                     if written == self.unsent.len() {
                         // Dropped, not kept: an idle connection holds no buffer.
                         self.unsent = Vec::new();
@@ -315,6 +325,7 @@ impl Connection {
                 Poll::Ready(Ok(())) => {
                     let now = self.exchange.clock().now();
                     self.session.vitals.heard.store(now, Ordering::Relaxed);
+                    self.exchange.metrics.bytes(Link::Client, Direction::In, read.filled().len());
                     self.scan(read.filled())?;
                     Ok(true)
                 }
@@ -425,12 +436,21 @@ impl Connection {
             return Err(End::Error(StreamError::new(StreamCondition::InvalidFrom)));
         }
         stanza.head.from = Some(self.session.jid.clone());
-        self.exchange.metrics.stanza(stanza_kind(stanza.head.kind), Direction::In, Side::Inside);
+        self.exchange.metrics.stanza(StanzaKind::of(stanza.head.kind), Direction::In, Side::Inside);
         let mail = Mail { stanza, origin: Origin::Client(Arc::clone(&self.session)), receipt };
-        if let Routed::Later(later) = self.exchange.admit(&self.session, mail) {
-            self.work = Some(later);
+        let arrived = Instant::now();
+        match self.exchange.admit(&self.session, mail) {
+            Routed::Done => self.delivered_after(arrived),
+            Routed::Later(later) => {
+                self.work = Some(later);
+                self.working_since = Some(arrived);
+            }
         }
         Ok(())
+    }
+
+    fn delivered_after(&self, arrived: Instant) {
+        self.exchange.metrics.delivery_seconds.observe(arrived.elapsed().as_secs_f64());
     }
 
     /// Ends the stream and, unless it can be resumed, the session.
@@ -472,14 +492,6 @@ impl Connection {
             })
             .await;
         });
-    }
-}
-
-fn stanza_kind(kind: Kind) -> StanzaKind {
-    match kind {
-        Kind::Message(_) => StanzaKind::Message,
-        Kind::Presence(_) => StanzaKind::Presence,
-        Kind::Iq(_) => StanzaKind::Iq,
     }
 }
 

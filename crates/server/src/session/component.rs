@@ -14,7 +14,7 @@ use trunkline_xml::{Element, Event, Limits, Scanner, Writer};
 use trunkline_xmpp::error::{StreamCondition, StreamError};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::ns;
-use trunkline_xmpp::stanza::{Kind, Stanza};
+use trunkline_xmpp::stanza::Stanza;
 
 use crate::config::Config;
 use crate::exchange::Exchange;
@@ -291,15 +291,13 @@ fn admit(desk: &Desk, link: &Arc<Link>, element: Element) -> Result<Option<Mail>
         desk.refused("forged-from", "a stanza from another domain than the component's");
         return Err(StreamCondition::InvalidFrom.into());
     }
-    let kind = match stanza.head.kind {
-        Kind::Message(_) => StanzaKind::Message,
-        Kind::Presence(_) => StanzaKind::Presence,
-        Kind::Iq(_) => StanzaKind::Iq,
-    };
-    let side = if link.is_outside() { metrics::Side::Outside } else { metrics::Side::Inside };
-    desk.exchange.metrics.stanza(kind, Direction::In, side);
+    desk.exchange.metrics.stanza(StanzaKind::of(stanza.head.kind), Direction::In, side(link));
     let origin = if link.is_outside() { Origin::Outside } else { Origin::Inside };
     Ok(Some(Mail { stanza, origin, receipt: None }))
+}
+
+fn side(link: &Link) -> metrics::Side {
+    if link.is_outside() { metrics::Side::Outside } else { metrics::Side::Inside }
 }
 
 /// Server to component.
@@ -323,7 +321,8 @@ async fn write<W: AsyncWrite + Unpin>(desk: &Desk, link: &Arc<Link>, writer: &mu
             Ok(Ok(())) => {
                 desk.exchange.metrics.bytes(metrics::Link::Component, Direction::Out, bytes.len());
                 if counted {
-                    link.written();
+                    let kinds = link.written();
+                    desk.exchange.metrics.stanzas(kinds, Direction::Out, side(link));
                 }
             }
             Ok(Err(_)) => return End::Lost,

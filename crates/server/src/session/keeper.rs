@@ -96,6 +96,7 @@ impl Exchange {
             millis(config.clients.idle_check),
             millis(config.limits.iq_timeout),
         );
+        let mut waiting = 0;
         for account in self.accounts.all() {
             let sessions: Vec<Arc<Session>> =
                 account.state().resources.iter().map(|resource| Arc::clone(&resource.session)).collect();
@@ -106,8 +107,10 @@ impl Exchange {
             }
             for session in sessions {
                 self.look_at(&session, now, &Patience { standstill, element, idle, answer });
+                waiting += i64::from(!session.is_attached() && !session.is_ended());
             }
         }
+        self.metrics.sessions_waiting.set(waiting);
     }
 
     fn look_at(self: &Arc<Self>, session: &Arc<Session>, now: i64, patience: &Patience) {

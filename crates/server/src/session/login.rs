@@ -786,6 +786,7 @@ impl Negotiation {
             unsent_kept: Vec::new(),
             backlog: self.input,
             work: None,
+            working_since: None,
             refill: None,
             brake: None,
             flush: false,

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use trunkline_xmpp::stanza::{Kind, PresenceType, Stanza};
 
 use crate::ids::LogId;
+use crate::metrics::StanzaKind;
 
 /// How much an outbox holds.
 #[derive(Clone, Copy, Debug)]
@@ -121,8 +122,8 @@ pub struct Kept {
 pub struct Drained {
     /// Kept stanzas written without stream management: delivered once the bytes are on the socket.
     pub kept: Vec<LogId>,
-    /// Number of stanzas written.
-    pub stanzas: usize,
+    /// Number of stanzas written: messages, presences, requests and answers.
+    pub stanzas: [usize; 3],
 }
 
 /// See the module.
@@ -354,7 +355,7 @@ impl Outbox {
                 self.outside_bytes -= size;
             }
             queued.stanza.write(out);
-            drained.stanzas += 1;
+            drained.stanzas[StanzaKind::of(queued.stanza.head.kind) as usize] += 1;
             match &mut self.ring {
                 Some(ring) => {
                     ring.sent = ring.sent.wrapping_add(1);
@@ -372,7 +373,7 @@ impl Outbox {
         }
         out.append(&mut self.acks);
         if let Some(ring) = &mut self.ring
-            && drained.stanzas > 0
+            && drained.stanzas != [0; 3]
             && !ring.asked
         {
             ring.asked = true;
@@ -610,7 +611,7 @@ mod tests {
         assert!(outbox.attach(2).is_none());
         assert_eq!(written(&mut outbox), "");
         let mut out = Vec::new();
-        assert_eq!(outbox.drain(2, &mut out, usize::MAX).stanzas, 1);
+        assert_eq!(outbox.drain(2, &mut out, usize::MAX).stanzas, [1, 0, 0]);
     }
 
     #[test]

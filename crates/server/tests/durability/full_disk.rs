@@ -25,8 +25,10 @@ fn a_full_disk_refuses_and_recovers() {
             world.disk.set_capacity(Some(world.disk.used() + LITTLE));
             fill.until_refused(round).await;
             fill.chat_goes_on(&world).await;
+            assert!(!Filling::is_store_well(&world).await, "a full disk and all is well");
             world.disk.set_capacity(None);
             fill.there_is_room().await;
+            assert!(Filling::is_store_well(&world).await);
         }
         fill.all_is_there(&mut world).await;
         // And it is all on the disk.
@@ -63,6 +65,7 @@ fn a_full_file_system_refuses_and_recovers() {
             }
             fill.until_refused(round).await;
             fill.chat_goes_on(&world).await;
+            assert!(!Filling::is_store_well(&world).await, "a full disk and all is well");
             std::fs::remove_file(&ballast).unwrap();
             fill.there_is_room().await;
         }
@@ -146,6 +149,13 @@ impl Filling {
         let came = self.juliet.all().await;
         self.seen_by_juliet.extend(message_ids(&came));
         new
+    }
+
+    /// As `/healthz` tells it.
+    async fn is_store_well(world: &World) -> bool {
+        let health = world.server().health()().await;
+        assert!(health.iter().any(|health| health.name == "listeners" && health.state.is_ok()));
+        health.iter().any(|health| health.name == "store" && health.state.is_ok())
     }
 
     /// What needs no disk goes on; what changes something on it is refused.
