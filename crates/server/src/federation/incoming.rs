@@ -9,6 +9,7 @@
 //! | `<enable/>` | `<failed/>` | once |
 //! | stanza | `not-authorized` | when its pair is proved |
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -156,7 +157,17 @@ impl Line {
         if self.is_proved(domain, local.domain.as_str()) {
             return Ok(());
         }
-        let Some(peer) = self.shared.peer(domain) else {
+        let place = match self.address() {
+            Some(address) => match self.shared.sources.take(address) {
+                Some(place) => Some(place),
+                None => {
+                    self.refused("too-many-peers-of-address", "its address has proved too many domains");
+                    return Err(StreamCondition::ResourceConstraint.into());
+                }
+            },
+            None => None,
+        };
+        let Some(peer) = self.shared.peer(domain, super::MOST_INCOMING) else {
             self.refused("too-many-peers", "no room for another peer domain");
             return Err(StreamCondition::ResourceConstraint.into());
         };
@@ -165,7 +176,7 @@ impl Line {
             self.scanner.set_limits(self.shared.scan_limits());
             *self.handle.peer.lock() = Some(domain.clone());
         }
-        self.proved.push(Proved { peer: Arc::clone(&peer), local: Arc::clone(local) });
+        self.proved.push(Proved { peer: Arc::clone(&peer), local: Arc::clone(local), _place: place });
         let proof = if self.external { "external" } else { "dialback" };
         {
             let words = format!("{proof} ({})", self.verdict(domain));
@@ -194,6 +205,12 @@ impl Line {
         }
         pair.hurry();
         Ok(())
+    }
+
+    /// Where an incoming stream comes from.
+    fn address(&self) -> Option<IpAddr> {
+        let address = self.handle.status.lock().address.parse::<SocketAddr>().ok()?;
+        (self.role == Role::In).then(|| address.ip())
     }
 
     fn is_proved(&self, from: &Jid, to: &str) -> bool {
@@ -471,9 +488,9 @@ impl Line {
         if valid {
             self.carry(&pair);
             if self.bidi
-                && let Some(peer) = self.shared.peer(&pair.peer)
+                && let Some(peer) = self.shared.peer(&pair.peer, super::MOST_PEERS)
             {
-                self.proved.push(Proved { peer, local: Arc::clone(&pair.local) });
+                self.proved.push(Proved { peer, local: Arc::clone(&pair.local), _place: None });
             }
         }
         let _ = answer.send(valid);

@@ -24,7 +24,7 @@ use super::Shared;
 use super::dialback::{Dialback, Kind, Say};
 use super::failure::Failure;
 use super::management;
-use super::peer::{Command, Handle, Pair, Parting, Peer};
+use super::peer::{Command, Handle, Pair, Parting, Peer, Place};
 use super::queue::Item;
 use super::wire;
 use crate::exchange::Host;
@@ -96,10 +96,12 @@ impl From<StreamCondition> for End {
 }
 
 /// A pair of domains for which the peer may send: it proved the first, the second is ours.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Proved {
     pub(super) peer: Arc<Peer>,
     pub(super) local: Arc<Host>,
+    /// What it takes of its address; `None` on a stream of ours.
+    pub(super) _place: Option<Place>,
 }
 
 /// Acknowledgements of what we send (XEP-0198).

@@ -57,12 +57,20 @@ use crossing::Crossing;
 pub use crossing::CrossingBounds;
 use dial::Network;
 use dialback::{Dialback, Kind, Say};
-use peer::{Bounce, Budget, Command, Handle, Peer, Peers};
+use peer::{Bounce, Budget, Command, Handle, Peer, Peers, Sources};
 use queue::{Bounds, Queue};
 use trunk::Door;
 
 /// Peer domains that are known at once. Idle ones make room.
 const MOST_PEERS: usize = 20_000;
+/// Of these, domains that came to us. The rest is for those that somebody here writes to.
+const MOST_INCOMING: usize = MOST_PEERS / 4 * 3;
+/// Pairs of domains that the streams from one address (IPv6: one /64) may prove at once.
+const MOST_PROOFS: usize = 1000;
+/// Connections to peers that are being made at once: for what somebody here wants to send.
+const MOST_DIALS: usize = 256;
+/// The same, where only answers of ours wait: nobody here is kept waiting because somebody outside asks a lot.
+const MOST_ANSWER_DIALS: usize = 64;
 /// Dialback keys that are checked at the same time, of all streams.
 const MOST_VERIFICATIONS: usize = 256;
 /// TLS handshakes at the same time.
@@ -143,6 +151,9 @@ pub(crate) struct Shared {
     crossing: Arc<Crossing>,
     refusals: Refusals,
     verifications: Arc<Semaphore>,
+    dials: Semaphore,
+    answer_dials: Semaphore,
+    sources: Arc<Sources>,
     gate: Arc<Gate>,
     /// Grows when the policy may have changed.
     epoch: AtomicU64,
@@ -253,6 +264,9 @@ impl Federation {
             crossing,
             refusals: Refusals::new(Arc::clone(&exchange.metrics)),
             verifications: Arc::new(Semaphore::new(MOST_VERIFICATIONS)),
+            dials: Semaphore::new(MOST_DIALS),
+            answer_dials: Semaphore::new(MOST_ANSWER_DIALS),
+            sources: Sources::new(MOST_PROOFS),
             gate: Gate::new(gate_limits(&config)),
             epoch: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
@@ -506,7 +520,8 @@ impl Shared {
             self.exchange.metrics.refused("policy");
             return Err(failure::Failure::Policy.stanza_error());
         }
-        let Some(peer) = self.peer(&domain) else {
+        let most = if mail.is_answer() { MOST_INCOMING } else { MOST_PEERS };
+        let Some(peer) = self.peer(&domain, most) else {
             self.exchange.metrics.refused("too-many-peers");
             return Err(StanzaError::new(Condition::ResourceConstraint)
                 .text("Too many domains at once. Try again later."));
@@ -555,7 +570,7 @@ impl Shared {
                 );
                 continue;
             };
-            let Some(peer) = self.peer(&domain) else { continue };
+            let Some(peer) = self.peer(&domain, MOST_PEERS) else { continue };
             let pair = peer::Pair::new(local, domain, Queue::from_disk(rows.rows));
             peer.pairs.lock().insert(rows.local, Arc::clone(&pair));
             // One after the other: ten thousand peers are not all called in the first second.
@@ -637,12 +652,13 @@ impl Shared {
         });
     }
 
-    /// The peer, if there is room for another.
-    fn peer(&self, domain: &Jid) -> Option<Arc<Peer>> {
-        self.peers.get_or_make(domain, MOST_PEERS, || Peer {
+    /// The peer, if there is room for another among `most`.
+    fn peer(&self, domain: &Jid, most: usize) -> Option<Arc<Peer>> {
+        self.peers.get_or_make(domain, most, || Peer {
             domain: domain.clone(),
             budget: Mutex::new(Budget::new(&self.exchange.config.load().limits, self.now())),
             load: Arc::default(),
+            dials: Semaphore::new(peer::MOST_DIALS),
             pairs: Mutex::default(),
         })
     }

@@ -2,12 +2,13 @@
 //! try again.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use trunkline_xmpp::classify::classify;
 use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::jid::Jid;
@@ -21,7 +22,8 @@ use super::queue::{Bounds, Full, Item, Page, Queue};
 use crate::admin::{LastError, StreamStatus};
 use crate::exchange::Host;
 use crate::ids::LogId;
-use crate::route::{Mail, Origin};
+use crate::net::listen::network;
+use crate::route::Mail;
 
 /// The pause after the first failure; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
@@ -32,6 +34,9 @@ const FORBIDDEN: i64 = 60_000;
 /// A stream that lived this long shows that the peer is well.
 const GOOD_LIFE: Duration = Duration::from_secs(60);
 
+/// Connections to one peer that are made at the same time: more of them than that wait to share the stream.
+pub(super) const MOST_DIALS: usize = 4;
+
 /// One other domain.
 #[derive(Debug)]
 pub(super) struct Peer {
@@ -40,6 +45,8 @@ pub(super) struct Peer {
     pub(super) budget: Mutex<Budget>,
     /// What it has in the crossing.
     pub(super) load: Arc<Load>,
+    /// Connections to it that may be made at the same time.
+    pub(super) dials: Semaphore,
     /// By local domain.
     pub(super) pairs: Mutex<BTreeMap<String, Arc<Pair>>>,
 }
@@ -63,6 +70,8 @@ struct State {
     not_before: i64,
     last: Option<(i64, Failure)>,
     loading: bool,
+    /// Something other than an answer of the server's has come since the pair was last at rest.
+    wanted: bool,
 }
 
 /// What happens for a pair.
@@ -169,7 +178,7 @@ impl Budget {
 /// Stanzas that stay until the peer has them: what the classifier keeps, and the four of RFC 6121 s.3. Never an answer
 /// of the server's own: a peer that wants one has a stream to take it.
 pub(super) fn keeps(mail: &Mail) -> bool {
-    if matches!(mail.origin, Origin::Answer) {
+    if mail.is_answer() {
         return false;
     }
     match mail.stanza.head.kind {
@@ -194,8 +203,15 @@ pub(super) struct Bounce {
 
 impl Pair {
     pub(super) fn new(local: Arc<Host>, peer: Jid, queue: Queue) -> Arc<Pair> {
-        let state =
-            State { queue, phase: Phase::Idle, failures: 0, not_before: 0, last: None, loading: false };
+        let state = State {
+            wanted: !queue.is_empty(),
+            queue,
+            phase: Phase::Idle,
+            failures: 0,
+            not_before: 0,
+            last: None,
+            loading: false,
+        };
         Arc::new(Pair { local, peer, state: Mutex::new(state), changed: Notify::new() })
     }
 
@@ -215,6 +231,7 @@ impl Pair {
             shared.exchange.metrics.refused("peer-queue-full");
             return if presence && !keep { Ok(()) } else { Err(full_error(full, &self.peer)) };
         }
+        state.wanted |= !mail.is_answer();
         let mut item = Item { stanza: mail.stanza, kept: None, expires: 0 };
         if keep {
             let id = shared.exchange.ids.next();
@@ -325,6 +342,7 @@ impl Pair {
         let pause = state.note_failure(now, failure.clone(), shared.longest_pause());
         let again = state.queue.has_kept();
         state.phase = if again { Phase::Waiting } else { Phase::Idle };
+        state.wanted = again;
         if !again {
             state.not_before = now + millis(pause.min(LONGEST_REST));
         }
@@ -366,6 +384,11 @@ impl Pair {
         true
     }
 
+    /// Somebody here waits for the stream; otherwise only outsiders wait for answers.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.state.lock().wanted
+    }
+
     pub(super) fn is_up(&self) -> bool {
         matches!(self.state.lock().phase, Phase::Up(_))
     }
@@ -396,6 +419,7 @@ impl Pair {
             }
         }
         state.phase = Phase::Idle;
+        state.wanted = !state.queue.is_empty();
         let start = state.start(now);
         drop(state);
         outbound::count_attempt(&shared.exchange.db, &tried);
@@ -636,6 +660,50 @@ impl Peers {
     }
 }
 
+/// How many pairs of domains are proved on streams from each address.
+#[derive(Debug)]
+pub(super) struct Sources {
+    most: usize,
+    held: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// One of them; dropped, it is free again.
+#[derive(Debug)]
+pub(super) struct Place {
+    sources: Arc<Sources>,
+    key: IpAddr,
+}
+
+impl Sources {
+    pub(super) fn new(most: usize) -> Arc<Sources> {
+        Arc::new(Sources { most, held: Mutex::default() })
+    }
+
+    /// A place for one more from `address`, if there is one.
+    pub(super) fn take(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
+        let key = network(address);
+        let mut held = self.held.lock();
+        let count = held.entry(key).or_default();
+        if *count >= self.most {
+            return None;
+        }
+        *count += 1;
+        Some(Place { sources: Arc::clone(self), key })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut held = self.sources.held.lock();
+        if let Some(count) = held.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(&self.key);
+            }
+        }
+    }
+}
+
 impl Peer {
     fn is_idle(&self) -> bool {
         self.load.stanzas() == 0
@@ -666,6 +734,21 @@ mod tests {
             );
             assert!(pauses.iter().any(|pause| (pause - pauses[0]).abs() > 1e-9), "jitter");
         }
+    }
+
+    #[test]
+    fn one_address_does_not_take_all_places() {
+        let sources = Sources::new(2);
+        let [flood, neighbour, other] =
+            ["2001:db8::1", "2001:db8::2", "192.0.2.1"].map(|ip| ip.parse::<IpAddr>().unwrap());
+        let (first, _second) = (sources.take(flood).unwrap(), sources.take(neighbour).unwrap());
+        assert!(sources.take(flood).is_none());
+        let third = sources.take(other).unwrap();
+        drop(first);
+        let again = sources.take(neighbour).unwrap();
+        assert!(sources.take(flood).is_none());
+        drop((third, again));
+        assert_eq!(sources.held.lock().len(), 1);
     }
 
     #[test]

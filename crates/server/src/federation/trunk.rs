@@ -12,7 +12,6 @@ use trunkline_xml::Event;
 use trunkline_xmpp::error::{StreamCondition, StreamError};
 use trunkline_xmpp::ns;
 
-use super::Shared;
 use super::dial::{self, Dialled};
 use super::failure::Failure;
 use super::incoming::read_header;
@@ -20,6 +19,7 @@ use super::line::{Clocks, Line, Proved, Role, Sending, Stage};
 use super::management;
 use super::peer::{Bounce, Command, Handle, Pair};
 use super::wire::{self, Offers, Wire, WireError};
+use super::{MOST_PEERS, Shared};
 use crate::admin::StreamStatus;
 use crate::metrics::Direction;
 use crate::net::{Guard, Side, Transport, listen};
@@ -57,7 +57,18 @@ impl Shared {
         if !self.may_talk(pair.peer.as_str()) {
             return Err(Failure::Policy);
         }
-        if self.share_stream(pair).await {
+        let Some(peer) = self.peer(&pair.peer, MOST_PEERS) else {
+            return Err(Failure::Unreachable("too many domains at once".into()));
+        };
+        // Somebody who writes to many domains that do not answer takes a turn for each, as all others do.
+        let all = if pair.is_wanted() { &self.dials } else { &self.answer_dials };
+        let turns = async { (peer.dials.acquire().await, all.acquire().await) };
+        let within = self.exchange.config.load().federation.connect_timeout;
+        let Ok(_turns) = tokio::time::timeout(within, turns).await else {
+            return Err(Failure::Unreachable("too many connections are being made at once".into()));
+        };
+        // The peer may have connected meanwhile, and its stream may go both ways.
+        if pair.is_up() || self.share_stream(pair).await {
             return Ok(());
         }
         let dialled = dial::dial(self, &pair.local, &pair.peer).await?;
@@ -121,8 +132,8 @@ impl Shared {
             line.out.extend_from_slice(&management::enable());
             line.sending = Sending::Enabling(now);
         }
-        if bidi && let Some(peer) = self.peer(&pair.peer) {
-            line.proved.push(Proved { peer, local: Arc::clone(&pair.local) });
+        if bidi && let Some(peer) = self.peer(&pair.peer, MOST_PEERS) {
+            line.proved.push(Proved { peer, local: Arc::clone(&pair.local), _place: None });
         }
         if offers.dialback {
             self.note_sharable(&handle);

@@ -184,7 +184,7 @@ fn rules(limits: GateLimits) -> Rules {
 }
 
 /// What counts as one address: with IPv6 a household has a /64.
-fn network(ip: IpAddr) -> IpAddr {
+pub(crate) fn network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V4(ip) => IpAddr::V4(ip),
         IpAddr::V6(ip) => {

@@ -83,6 +83,11 @@ impl Mail {
         matches!(self.origin, Origin::Outside)
     }
 
+    /// It is a mere answer, see [`Origin::Answer`].
+    pub fn is_answer(&self) -> bool {
+        matches!(self.origin, Origin::Answer)
+    }
+
     /// The client that sent it.
     pub fn session(&self) -> Option<&Arc<Session>> {
         match &self.origin {

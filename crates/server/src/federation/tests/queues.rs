@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
+use trunkline_xmpp::stanza::Stanza;
+
 use super::stage::{Site, World, leaf, settle};
+use crate::federation::MOST_DIALS;
+use crate::route::Mail;
 use crate::route::remote::Remote as _;
 
 const NAMES: &[&str] = &["north.example", "south.example", "gone.example"];
@@ -189,4 +193,28 @@ async fn a_flood_crosses_within_its_bounds_and_arrives() {
     assert_eq!(bodies, (0..300).map(|n| n.to_string()).collect::<Vec<_>>());
     assert_eq!(south.refusals("crossing-full"), 0, "the stream was not read meanwhile; nothing was refused");
     assert_eq!(south.federation.shared.crossing.waiting(), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_are_made_in_turns_and_answers_take_none_of_them() {
+    let (world, north, south) = pair(&[]).await;
+    let mut romeo = north.person("romeo@north.example/a").await;
+    let mut juliet = south.person("juliet@south.example/b").await;
+    let shared = &north.federation.shared;
+    let turns = shared.dials.acquire_many(u32::try_from(MOST_DIALS).unwrap()).await.unwrap();
+    romeo.send(&message(0)).await;
+    settle().await;
+    assert_eq!(*world.wires.dialled.lock(), 0);
+    drop(turns);
+    settle().await;
+    assert_eq!(juliet.bodies().await, ["0"]);
+    world.wires.cut();
+    // The pause after the cut.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let dialled = *world.wires.dialled.lock();
+    let _turns = shared.dials.acquire_many(u32::try_from(MOST_DIALS).unwrap()).await.unwrap();
+    let answer = "<presence from='romeo@north.example' to='juliet@south.example' type='unsubscribed'/>";
+    shared.send(Mail::answer(Stanza::parse(answer.as_bytes()).unwrap())).unwrap();
+    settle().await;
+    assert_eq!(*world.wires.dialled.lock(), dialled + 1);
 }
