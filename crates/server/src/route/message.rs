@@ -128,15 +128,28 @@ impl Exchange {
         let open = !(stranger && mail.stanza.head.kind == Kind::Message(MessageType::Groupchat));
         let found = if open { targets(passage.state, &passage.stanza) } else { Targets::Unavailable };
         passage.targets = match found {
-            Targets::Sessions(sessions) => sessions,
+            Targets::Sessions(sessions) => {
+                // All are behind: it waits in the log as if nobody were there. A session that is catching up is
+                // still there, so there is room beyond what an offline queue holds.
+                let waits = passage.class.offline.yes
+                    && sessions
+                        .iter()
+                        .all(|session| session.with_outbox(|outbox| outbox.catch_up().is_some()));
+                let most = self.offline_room(passage.state, &mail);
+                let most = Waiting {
+                    messages: most.messages.saturating_mul(2),
+                    bytes: most.bytes.saturating_mul(2),
+                };
+                if waits && !passage.state.waiting.admit(passage.stanza.size(), most) {
+                    return self.refuse_offline(guard, &mail);
+                }
+                sessions
+            }
             Targets::Nobody if passage.class.offline.yes => {
                 // XEP-0160 s.2: what is too much is refused, not thrown away later.
                 let most = self.offline_room(passage.state, &mail);
                 if !passage.state.waiting.admit(passage.stanza.size(), most) {
-                    self.metrics.refused("offline-messages-full");
-                    let error = StanzaError::new(Condition::ServiceUnavailable);
-                    self.refuse_unlocked(guard, &mail, &error);
-                    return;
+                    return self.refuse_offline(guard, &mail);
                 }
                 SmallVec::new()
             }
@@ -178,6 +191,11 @@ impl Exchange {
             self.commit(batch, mail.receipt, &mail.stanza);
         }
         drop(guard);
+    }
+
+    fn refuse_offline(self: &Arc<Self>, guard: parking_lot::MutexGuard<'_, AccountState>, mail: &Mail) {
+        self.metrics.refused("offline-messages-full");
+        self.refuse_unlocked(guard, mail, &StanzaError::new(Condition::ServiceUnavailable));
     }
 
     /// How full the offline queue may be for one more from this sender. The outside can't fill what belongs to
