@@ -64,10 +64,12 @@ pub fn delivered(db: &Db, account: i64, ids: &[LogId]) {
     if ids.is_empty() {
         return;
     }
+    // Asked before anything is submitted: a row that is under way now may commit in between.
+    let open = db.is_open(Lane::Outside);
     forget_all(db, account, ids, Lane::Inside);
     // The row of an outsider's stanza is written in the other lane. While that one is busy, only what is behind
     // it there is sure to find the row; once too often does no harm.
-    if db.is_open(Lane::Outside) {
+    if open {
         forget_all(db, account, ids, Lane::Outside);
     }
 }

@@ -245,10 +245,19 @@ impl Outbox {
         else {
             return false;
         };
-        self.bytes = self.bytes + queued.stanza.size() - place.stanza.size();
-        if place.outside {
-            self.outside_bytes = self.outside_bytes + queued.stanza.size() - place.stanza.size();
+        let (old, new) = (place.stanza.size(), queued.stanza.size());
+        let share = |outside: bool, size: usize| if outside { size } else { 0 };
+        let bytes = self.bytes - old + new;
+        let outside_bytes = self.outside_bytes - share(place.outside, old) + share(queued.outside, new);
+        // Presence may be replaced in a queue that is full, but the queue does not grow beyond its bounds by it.
+        let too_much = bytes > self.bounds.bytes || (queued.outside && outside_bytes > self.bounds.bytes / 2);
+        if new > old && too_much {
+            return false;
         }
+        self.bytes = bytes;
+        self.outside_bytes = outside_bytes;
+        self.outside = self.outside + usize::from(queued.outside) - usize::from(place.outside);
+        place.outside = queued.outside;
         place.stanza = queued.stanza.clone();
         true
     }
@@ -622,6 +631,25 @@ mod tests {
         outbox.push(message("error", false, None));
         let text = written(&mut outbox);
         assert!(text.find("error").unwrap() < text.find("<a h").unwrap(), "{text}");
+    }
+
+    #[test]
+    fn presence_that_is_replaced_keeps_the_queue_within_its_bytes() {
+        let bounds = Bounds { stanzas: 4, bytes: 10_000, ..Bounds::default() };
+        let mut outbox = Outbox::new(bounds, 1);
+        let presence = |who: &str, bytes: usize| {
+            let stanza = format!(
+                "<presence from='{who}@rooms.example/a'><status>{}</status></presence>",
+                "x".repeat(bytes)
+            );
+            Queued { outside: true, ..Queued::plain(Stanza::parse(stanza.as_bytes()).unwrap()) }
+        };
+        assert_eq!(outbox.push(presence("a", 10)), Push::Queued);
+        assert_eq!(outbox.push(presence("b", 10)), Push::Queued);
+        // The outside's share is full: newer presence may take the place of older, but not its neighbours' room.
+        assert_eq!(outbox.push(presence("a", 20)), Push::Queued);
+        assert_eq!(outbox.push(presence("b", 9000)), Push::Refused(PushRefusal::OutsideShareFull));
+        assert!(outbox.bytes < 1000 && outbox.outside_bytes == outbox.bytes && outbox.outside == 2);
     }
 
     #[test]
