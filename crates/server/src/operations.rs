@@ -217,11 +217,7 @@ impl Exchange {
 
     /// Reads the configuration and the certificates again. All of it is checked before anything is changed.
     fn reload(self: &Arc<Self>, old: &Config) -> Result<Outcome, OpError> {
-        let refused = |error: crate::config::ConfigError| OpError::Config(error.to_string());
-        let new = Config::load(old.file()).map_err(refused)?;
-        new.missing_files().map_err(refused)?;
-        let reload = Config::diff(old, &new);
-        let effective = new.with_restart_keys_of(old);
+        let (effective, reload) = old.reread().map_err(|error| OpError::Config(error.to_string()))?;
         if let Some(surroundings) = self.surroundings.get().and_then(std::sync::Weak::upgrade) {
             surroundings.reload(&effective).map_err(OpError::Config)?;
         }

@@ -344,16 +344,8 @@ fn across_keys(config: &Config) -> Vec<Problem> {
 }
 
 fn duplicate_listeners(config: &Config, add: &mut impl FnMut(&str, String)) {
-    let lists = [
-        ("clients.listen", &config.clients.listen),
-        ("clients.listen_tls", &config.clients.listen_tls),
-        ("federation.listen", &config.federation.listen),
-        ("federation.listen_tls", &config.federation.listen_tls),
-        ("components.listen", &config.components.listen),
-        ("web.listen", &config.web.listen),
-    ];
     let mut seen = BTreeMap::new();
-    for (key, addresses) in lists {
+    for (key, addresses) in config.listeners() {
         for address in addresses.iter().filter(|address| address.port() != 0) {
             if let Some(other) = seen.insert(*address, key) {
                 add(key, format!("{address} is taken by {other} already: each listener needs its own"));

@@ -465,6 +465,18 @@ impl Config {
         self.domains().any(|ours| ours == domain)
     }
 
+    /// The addresses to listen on, by key.
+    pub(crate) fn listeners(&self) -> [(&'static str, &[SocketAddr]); 6] {
+        [
+            ("clients.listen", &self.clients.listen),
+            ("clients.listen_tls", &self.clients.listen_tls),
+            ("federation.listen", &self.federation.listen),
+            ("federation.listen_tls", &self.federation.listen_tls),
+            ("components.listen", &self.components.listen),
+            ("web.listen", &self.web.listen),
+        ]
+    }
+
     /// Certificate and key of one of our domains: its own, or the common one.
     pub fn certificate(&self, domain: &str) -> Option<(&Path, &Path)> {
         let own = self.hosts.get(domain).filter(|host| host.certificate.is_some());

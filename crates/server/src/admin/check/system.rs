@@ -174,16 +174,8 @@ fn open_files(limits: &str) -> Option<u64> {
 }
 
 pub(super) async fn ports(config: &Config, running: bool) -> Vec<Finding> {
-    let lists = [
-        ("clients.listen", &config.clients.listen),
-        ("clients.listen_tls", &config.clients.listen_tls),
-        ("federation.listen", &config.federation.listen),
-        ("federation.listen_tls", &config.federation.listen_tls),
-        ("components.listen", &config.components.listen),
-        ("web.listen", &config.web.listen),
-    ];
     let mut findings = Vec::new();
-    for (key, addresses) in lists {
+    for (key, addresses) in config.listeners() {
         if addresses.is_empty() {
             findings.push(Finding::note("ports", format!("{key} is empty: nothing listens")));
         }
