@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use thiserror::Error;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use trunkline_client::{Client, ClientError, Login, Target, Trust};
 use trunkline_xml::{Element, Node};
+
+use crate::net::pki::{Authority, Leaf, PkiError};
 
 /// For everybody in the demo.
 const PASSWORD: &str = "demo";
@@ -43,8 +44,8 @@ pub enum DemoError {
     #[error("{0}: {1}")]
     System(String, io::Error),
     /// A certificate could not be made.
-    #[error("certificate: {0}")]
-    Certificate(#[from] rcgen::Error),
+    #[error(transparent)]
+    Certificate(#[from] PkiError),
     /// A command or a server of the demo has failed.
     #[error("{what}\n{output}")]
     Failed {
@@ -301,11 +302,15 @@ struct PeerAddress {
 /// Chooses ports and makes certificates.
 fn providers(directory: &Path) -> Result<[Provider; 2], DemoError> {
     let ca = directory.join("demo-ca.pem");
-    let authority = Authority::make(&ca)?;
+    let authority = Authority::new("Trunkline demo")?;
+    std::fs::write(&ca, authority.pem()).map_err(system("demo-ca.pem"))?;
     let make = |domain: &'static str, first: u16| {
         let directory = directory.join(domain);
         make_directory(&directory)?;
-        authority.issue(domain, &directory)?;
+        let certificate = authority.issue(&Leaf::new(domain, 365))?;
+        certificate
+            .write(&directory.join("certificate.pem"), &directory.join("key.pem"))
+            .map_err(system("certificate and key"))?;
         let [clients, clients_tls, peers, peers_tls] = addresses(first)?;
         let ca = ca.clone();
         Ok::<_, DemoError>(Provider {
@@ -461,40 +466,6 @@ fn addresses(first: u16) -> Result<[SocketAddr; 4], DemoError> {
         .collect::<io::Result<_>>()
         .map_err(system("a port on loopback"))?;
     Ok(addresses.try_into().expect("invariant: four listeners have four addresses"))
-}
-
-/// The demo's own certificate authority.
-struct Authority(Issuer<'static, KeyPair>);
-
-impl Authority {
-    fn make(file: &Path) -> Result<Authority, DemoError> {
-        let key = KeyPair::generate()?;
-        let mut parameters = CertificateParams::new(Vec::new())?;
-        parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        parameters.distinguished_name.push(DnType::CommonName, "Trunkline demo");
-        let certificate = parameters.self_signed(&key)?;
-        std::fs::write(file, certificate.pem()).map_err(system("demo-ca.pem"))?;
-        Ok(Authority(Issuer::new(parameters, key)))
-    }
-
-    fn issue(&self, domain: &str, directory: &Path) -> Result<(), DemoError> {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        let key = KeyPair::generate()?;
-        let mut parameters = CertificateParams::new(vec![domain.to_owned()])?;
-        parameters.distinguished_name.push(DnType::CommonName, domain);
-        let certificate = parameters.signed_by(&key, &self.0)?;
-        std::fs::write(directory.join("certificate.pem"), certificate.pem())
-            .map_err(system("certificate.pem"))?;
-        std::fs::File::options()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(directory.join("key.pem"))
-            .and_then(|mut file| file.write_all(key.serialize_pem().as_bytes()))
-            .map_err(system("key.pem"))
-    }
 }
 
 /// Where the demo keeps its things.
