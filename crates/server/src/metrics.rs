@@ -10,7 +10,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
@@ -248,19 +248,7 @@ impl Metrics {
         help: &'static str,
         read: impl Fn() -> f64 + Send + Sync + 'static,
     ) {
-        let watched = Watched { name, help, read: Read::Gauge(Box::new(read)) };
-        self.registry.lock().register_collector(Box::new(watched));
-    }
-
-    /// Adds a count that is read at each scrape. It must never decrease.
-    pub fn watch_counter(
-        &self,
-        name: &'static str,
-        help: &'static str,
-        read: impl Fn() -> u64 + Send + Sync + 'static,
-    ) {
-        let watched = Watched { name, help, read: Read::Counter(Box::new(read)) };
-        self.registry.lock().register_collector(Box::new(watched));
+        self.registry.lock().register_collector(Box::new(Watched { name, help, read: Box::new(read) }));
     }
 
     /// Everything, in the OpenMetrics text format.
@@ -288,12 +276,7 @@ impl Drop for Connected {
 struct Watched {
     name: &'static str,
     help: &'static str,
-    read: Read,
-}
-
-enum Read {
-    Gauge(Box<dyn Fn() -> f64 + Send + Sync>),
-    Counter(Box<dyn Fn() -> u64 + Send + Sync>),
+    read: Box<dyn Fn() -> f64 + Send + Sync>,
 }
 
 impl fmt::Debug for Watched {
@@ -304,13 +287,7 @@ impl fmt::Debug for Watched {
 
 impl Collector for Watched {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        match &self.read {
-            Read::Gauge(read) => gauge(&mut encoder, self.name, self.help, read()),
-            Read::Counter(read) => {
-                let value = ConstCounter::new(read());
-                value.encode(encoder.encode_descriptor(self.name, self.help, None, value.metric_type())?)
-            }
-        }
+        gauge(&mut encoder, self.name, self.help, (self.read)())
     }
 }
 
@@ -356,7 +333,6 @@ mod tests {
         metrics.step("copy", "carbons").inc();
         metrics.bytes(Link::Client, Direction::Out, 17);
         metrics.watch_gauge("queue", "A queue", || 4.0);
-        metrics.watch_counter("commits", "Commits", || 9);
         let connected = metrics.connection(Link::PeerIn);
         let text = metrics.encode();
         for line in [
@@ -368,7 +344,6 @@ mod tests {
             "trunkline_bytes_total{link=\"client\",direction=\"out\"} 17",
             "trunkline_connections{link=\"peer-in\"} 1",
             "trunkline_queue 4.0",
-            "trunkline_commits_total 9",
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");
         }
