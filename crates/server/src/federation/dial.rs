@@ -13,10 +13,10 @@ use trunkline_xmpp::error::{Condition, StreamError};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::ns;
 
-use super::Shared;
 use super::dialback::{self, Dialback, Kind, Outcome, Say};
+use super::elements::{peer_failure, printable, read_header};
 use super::failure::Failure;
-use super::incoming::{peer_failure, printable, read_header};
+use super::shared::Shared;
 use super::wire::{self, Offers, Wire, WireError};
 use crate::exchange::Host;
 use crate::net::{

@@ -1,15 +1,15 @@
 //! A federation stream that is up, or an incoming one that proves itself: one task, one socket, every pair of domains
 //! that it carries. `socket - scan - proof - crossing` one way, `queues - write - socket` the other.
 //!
-//! What elements mean is in [`super::incoming`]; here is the machinery: reading, writing, acknowledgements, time.
+//! Here is the machinery: reading, writing, the end. What elements mean is in [`super::elements`], acknowledgements are
+//! in [`super::management`], time is in [`super::clocks`].
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::future::{Future as _, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -19,19 +19,23 @@ use tokio::time::{Instant, Sleep};
 use trunkline_xml::Scanner;
 use trunkline_xmpp::error::{StreamCondition, StreamError};
 use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::stanza::Kind;
 
-use super::Shared;
-use super::dialback::{Dialback, Kind, Say};
+use super::clocks::{Clocks, PATIENCE};
+use super::dialback::{self, Dialback, Say};
 use super::failure::Failure;
-use super::management;
-use super::peer::{Command, Handle, Pair, Parting, Peer, Place};
+use super::handle::{Command, Handle};
+use super::management::{self, Sending};
+use super::pair::{Pair, Parting};
+use super::peer::{Peer, Place};
 use super::queue::Item;
+use super::shared::Shared;
 use super::wire;
 use crate::exchange::Host;
 use crate::ids::LogId;
 use crate::metrics::{Direction, Link, Side, StanzaKind};
 use crate::net::{TlsInfo, Transport};
-use crate::session::ledger::{Asked, Ledger};
+use crate::session::ledger::Ledger;
 
 /// Bytes read at once; the buffer belongs to the thread.
 const READ: usize = 16 * 1024;
@@ -39,16 +43,6 @@ const READ: usize = 16 * 1024;
 const CHUNK: usize = 16 * 1024;
 /// Beyond this many bytes of answers that the peer doesn't read, it isn't read either.
 const MOST_UNREAD: usize = 64 * 1024;
-/// How long a stanza of a peer waits for room in the crossing, before it is refused by name.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// `<r/>` is answered after this with what is committed (DESIGN.md, promise 1).
-const ACK_WITHIN: Duration = Duration::from_millis(500);
-/// A peer that does not acknowledge is asked again.
-const ASK_AGAIN: Duration = Duration::from_secs(5);
-/// How soon something overdue is looked at again.
-const OVERDUE: Duration = Duration::from_millis(20);
-/// A peer silent for this long after it was asked for a sign of life is gone.
-const DEAD: Duration = Duration::from_secs(60);
 
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into_boxed_slice());
@@ -104,30 +98,6 @@ pub(super) struct Proved {
     pub(super) _place: Option<Place>,
 }
 
-/// Acknowledgements of what we send (XEP-0198).
-#[derive(Debug)]
-pub(super) enum Sending {
-    /// The peer does not do that: written is delivered.
-    Unmanaged,
-    /// `<enable/>` is sent: no stanza before the answer, so that both sides count the same.
-    Enabling(Instant),
-    /// On.
-    Managed(Unacked),
-}
-
-/// What the peer has not acknowledged.
-#[derive(Debug, Default)]
-pub(super) struct Unacked {
-    pub(super) sent: VecDeque<(Arc<Pair>, Item)>,
-    pub(super) bytes: usize,
-    /// The `h` of the last acknowledgement.
-    pub(super) acked: u32,
-    /// When `<r/>` was sent that is not answered.
-    pub(super) asked: Option<Instant>,
-    /// The answer was less than everything: not asked again before.
-    pub(super) ask_from: Option<Instant>,
-}
-
 /// A stream.
 pub(super) struct Line {
     pub(super) shared: Arc<Shared>,
@@ -172,40 +142,6 @@ pub(super) struct Line {
     pub(super) clocks: Clocks,
     pub(super) timer: Pin<Box<Sleep>>,
     pub(super) epoch: u64,
-}
-
-/// When what happened last.
-#[derive(Debug)]
-pub(super) struct Clocks {
-    /// Until then the peer must have proved a domain.
-    pub(super) prove_by: Option<Instant>,
-    /// A stanza, either way.
-    pub(super) stanza: Instant,
-    pub(super) heard: Instant,
-    pub(super) written: Instant,
-    /// The socket takes nothing since.
-    pub(super) blocked: Option<Instant>,
-    /// An element began and is not complete.
-    pub(super) partial: Option<Instant>,
-    /// Not read until then: the peer is over its rate.
-    pub(super) brake: Option<Instant>,
-    /// A stanza waits for room in the crossing since.
-    pub(super) crowded: Option<Instant>,
-}
-
-impl Clocks {
-    pub(super) fn new(now: Instant) -> Clocks {
-        Clocks {
-            prove_by: None,
-            stanza: now,
-            heard: now,
-            written: now,
-            blocked: None,
-            partial: None,
-            brake: None,
-            crowded: None,
-        }
-    }
 }
 
 impl Line {
@@ -278,9 +214,9 @@ impl Line {
                     let _ = answer.send(false);
                     return;
                 }
-                let key = super::dialback::key(&pair.local.secret, &pair.peer, &pair.local.domain, &self.id);
+                let key = dialback::key(&pair.local.secret, &pair.peer, &pair.local.domain, &self.id);
                 let request = Dialback {
-                    kind: Kind::Result,
+                    kind: dialback::Kind::Result,
                     from: pair.local.domain.clone(),
                     to: pair.peer.clone(),
                     say: Say::Key(key),
@@ -385,7 +321,7 @@ impl Line {
             };
             idle = 0;
             self.clocks.stanza = Instant::now();
-            let kind = stanza_kind(&item);
+            let kind = kind_of(item.stanza.head.kind);
             self.shared.exchange.metrics.stanza(kind, Direction::Out, Side::Outside);
             item.stanza.write(&mut self.out);
             match &mut self.sending {
@@ -419,7 +355,7 @@ impl Line {
     }
 
     /// Everything gathered is with the socket: for a peer that doesn't acknowledge, that is delivered.
-    fn written(&mut self) {
+    pub(super) fn written(&mut self) {
         let mut written = std::mem::take(&mut self.writing);
         while let Some((pair, _)) = written.first() {
             let pair = Arc::clone(pair);
@@ -429,138 +365,6 @@ impl Line {
             pair.delivered(&self.shared, &ids);
             written = rest;
         }
-    }
-
-    // ---- acknowledging
-
-    fn acknowledge_when_due(&mut self) {
-        let Some(ledger) = &self.ledger else { return };
-        let due = self.ack_due.is_some_and(|due| Instant::now() >= due);
-        if self.settled.swap(false, Ordering::AcqRel) || due {
-            self.ack_due = None;
-            self.out.extend_from_slice(&management::answer(ledger.handled()));
-        }
-    }
-
-    /// `<r/>`: answered at once when all is committed, otherwise when it is, or soon with less.
-    pub(super) fn asked_for_acknowledgement(&mut self) {
-        let Some(ledger) = &self.ledger else { return };
-        match ledger.ask() {
-            Asked::Handled(h) => self.out.extend_from_slice(&management::answer(h)),
-            Asked::Wait | Asked::Again => {
-                self.ack_due.get_or_insert_with(|| Instant::now() + ACK_WITHIN);
-            }
-        }
-    }
-
-    /// `<a/>`: XEP-0198 s.4.
-    pub(super) fn acknowledged(&mut self, h: u32) -> Result<(), End> {
-        let Sending::Managed(unacked) = &mut self.sending else {
-            return Err(StreamCondition::UnsupportedStanzaType.into());
-        };
-        let count = usize::try_from(h.wrapping_sub(unacked.acked)).unwrap_or(usize::MAX);
-        if count > unacked.sent.len() {
-            let sent = unacked.acked.wrapping_add(u32::try_from(unacked.sent.len()).unwrap_or(u32::MAX));
-            return Err(End::Error(crate::session::management::too_high(h, sent)));
-        }
-        unacked.acked = h;
-        unacked.asked = None;
-        let done: Vec<_> = unacked.sent.drain(..count).collect();
-        unacked.bytes -= done.iter().map(|(_, item)| item.size()).sum::<usize>();
-        unacked.ask_from = (!unacked.sent.is_empty() && count == 0).then(|| Instant::now() + ASK_AGAIN);
-        self.writing = done;
-        self.written();
-        Ok(())
-    }
-
-    // ---- time
-
-    fn next_deadline(&self) -> Instant {
-        let config = self.shared.exchange.config.load();
-        let clocks = &self.clocks;
-        let now = Instant::now();
-        let mut next = now + DEAD;
-        // What is overdue and still waits for something is looked at again after a while, not at once.
-        let mut at = |deadline: Option<Instant>| {
-            if let Some(deadline) = deadline {
-                next = next.min(if deadline > now { deadline } else { now + OVERDUE });
-            }
-        };
-        let quiet = clocks.heard.max(clocks.written) + config.federation.ping_interval;
-        at(Some(clocks.stanza + config.federation.idle_timeout));
-        at(Some(quiet));
-        at(clocks.prove_by);
-        at(self.ack_due);
-        at(clocks.brake);
-        at(clocks.crowded.map(|since| since + PATIENCE));
-        at(clocks.blocked.map(|since| since + config.limits.outbox_standstill));
-        at(clocks.partial.map(|since| since + config.limits.element_timeout));
-        match &self.sending {
-            Sending::Enabling(since) => at(Some(*since + DEAD)),
-            Sending::Managed(unacked) => {
-                at(unacked.asked.map(|since| since.max(clocks.heard) + DEAD));
-                at(unacked.ask_from);
-            }
-            Sending::Unmanaged => {}
-        }
-        next
-    }
-
-    fn check_clocks(&mut self) -> Result<(), End> {
-        let now = Instant::now();
-        let config = self.shared.exchange.config.load_full();
-        let passed = |since: Option<Instant>, span: Duration| since.is_some_and(|since| now >= since + span);
-        if self.clocks.prove_by.is_some_and(|by| now >= by) {
-            self.refused("proof-timeout", "no domain was proved in time");
-            return Err(End::Error(
-                StreamError::new(StreamCondition::ConnectionTimeout).text("No domain was proved in time."),
-            ));
-        }
-        if passed(self.clocks.blocked, config.limits.outbox_standstill) {
-            return Err(End::Lost("the peer reads nothing".into()));
-        }
-        if passed(self.clocks.partial, config.limits.element_timeout) {
-            self.refused("element-timeout", "an element did not end in time");
-            return Err(End::Error(
-                StreamError::new(StreamCondition::PolicyViolation).text("An element took too long."),
-            ));
-        }
-        let silent = match &self.sending {
-            Sending::Enabling(since) => now >= *since + DEAD,
-            Sending::Managed(unacked) => {
-                passed(unacked.asked.map(|since| since.max(self.clocks.heard)), DEAD)
-            }
-            Sending::Unmanaged => false,
-        };
-        if silent {
-            return Err(End::Lost("the peer does not answer".into()));
-        }
-        if now >= self.clocks.stanza + config.federation.idle_timeout && self.is_settled() {
-            return Err(End::Idle);
-        }
-        if now >= self.clocks.heard.max(self.clocks.written) + config.federation.ping_interval {
-            // RFC 6120 s.4.6.1: a peer that acknowledges shows that it is there, of others the socket must do.
-            match &mut self.sending {
-                Sending::Managed(unacked) if unacked.asked.is_none() => {
-                    unacked.asked = Some(now);
-                    self.out.extend_from_slice(&management::request());
-                }
-                _ => self.out.push(b' '),
-            }
-        }
-        if self.clocks.brake.is_some_and(|until| now >= until) {
-            self.clocks.brake = None;
-        }
-        Ok(())
-    }
-
-    /// Nothing is on its way in either direction.
-    fn is_settled(&self) -> bool {
-        let sent = match &self.sending {
-            Sending::Managed(unacked) => unacked.sent.is_empty(),
-            Sending::Unmanaged | Sending::Enabling(_) => self.writing.is_empty(),
-        };
-        sent && self.out.is_empty() && self.ledger.as_ref().is_none_or(|ledger| ledger.is_settled())
     }
 
     // ---- reading
@@ -742,14 +546,10 @@ impl Line {
     }
 }
 
-fn stanza_kind(item: &Item) -> StanzaKind {
-    kind_of(item.stanza.head.kind)
-}
-
-pub(super) fn kind_of(kind: trunkline_xmpp::stanza::Kind) -> StanzaKind {
+pub(super) fn kind_of(kind: Kind) -> StanzaKind {
     match kind {
-        trunkline_xmpp::stanza::Kind::Message(_) => StanzaKind::Message,
-        trunkline_xmpp::stanza::Kind::Presence(_) => StanzaKind::Presence,
-        trunkline_xmpp::stanza::Kind::Iq(_) => StanzaKind::Iq,
+        Kind::Message(_) => StanzaKind::Message,
+        Kind::Presence(_) => StanzaKind::Presence,
+        Kind::Iq(_) => StanzaKind::Iq,
     }
 }

@@ -1,0 +1,66 @@
+//! A stream as everybody but its own task sees it: how it is, and how to ask it for something.
+
+use std::sync::Arc;
+use std::task::{Context, Waker};
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use trunkline_xmpp::jid::Jid;
+
+use super::failure::Failure;
+use super::pair::Pair;
+use crate::admin::StreamStatus;
+
+/// What others hold of a stream.
+#[derive(Debug)]
+pub(super) struct Handle {
+    pub(super) serial: u64,
+    pub(super) peer: Mutex<Option<Jid>>,
+    waker: Mutex<Option<Waker>>,
+    commands: Mutex<Vec<Command>>,
+    pub(super) status: Mutex<StreamStatus>,
+}
+
+/// What a stream is asked to do.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// A dialback key was checked with its domain.
+    Verified { from: Jid, to: Jid, outcome: Result<bool, Failure> },
+    /// Carry this pair too, if the peer allows (XEP-0220 s.2.5).
+    Carry { pair: Arc<Pair>, answer: oneshot::Sender<bool> },
+}
+
+impl Handle {
+    pub(super) fn new(serial: u64, status: StreamStatus) -> Arc<Handle> {
+        Arc::new(Handle {
+            serial,
+            peer: Mutex::new(None),
+            waker: Mutex::new(None),
+            commands: Mutex::new(Vec::new()),
+            status: Mutex::new(status),
+        })
+    }
+
+    pub(super) fn register(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.lock();
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+    }
+
+    pub(super) fn wake(&self) {
+        let waker = self.waker.lock().clone();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    pub(super) fn ask(&self, command: Command) {
+        self.commands.lock().push(command);
+        self.wake();
+    }
+
+    pub(super) fn take_commands(&self) -> Vec<Command> {
+        std::mem::take(&mut *self.commands.lock())
+    }
+}

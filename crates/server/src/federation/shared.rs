@@ -1,0 +1,209 @@
+//! What all parts of federation share: the peers, the streams, the limits.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use rustls_pki_types::CertificateDer;
+use tokio::runtime::Handle as RuntimeHandle;
+use tokio::sync::{Semaphore, watch};
+use trunkline_xmpp::error::{Condition, StanzaError};
+use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::stanza::Stanza;
+
+use super::crossing::Crossing;
+use super::dial::Network;
+use super::failure::Failure;
+use super::handle::Handle;
+use super::pair::keeps;
+use super::peer::{self, Budget, Peer, Peers, Sources};
+use super::policy::Cut;
+use super::queue::Bounds;
+use super::{MOST_INCOMING, MOST_PEERS};
+use crate::admin::StreamStatus;
+use crate::exchange::Exchange;
+use crate::logging::{Refusal, Refusals};
+use crate::net::{CertStore, Gate, Resolver, TrustRoots, Verdict, verify_peer};
+use crate::route::Mail;
+
+/// What all parts of federation share.
+pub(crate) struct Shared {
+    pub(super) exchange: Arc<Exchange>,
+    pub(super) certs: Arc<CertStore>,
+    pub(super) roots: Arc<ArcSwap<TrustRoots>>,
+    pub(super) resolver: Arc<dyn Resolver>,
+    pub(super) network: Network,
+    pub(super) runtime: RuntimeHandle,
+    pub(super) peers: Peers,
+    pub(super) lines: Mutex<HashMap<u64, Arc<Handle>>>,
+    /// Outgoing streams on which the peer offers dialback for further domains of ours.
+    pub(super) sharable: Mutex<HashSet<u64>>,
+    pub(super) crossing: Arc<Crossing>,
+    pub(super) refusals: Refusals,
+    pub(super) verifications: Arc<Semaphore>,
+    pub(super) dials: Semaphore,
+    pub(super) answer_dials: Semaphore,
+    pub(super) sources: Arc<Sources>,
+    pub(super) gate: Arc<Gate>,
+    /// Grows when the policy may have changed.
+    pub(super) epoch: AtomicU64,
+    pub(super) stopping: AtomicBool,
+    pub(super) cut: Mutex<Cut>,
+    /// Dropped to stop the listeners and sweepers.
+    pub(super) running: Mutex<Option<watch::Sender<()>>>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Takes a stanza for another domain. Never waits.
+    pub(super) fn send(self: &Arc<Self>, mail: Mail) -> Result<(), StanzaError> {
+        let (Some(from), Some(to)) = (&mail.stanza.head.from, &mail.stanza.head.to) else {
+            return Err(StanzaError::new(Condition::BadRequest));
+        };
+        let Some(local) = self.exchange.served(from.domain()) else {
+            return Err(
+                StanzaError::new(Condition::NotAllowed).log("a stanza from a domain that is not ours")
+            );
+        };
+        let domain = to.domain_jid();
+        // What is kept is sent after the next start.
+        if self.is_stopping() && !keeps(&mail) {
+            return Err(Failure::Shutdown.stanza_error());
+        }
+        if !self.may_talk(domain.as_str()) {
+            self.exchange.metrics.refused("policy");
+            return Err(Failure::Policy.stanza_error());
+        }
+        let most = if mail.is_answer() { MOST_INCOMING } else { MOST_PEERS };
+        let Some(peer) = self.peer(&domain, most) else {
+            self.exchange.metrics.refused("too-many-peers");
+            return Err(StanzaError::new(Condition::ResourceConstraint)
+                .text("Too many domains at once. Try again later."));
+        };
+        peer.pair(&local).enqueue(self, mail)
+    }
+
+    /// Answers a peer's stanza that is not let in.
+    pub(super) fn reply(self: &Arc<Self>, answer: Stanza) {
+        // Nobody is told when the answer to an outsider finds no room.
+        let _ = self.send(Mail::answer(answer));
+    }
+
+    /// The peer, if there is room for another among `most`.
+    pub(super) fn peer(&self, domain: &Jid, most: usize) -> Option<Arc<Peer>> {
+        self.peers.get_or_make(domain, most, || Peer {
+            domain: domain.clone(),
+            budget: Mutex::new(Budget::new(&self.exchange.config.load().limits, self.now())),
+            load: Arc::default(),
+            dials: Semaphore::new(peer::MOST_DIALS),
+            pairs: Mutex::default(),
+        })
+    }
+
+    // ---- streams
+
+    pub(super) fn add_line(&self, status: StreamStatus) -> Arc<Handle> {
+        let handle = Handle::new(crate::session::serial(), status);
+        self.lines.lock().insert(handle.serial, Arc::clone(&handle));
+        handle
+    }
+
+    pub(super) fn remove_line(&self, serial: u64) {
+        self.lines.lock().remove(&serial);
+        self.sharable.lock().remove(&serial);
+    }
+
+    pub(super) fn note_sharable(&self, handle: &Handle) {
+        self.sharable.lock().insert(handle.serial);
+    }
+
+    /// A stream to `peer` that may take another domain of ours along.
+    pub(super) fn sharable(&self, peer: &Jid) -> Option<Arc<Handle>> {
+        let lines = self.lines.lock();
+        let sharable = self.sharable.lock();
+        sharable
+            .iter()
+            .filter_map(|serial| lines.get(serial))
+            .find(|handle| handle.peer.lock().as_ref() == Some(peer))
+            .cloned()
+    }
+
+    // ---- stopping
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    pub(super) fn stopped(&self) -> Option<watch::Receiver<()>> {
+        self.running.lock().as_ref().map(watch::Sender::subscribe)
+    }
+
+    // ---- trust, time, limits
+
+    /// What a certificate is worth for `domain`.
+    pub(super) fn verdict(&self, chain: &[CertificateDer<'_>], domain: &str) -> Verdict {
+        let now = Timestamp::from_millisecond(self.now()).unwrap_or_else(|_| Timestamp::now());
+        verify_peer(chain, domain, now, &self.roots.load())
+    }
+
+    pub(super) fn now(&self) -> i64 {
+        self.exchange.clock().now()
+    }
+
+    pub(super) fn queue_bounds(&self) -> Bounds {
+        let config = self.exchange.config.load();
+        Bounds {
+            stanzas: config.federation.queue_stanzas,
+            bytes: config.federation.queue_bytes,
+            kept: config.federation.queue_kept,
+        }
+    }
+
+    pub(super) fn queue_age(&self) -> i64 {
+        i64::try_from(self.exchange.config.load().federation.queue_age.as_millis()).unwrap_or(i64::MAX)
+    }
+
+    pub(super) fn longest_pause(&self) -> Duration {
+        self.exchange.config.load().federation.retry_max
+    }
+
+    pub(super) fn unacked_bounds(&self) -> (usize, usize) {
+        let config = self.exchange.config.load();
+        (config.limits.unacked_stanzas, config.limits.unacked_bytes)
+    }
+
+    /// Of a stream on which a domain is proved.
+    pub(super) fn scan_limits(&self) -> trunkline_xml::Limits {
+        let limits = &self.exchange.config.load().limits;
+        trunkline_xml::Limits {
+            element_bytes: limits.stanza_bytes_outside,
+            header_bytes: limits.header_bytes,
+            depth: limits.depth,
+            attributes: limits.attributes,
+            namespaces: limits.namespaces,
+            nodes: limits.nodes,
+            ..trunkline_xml::Limits::default()
+        }
+    }
+
+    /// Before that.
+    pub(super) fn early_limits(&self) -> trunkline_xml::Limits {
+        let element_bytes = self.exchange.config.load().limits.stanza_bytes_unauthenticated;
+        trunkline_xml::Limits { element_bytes, ..self.scan_limits() }
+    }
+
+    /// Counts a refusal and writes its line, if it is its turn.
+    pub(super) fn refused(&self, name: &'static str, peer: &str, conn: u64, detail: &str) {
+        self.refusals.report(Refusal { name, peer, conn, detail });
+    }
+}
