@@ -48,8 +48,9 @@ const RULES: [Rule; 5] = [
         closed: &["crate::federation", "crate::serve", "crate::modules::*"],
         // Before login there is no route yet: features and registration are asked for by name.
         open: &[
-            ("session/login.rs", "crate::modules::disco::caps_feature"),
-            ("session/login.rs", "crate::modules::registration"),
+            ("session/login/features.rs", "crate::modules::disco::caps_feature"),
+            ("session/login/mod.rs", "crate::modules::registration::Preauth"),
+            ("session/login/sasl.rs", "crate::modules::registration"),
         ],
         why: "a connection hands its stanzas to route",
     },

@@ -8,66 +8,30 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::{constant_time, digest};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use trunkline_store::Lane;
-use trunkline_xml::{Element, Event, Limits, Scanner, Writer};
-use trunkline_xmpp::error::{StreamCondition, StreamError};
+use trunkline_xml::{Element, Limits, Writer};
+use trunkline_xmpp::error::StreamCondition;
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::Stanza;
 
+use super::negotiation::{self, Desk, Reader, Stop};
 use crate::config::Config;
 use crate::exchange::Exchange;
-use crate::logging::Refusal;
 use crate::metrics::{self, Direction, StanzaKind};
 use crate::route::components::{Bounds, Link, Work};
 use crate::route::{Mail, Origin};
 
-/// Bytes read at once.
-const READ: usize = 16 * 1024;
-/// How long a farewell may take.
-const FAREWELL: Duration = Duration::from_secs(5);
-
-/// Why a connection ended.
-#[derive(Debug)]
-enum End {
-    /// The component closed its stream.
-    Closed,
-    /// The socket is gone.
-    Lost,
-    /// The stream is ended with this error.
-    Error(StreamError),
-}
-
-impl From<StreamCondition> for End {
-    fn from(condition: StreamCondition) -> End {
-        End::Error(StreamError::new(condition))
-    }
-}
-
-impl From<std::io::Error> for End {
-    fn from(_: std::io::Error) -> End {
-        End::Lost
-    }
-}
-
-/// The receiving half with what is read and not scanned.
+/// The receiving half.
 struct Inbox<R> {
     socket: R,
-    scanner: Scanner,
-    input: Vec<u8>,
+    reader: Reader,
 }
 
-/// Who is at the other end, for counters and log lines.
-struct Desk {
-    exchange: Arc<Exchange>,
-    peer: String,
-    serial: u64,
-}
-
-impl Desk {
-    fn refused(&self, name: &'static str, detail: &str) {
-        self.exchange.refusals.report(Refusal { name, peer: &self.peer, conn: self.serial, detail });
+impl<R: AsyncRead + Unpin> Inbox<R> {
+    async fn element(&mut self, desk: &Desk) -> Result<Element, Stop> {
+        self.reader.element(&mut self.socket, desk).await
     }
 }
 
@@ -79,31 +43,28 @@ where
     let _open = exchange.metrics.connection(metrics::Link::Component);
     let config = exchange.config.load_full();
     let serial = super::serial();
-    let (reader, mut writer) = tokio::io::split(stream);
-    let limits = Limits {
-        element_bytes: config.limits.stanza_bytes_unauthenticated,
-        ..super::login::scan_limits(&config.limits)
-    };
-    let mut inbox = Inbox { socket: reader, scanner: Scanner::new(limits), input: Vec::new() };
+    let (socket, mut writer) = tokio::io::split(stream);
+    let mut inbox = Inbox { socket, reader: Reader::new(&config.limits) };
+    let link = metrics::Link::Component;
+    let mut desk = Desk { exchange: Arc::clone(&exchange), peer: peer.ip().to_string(), serial, link };
     let mut opened = false;
-    let mut desk = Desk { exchange: Arc::clone(&exchange), peer: peer.ip().to_string(), serial };
     let handshake = handshake(&desk, &mut inbox, &mut writer, &mut opened);
-    let link = match tokio::time::timeout(config.clients.login_timeout, handshake).await {
-        Ok(Ok((domain, component))) => {
+    let shown = tokio::time::timeout(config.clients.login_timeout, handshake).await;
+    let link = match shown.unwrap_or_else(|_| Err(desk.late("component-handshake-timeout"))) {
+        Ok((domain, component)) => {
             let bounds =
                 Bounds { stanzas: config.federation.queue_stanzas, bytes: config.federation.queue_bytes };
             Link::new(serial, domain, component, bounds)
         }
-        Ok(Err(end)) => return farewell(&exchange, &mut writer, end, opened).await,
-        Err(_) => {
-            desk.refused("component-handshake-timeout", "no handshake in time");
-            return farewell(&exchange, &mut writer, StreamCondition::ConnectionTimeout.into(), opened).await;
+        Err(stop) => {
+            let header = (!opened).then(|| our_header(None));
+            return desk.farewell(&mut writer, stop, header).await;
         }
     };
     exchange.components.connect(&link);
     desk.peer = link.domain.to_string();
     tracing::info!(conn = serial, component = %link.domain, peer = %peer.ip(), "component connected");
-    inbox.scanner.set_limits(scan_limits(&config, &link));
+    inbox.reader.set_limits(scan_limits(&config, &link));
     let end = tokio::select! {
         end = read(&desk, &link, &mut inbox) => end,
         end = write(&desk, &link, &mut writer) => end,
@@ -113,14 +74,14 @@ where
     let torn = link.is_writing();
     exchange.component_gone(&link);
     if !torn {
-        farewell(&exchange, &mut writer, end, true).await;
+        desk.farewell(&mut writer, end, None).await;
     }
 }
 
 fn scan_limits(config: &Config, link: &Link) -> Limits {
     let bytes =
         if link.is_outside() { config.limits.stanza_bytes_outside } else { config.limits.stanza_bytes };
-    Limits { element_bytes: bytes, ..super::login::scan_limits(&config.limits) }
+    Limits { element_bytes: bytes, ..negotiation::scan_limits(&config.limits) }
 }
 
 /// s.3: stream header, our header, handshake.
@@ -129,19 +90,12 @@ async fn handshake<R, W>(
     inbox: &mut Inbox<R>,
     writer: &mut W,
     opened: &mut bool,
-) -> Result<(Jid, crate::config::Component), End>
+) -> Result<(Jid, crate::config::Component), Stop>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let header = loop {
-        match inbox.event(desk).await? {
-            Event::Open(header) => break header,
-            Event::Whitespace => {}
-            Event::Close => return Err(End::Closed),
-            Event::Element(_) => return Err(StreamCondition::InvalidXml.into()),
-        }
-    };
+    let header = inbox.reader.header(&mut inbox.socket, desk).await?;
     let root = header.root();
     if root.ns() != ns::STREAMS || header.default_ns() != ns::COMPONENT {
         desk.refused("component-namespace", "not a stream of jabber:component:accept");
@@ -164,14 +118,7 @@ where
     writer.write_all(&our_header(Some((&domain, &id)))).await?;
     writer.flush().await?;
     *opened = true;
-    let element = loop {
-        match inbox.event(desk).await? {
-            Event::Element(element) => break element,
-            Event::Whitespace => {}
-            Event::Close => return Err(End::Closed),
-            Event::Open(_) => return Err(StreamCondition::InvalidXml.into()),
-        }
-    };
+    let element = inbox.element(desk).await?;
     let root = element.root();
     let shown = root.text();
     if !root.is(ns::COMPONENT, "handshake") || !is_proof(&id, &component.secret, shown.trim()) {
@@ -209,31 +156,8 @@ fn our_header(opened: Option<(&Jid, &str)>) -> Vec<u8> {
     out
 }
 
-async fn farewell<W: AsyncWrite + Unpin>(exchange: &Exchange, writer: &mut W, end: End, opened: bool) {
-    let mut out = Vec::new();
-    match end {
-        End::Lost => return,
-        End::Closed => {}
-        End::Error(error) => {
-            if !opened {
-                out = our_header(None);
-            }
-            exchange.metrics.stream_error(error.condition().as_str());
-            let mut w = Writer::new();
-            error.write(&mut w);
-            out.extend_from_slice(&w.finish());
-        }
-    }
-    out.extend_from_slice(b"</stream:stream>");
-    let _ = tokio::time::timeout(FAREWELL, async {
-        writer.write_all(&out).await?;
-        writer.shutdown().await
-    })
-    .await;
-}
-
 /// Component to server, stanza by stanza: the next is read when the one before is where it belongs.
-async fn read<R: AsyncRead + Unpin>(desk: &Desk, link: &Arc<Link>, inbox: &mut Inbox<R>) -> End {
+async fn read<R: AsyncRead + Unpin>(desk: &Desk, link: &Arc<Link>, inbox: &mut Inbox<R>) -> Stop {
     let exchange = &desk.exchange;
     let lane = if link.is_outside() { Lane::Outside } else { Lane::Inside };
     let mut budget = Budget::new(exchange);
@@ -244,12 +168,9 @@ async fn read<R: AsyncRead + Unpin>(desk: &Desk, link: &Arc<Link>, inbox: &mut I
     };
     loop {
         exchange.db.ready(lane).await;
-        let element = match inbox.event(desk).await {
-            Ok(Event::Element(element)) => element,
-            Ok(Event::Whitespace) => continue,
-            Ok(Event::Close) => return End::Closed,
-            Ok(Event::Open(_)) => return StreamCondition::InvalidXml.into(),
-            Err(end) => return end,
+        let element = match inbox.element(desk).await {
+            Ok(element) => element,
+            Err(stop) => return stop,
         };
         if link.is_outside() {
             budget.spend(desk, element.bytes().len()).await;
@@ -267,7 +188,7 @@ async fn read<R: AsyncRead + Unpin>(desk: &Desk, link: &Arc<Link>, inbox: &mut I
 }
 
 /// A stanza that may be routed; `None` when its answer is given.
-fn admit(desk: &Desk, link: &Arc<Link>, element: Element) -> Result<Option<Mail>, End> {
+fn admit(desk: &Desk, link: &Arc<Link>, element: Element) -> Result<Option<Mail>, Stop> {
     let stanza = match Stanza::from_element(element, ns::COMPONENT, None) {
         Ok(stanza) => stanza,
         Err(refusal) => {
@@ -301,7 +222,7 @@ fn side(link: &Link) -> metrics::Side {
 }
 
 /// Server to component.
-async fn write<W: AsyncWrite + Unpin>(desk: &Desk, link: &Arc<Link>, writer: &mut W) -> End {
+async fn write<W: AsyncWrite + Unpin>(desk: &Desk, link: &Arc<Link>, writer: &mut W) -> Stop {
     loop {
         let (ping, standstill) = {
             let config = desk.exchange.config.load();
@@ -311,7 +232,7 @@ async fn write<W: AsyncWrite + Unpin>(desk: &Desk, link: &Arc<Link>, writer: &mu
             Work::Write(bytes) => (bytes, true),
             // Finds out that the other side is gone.
             Work::Idle => (b" ".to_vec(), false),
-            Work::Close(error) => return End::Error(error),
+            Work::Close(error) => return Stop::Error(error),
         };
         let writing = async {
             writer.write_all(&bytes).await?;
@@ -325,7 +246,7 @@ async fn write<W: AsyncWrite + Unpin>(desk: &Desk, link: &Arc<Link>, writer: &mu
                     desk.exchange.metrics.stanzas(kinds, Direction::Out, side(link));
                 }
             }
-            Ok(Err(_)) => return End::Lost,
+            Ok(Err(_)) => return Stop::Lost,
             Err(_) => {
                 desk.refused(
                     "component-does-not-read",
@@ -333,32 +254,6 @@ async fn write<W: AsyncWrite + Unpin>(desk: &Desk, link: &Arc<Link>, writer: &mu
                 );
                 return StreamCondition::ConnectionTimeout.into();
             }
-        }
-    }
-}
-
-impl<R: AsyncRead + Unpin> Inbox<R> {
-    async fn event(&mut self, desk: &Desk) -> Result<Event, End> {
-        loop {
-            let mut rest = self.input.as_slice();
-            let event = self.scanner.next(&mut rest);
-            let used = self.input.len() - rest.len();
-            self.input.drain(..used);
-            match event {
-                Ok(Some(event)) => return Ok(event),
-                Ok(None) => {}
-                Err(error) => {
-                    desk.refused(error.label(), &error.to_string());
-                    return Err(End::Error(StreamError::from(&error)));
-                }
-            }
-            let mut buffer = vec![0; READ];
-            let read = self.socket.read(&mut buffer).await?;
-            if read == 0 {
-                return Err(End::Lost);
-            }
-            desk.exchange.metrics.bytes(metrics::Link::Component, Direction::In, read);
-            self.input.extend_from_slice(&buffer[..read]);
         }
     }
 }

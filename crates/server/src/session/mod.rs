@@ -11,6 +11,7 @@ pub mod keeper;
 pub mod ledger;
 pub mod login;
 pub mod management;
+mod negotiation;
 mod outbox;
 
 pub use outbox::{Bounds, CatchUp, Drained, Kept, Outbox, Push, PushRefusal, Queued};
