@@ -174,14 +174,14 @@ impl Db {
     pub async fn run(&self, batch: Batch) -> Result<Vec<Rows>, StoreError> {
         self.ready(batch.lane).await;
         let (reply, answer) = oneshot::channel();
-        self.submit(batch, move |result| {
+        self.hand_over(batch, true, move |result| {
             // The caller may be gone; the batch is committed all the same.
             let _ = reply.send(result);
         });
         answer.await.unwrap_or(Err(StoreError::Closed))
     }
 
-    /// Queues a batch without waiting. `done` is called exactly once: on the writer thread after the commit or the
+    /// Queues a batch without waiting; it is committed together with others a few milliseconds later. `done` is called exactly once: on the writer thread after the commit or the
     /// failure, or at once on this one when the store is closed.
     ///
     /// `done` holds up everybody's next commit, and in inline mode it runs before this returns. So it must be short,
@@ -189,8 +189,17 @@ impl Db {
     ///
     /// This accepts more than the lane's bound; callers brake by awaiting [`ready`](Db::ready) before they read more.
     pub fn submit(&self, batch: Batch, done: impl FnOnce(Result<Vec<Rows>, StoreError>) + Send + 'static) {
+        self.hand_over(batch, false, done);
+    }
+
+    fn hand_over(
+        &self,
+        batch: Batch,
+        awaited: bool,
+        done: impl FnOnce(Result<Vec<Rows>, StoreError>) + Send + 'static,
+    ) {
         let done: Done = Box::new(done);
-        match self.inner.queue.push(Job::new(batch, done)) {
+        match self.inner.queue.push(Job::new(batch, done, awaited)) {
             Ok(()) => self.inner.work(),
             Err(job) => (job.done)(Err(StoreError::Closed)),
         }
@@ -199,12 +208,6 @@ impl Db {
     /// Returns when the lane has room (or the store is closed, so that the next call says so).
     pub async fn ready(&self, lane: Lane) {
         self.inner.queue.ready(lane).await;
-    }
-
-    /// Whether a batch of this lane is still on its way. The lanes have no order between them: who reads or deletes
-    /// in one what another wrote in the other has to ask.
-    pub fn is_open(&self, lane: Lane) -> bool {
-        self.inner.queue.is_open(lane)
     }
 
     /// Whether the lane has room now.
@@ -219,11 +222,18 @@ impl Db {
 
     /// Reads everything that is committed. Reads from outside go second and never hold all connections.
     pub async fn read_in(&self, lane: Lane, statement: Statement) -> Result<Rows, StoreError> {
+        let mut rows = self.read_all(lane, vec![statement]).await?;
+        Ok(rows.pop().unwrap_or_default())
+    }
+
+    /// Runs several reads on one connection, in one go: they see the same state of the database, and cost the way
+    /// there and back once.
+    pub async fn read_all(&self, lane: Lane, statements: Vec<Statement>) -> Result<Vec<Rows>, StoreError> {
         match &self.inner.mode {
-            Mode::Threads { readers, .. } => readers.read(lane, statement).await,
+            Mode::Threads { readers, .. } => readers.read(lane, statements).await,
             Mode::Inline(engine) => {
-                self.inner.counters.reads.fetch_add(1, Relaxed);
-                engine.lock().as_ref().ok_or(StoreError::Closed)?.read(&statement)
+                self.inner.counters.reads.fetch_add(statements.len() as u64, Relaxed);
+                engine.lock().as_ref().ok_or(StoreError::Closed)?.read(&statements)
             }
         }
     }
@@ -232,7 +242,7 @@ impl Db {
     pub async fn flush(&self) {
         let marks = [Lane::Inside, Lane::Outside].map(|lane| {
             let (reply, answer) = oneshot::channel::<()>();
-            self.submit(Batch::new(lane), move |_| drop(reply));
+            self.hand_over(Batch::new(lane), true, move |_| drop(reply));
             answer
         });
         for mark in marks {

@@ -26,7 +26,7 @@ use crate::{
 
 /// Statements from inside that one commit takes at most. Larger groups were measured to bring no more throughput, only
 /// a longer wait for the first of them (design/001-store.md).
-const GROUP: usize = 256;
+pub(crate) const GROUP: usize = 256;
 
 /// How long batches from outside hold the writer in one turn, and how much they may write in it: the commit that
 /// follows takes its time too, and that goes by the pages they touched.
@@ -210,7 +210,8 @@ impl Engine {
 
     /// Runs one batch. `stop` is asked before each statement but the first.
     fn batch(&mut self, batch: &Batch, stop: impl Fn() -> bool) -> Step {
-        if batch.is_empty() {
+        let count = batch.statements.iter().filter(|statement| statement.take()).count();
+        if count == 0 {
             return Step::Ran(Vec::new());
         }
         if self.conn.is_autocommit()
@@ -218,14 +219,18 @@ impl Engine {
         {
             return Step::Lost(error);
         }
-        self.unchecked += batch.statements.len() as u64;
+        self.unchecked += count as u64;
         // SQLite undoes a single failing statement by itself, and a savepoint copies each page it touches.
-        let alone = batch.statements.len() == 1;
+        let alone = count == 1;
         if !alone && let Err(error) = self.command("SAVEPOINT batch") {
             return Step::Lost(error);
         }
         let mut rows = Vec::with_capacity(batch.statements.len());
         for statement in &batch.statements {
+            if !statement.take() {
+                rows.push(Rows::default());
+                continue;
+            }
             if !rows.is_empty() && stop() {
                 return self.undo(Step::Overrun);
             }
@@ -296,9 +301,9 @@ impl Engine {
         }
     }
 
-    /// A read on this connection: inline mode has no other.
-    pub(crate) fn read(&self, statement: &Statement) -> Result<Rows, StoreError> {
-        read(&self.conn, statement)
+    /// Reads on this connection: inline mode has no other.
+    pub(crate) fn read(&self, statements: &[Statement]) -> Result<Vec<Rows>, StoreError> {
+        read(&self.conn, statements)
     }
 }
 
@@ -310,8 +315,13 @@ struct Group {
     uncommitted: Vec<usize>,
 }
 
-/// Runs a statement that must not write.
-pub(crate) fn read(conn: &Connection, statement: &Statement) -> Result<Rows, StoreError> {
+/// Runs statements that must not write; several in one transaction, so that they see one state.
+pub(crate) fn read(conn: &Connection, statements: &[Statement]) -> Result<Vec<Rows>, StoreError> {
+    let _one_state = if statements.len() > 1 { Some(conn.unchecked_transaction()?) } else { None };
+    statements.iter().map(|statement| read_one(conn, statement)).collect()
+}
+
+fn read_one(conn: &Connection, statement: &Statement) -> Result<Rows, StoreError> {
     if !conn.prepare_cached(statement.sql)?.readonly() {
         return Err(StoreError::Other(format!("`{}` is not for reading", statement.sql)));
     }

@@ -43,5 +43,5 @@ mod value;
 pub use db::{Db, Options, Stats, inspect};
 pub use error::{OpenError, StoreError, Violation};
 pub use migrate::Migration;
-pub use statement::{Batch, Lane, Statement, sql};
+pub use statement::{Batch, Lane, Statement, Ticket, sql};
 pub use value::{Row, Rows, Value};

@@ -2,20 +2,23 @@
 
 use std::{
     collections::VecDeque,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
 };
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use crate::{
+    engine::GROUP,
     error::StoreError,
     statement::{Batch, Lane, Statement},
     value::Rows,
 };
+
+/// How long the writer lets batches gather that nobody awaits: each commit costs a sync of the disk and a page for each
+/// place that was touched, so the more share one the better (design/001-store.md).
+const GATHER: Duration = Duration::from_millis(4);
 
 /// Called once, with what became of the batch.
 pub(crate) type Done = Box<dyn FnOnce(Result<Vec<Rows>, StoreError>) + Send>;
@@ -25,12 +28,14 @@ pub(crate) struct Job {
     pub(crate) done: Done,
     /// Bytes, roughly.
     pub(crate) weight: usize,
+    /// Somebody waits for it.
+    pub(crate) awaited: bool,
 }
 
 impl Job {
-    pub(crate) fn new(batch: Batch, done: Done) -> Job {
+    pub(crate) fn new(batch: Batch, done: Done, awaited: bool) -> Job {
         let weight = batch.statements.iter().map(Statement::weight).sum();
-        Job { batch, done, weight }
+        Job { batch, done, weight, awaited }
     }
 
     /// What the bound counts. An empty batch counts too, or a queue of them had no bound.
@@ -52,13 +57,13 @@ pub(crate) struct Queue {
     state: Mutex<State>,
     work: Condvar,
     room: [Room; 2],
-    /// Jobs that are queued or being done.
-    open: [Arc<AtomicUsize>; 2],
 }
 
 #[derive(Default)]
 struct State {
     lanes: [Waiting; 2],
+    /// Since when batches gather; none: there are none, or the writer is to come at once.
+    gathering: Option<Instant>,
     closed: bool,
 }
 
@@ -77,53 +82,58 @@ struct Room {
 
 impl Queue {
     pub(crate) fn new(bound: Bound) -> Queue {
-        Queue {
-            bound,
-            state: Mutex::default(),
-            work: Condvar::new(),
-            room: Default::default(),
-            open: Default::default(),
-        }
+        Queue { bound, state: Mutex::default(), work: Condvar::new(), room: Default::default() }
     }
 
     /// Queues a job, or gives it back when the queue is closed.
-    pub(crate) fn push(&self, mut job: Job) -> Result<(), Job> {
-        let open = Arc::clone(&self.open[index(job.batch.lane)]);
-        open.fetch_add(1, Ordering::SeqCst);
-        let done = job.done;
-        job.done = Box::new(move |result| {
-            open.fetch_sub(1, Ordering::SeqCst);
-            done(result);
-        });
+    pub(crate) fn push(&self, job: Job) -> Result<(), Job> {
         let mut state = self.state.lock();
         if state.closed {
             return Err(job);
         }
+        let first = state.is_empty();
         let lane = &mut state.lanes[index(job.batch.lane)];
         lane.statements += job.statements();
         lane.bytes += job.weight;
+        let awaited = job.awaited || lane.statements >= GROUP;
         lane.jobs.push_back(job);
+        let tell = if awaited {
+            // What nobody awaits goes with it.
+            state.gathering.take().is_some() || first
+        } else if first {
+            state.gathering = Some(Instant::now());
+            true
+        } else {
+            false
+        };
         drop(state);
-        self.work.notify_one();
+        if tell {
+            self.work.notify_one();
+        }
         Ok(())
     }
 
-    /// Something that was pushed to this lane is not done yet.
-    pub(crate) fn is_open(&self, lane: Lane) -> bool {
-        self.open[index(lane)].load(Ordering::SeqCst) > 0
-    }
-
-    /// Blocks until there is work. False: closed, and nothing left to do.
+    /// Blocks until there is work to be done now. False: closed, and nothing left to do.
     pub(crate) fn wait(&self) -> bool {
         let mut state = self.state.lock();
         loop {
-            if !state.is_empty() {
-                return true;
+            if state.is_empty() {
+                state.gathering = None;
+                if state.closed {
+                    return false;
+                }
+                self.work.wait(&mut state);
+                continue;
             }
-            if state.closed {
-                return false;
+            match state.gathering.map(|since| since + GATHER).filter(|_| !state.closed) {
+                Some(end) if Instant::now() < end => {
+                    self.work.wait_until(&mut state, end);
+                }
+                _ => {
+                    state.gathering = None;
+                    return true;
+                }
             }
-            self.work.wait(&mut state);
         }
     }
 

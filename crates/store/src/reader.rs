@@ -43,8 +43,8 @@ struct State {
 }
 
 struct Read {
-    statement: Statement,
-    reply: oneshot::Sender<Result<Rows, StoreError>>,
+    statements: Vec<Statement>,
+    reply: oneshot::Sender<Result<Vec<Rows>, StoreError>>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -73,7 +73,7 @@ impl Pool {
         Ok(pool)
     }
 
-    pub(crate) async fn read(&self, lane: Lane, statement: Statement) -> Result<Rows, StoreError> {
+    pub(crate) async fn read(&self, lane: Lane, statements: Vec<Statement>) -> Result<Vec<Rows>, StoreError> {
         let permit = self.shared.permits[index(lane)].clone().acquire_owned().await;
         let permit = permit.map_err(|_| StoreError::Closed)?;
         let (reply, answer) = oneshot::channel();
@@ -82,7 +82,7 @@ impl Pool {
             if state.closed {
                 return Err(StoreError::Closed);
             }
-            state.lanes[index(lane)].push_back(Read { statement, reply, _permit: permit });
+            state.lanes[index(lane)].push_back(Read { statements, reply, _permit: permit });
         }
         self.shared.work.notify_one();
         answer.await.unwrap_or(Err(StoreError::Closed))
@@ -114,8 +114,8 @@ fn work(conn: &Connection, shared: &Shared) {
     while let Some((lane, read)) = shared.next() {
         // Who asked may be gone by now.
         if !read.reply.is_closed() {
-            let result = engine::read(conn, &read.statement);
-            shared.counters.reads.fetch_add(1, Relaxed);
+            let result = engine::read(conn, &read.statements);
+            shared.counters.reads.fetch_add(read.statements.len() as u64, Relaxed);
             let _ = read.reply.send(result);
         }
         if lane == Lane::Outside {

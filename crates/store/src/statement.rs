@@ -1,5 +1,10 @@
 //! Statements and batches: writes as data, complete before they are handed over.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU8, Ordering::SeqCst},
+};
+
 use crate::value::Value;
 
 /// Who a batch works for. The lanes have queues of their own, so neither can take the other's room.
@@ -12,11 +17,32 @@ pub enum Lane {
 }
 
 /// One SQL statement with its parameters. Build it with [`sql`].
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Statement {
     pub(crate) sql: &'static str,
     pub(crate) params: Vec<Value>,
     pub(crate) expect: Expect,
+    pub(crate) ticket: Option<Arc<Ticket>>,
+}
+
+/// Whether statements that were handed over are still wanted. Until the writer comes to the first of them they can be
+/// withdrawn: a row that would be deleted again at once need never be written.
+#[derive(Debug, Default)]
+pub struct Ticket(AtomicU8);
+
+impl Ticket {
+    const TAKEN: u8 = 1;
+    const WITHDRAWN: u8 = 2;
+
+    /// The statements are not wanted any more. False: it is too late, they were run or are being run.
+    pub fn withdraw(&self) -> bool {
+        !matches!(self.0.compare_exchange(0, Self::WITHDRAWN, SeqCst, SeqCst), Err(Self::TAKEN))
+    }
+
+    /// From now on it is too late to withdraw. False: that has happened.
+    fn take(&self) -> bool {
+        !matches!(self.0.compare_exchange(0, Self::TAKEN, SeqCst, SeqCst), Err(Self::WITHDRAWN))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +55,7 @@ pub(crate) enum Expect {
 ///
 /// The text is `&'static str` on purpose: values cannot be pasted into it, and the writer keeps it prepared.
 pub fn sql(text: &'static str) -> Statement {
-    Statement { sql: text, params: Vec::new(), expect: Expect::Any }
+    Statement { sql: text, params: Vec::new(), expect: Expect::Any, ticket: None }
 }
 
 impl Statement {
@@ -46,13 +72,24 @@ impl Statement {
         self
     }
 
+    /// The statement is skipped if `ticket` is withdrawn before the writer comes to it.
+    pub fn under(mut self, ticket: &Arc<Ticket>) -> Statement {
+        self.ticket = Some(Arc::clone(ticket));
+        self
+    }
+
+    /// It is to be run, and can't be withdrawn any more.
+    pub(crate) fn take(&self) -> bool {
+        self.ticket.as_ref().is_none_or(|ticket| ticket.take())
+    }
+
     pub(crate) fn weight(&self) -> usize {
         64 + self.params.iter().map(Value::weight).sum::<usize>()
     }
 }
 
 /// Statements that happen together or not at all.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Batch {
     pub(crate) lane: Lane,
     pub(crate) statements: Vec<Statement>,

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use trunkline_store::{Batch, Db, Lane, Migration, OpenError, Options, StoreError, Violation, sql};
+use trunkline_store::{Batch, Db, Lane, Migration, OpenError, Options, StoreError, Ticket, Violation, sql};
 
 const MIGRATIONS: &[Migration] = &[
     Migration {
@@ -74,6 +74,46 @@ async fn values_come_back_as_they_went_in() {
             [("romeo@example.org".to_owned(), 0)]
         );
         db.check().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn reads_together_see_one_state_and_may_not_write() {
+    for inline in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(Options { inline, ..Options::file(dir.path().join("db"), MIGRATIONS) }).unwrap();
+        db.run(account(1, "romeo")).await.unwrap();
+        let both = || vec![sql("SELECT count(*) FROM accounts"), sql("SELECT name FROM accounts")];
+        let rows = db.read_all(Lane::Outside, both()).await.unwrap();
+        assert_eq!((rows[0].first().unwrap().int(0), rows[1].first().unwrap().text(0)), (1, "romeo"));
+        let mut wrong = both();
+        wrong.push(sql("DELETE FROM accounts"));
+        assert!(db.read_all(Lane::Inside, wrong).await.is_err());
+        // The connection is fit for the next one: no transaction was left open.
+        assert_eq!(db.read_all(Lane::Inside, both()).await.unwrap().len(), 2);
+        assert_eq!(count(&db).await, 1);
+    }
+}
+
+#[tokio::test]
+async fn what_is_withdrawn_is_not_run_and_what_was_run_can_not_be_withdrawn() {
+    for inline in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(Options { inline, ..Options::file(dir.path().join("db"), MIGRATIONS) }).unwrap();
+        let (gone, kept) = (Arc::new(Ticket::default()), Arc::new(Ticket::default()));
+        assert!(gone.withdraw() && gone.withdraw());
+        let insert = |id: i64, ticket: &Arc<Ticket>| {
+            let insert = sql("INSERT INTO accounts (id, name, version) VALUES (?1, ?2, 0)");
+            insert.bind(id).bind(format!("account {id}")).must_change().under(ticket)
+        };
+        let batch =
+            Batch::new(Lane::Inside).with(insert(1, &gone)).with(insert(2, &kept)).with(insert(3, &kept));
+        let rows = db.run(batch).await.unwrap();
+        assert_eq!(rows.iter().map(trunkline_store::Rows::changes).collect::<Vec<_>>(), [0, 1, 1]);
+        assert_eq!(count(&db).await, 2);
+        assert!(!kept.withdraw());
+        db.run(Batch::new(Lane::Inside).with(insert(4, &gone))).await.unwrap();
+        assert_eq!(count(&db).await, 2);
     }
 }
 
