@@ -148,7 +148,7 @@ mod tests {
     async fn the_oldest_goes_when_there_are_too_many_bytes_and_what_waits_stays() {
         let db = archive_of(1..=1000).await;
         let mut batch = Batch::new(Lane::Inside);
-        log::await_delivery(&mut batch, 300, LogId(3));
+        batch.push(sql("INSERT INTO pending (account, id, size) VALUES (300, 3, 1)"));
         db.run(batch).await.unwrap();
         let size = db.read(sql("SELECT SUM(size), SUM(LENGTH(stanza)) FROM archive")).await.unwrap();
         let (size, real) = size.first().map(|row| (row.int(0), row.int(1))).unwrap();
@@ -165,7 +165,10 @@ mod tests {
     async fn what_is_too_old_goes_and_what_waits_stays() {
         let db = archive_of((1..=10).map(|day| LogId::first_of(day * 86_400_000).0)).await;
         let mut batch = Batch::new(Lane::Inside);
-        log::await_delivery(&mut batch, 300, LogId::first_of(86_400_000));
+        batch.push(
+            sql("INSERT INTO pending (account, id, size) VALUES (300, ?1, 1)")
+                .bind(LogId::first_of(86_400_000).0),
+        );
         db.run(batch).await.unwrap();
         let bounds = Bounds { bytes: i64::MAX, oldest: LogId::first_of(8 * 86_400_000) };
         assert_eq!(round(&db, &bounds).await.unwrap(), 6);

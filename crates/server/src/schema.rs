@@ -6,7 +6,7 @@
 use trunkline_store::Migration;
 
 /// Every migration, oldest first.
-pub const MIGRATIONS: &[Migration] = &[ACCOUNTS, MESSAGING, INVITES, BOUNDS];
+pub const MIGRATIONS: &[Migration] = &[ACCOUNTS, MESSAGING, INVITES, BOUNDS, WAITING];
 
 const ACCOUNTS: Migration = Migration {
     name: "accounts",
@@ -143,5 +143,21 @@ const BOUNDS: Migration = Migration {
             at INTEGER NOT NULL,
             ballast BLOB NOT NULL
         ) STRICT;
+    ",
+};
+
+/// What waits has its size beside it: the offline queue's bound is looked at without touching a message.
+const WAITING: Migration = Migration {
+    name: "waiting",
+    sql: "
+        CREATE TABLE waiting (
+            account INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
+            id INTEGER NOT NULL,
+            size INTEGER NOT NULL,
+            PRIMARY KEY (account, id)
+        ) STRICT, WITHOUT ROWID;
+        INSERT INTO waiting SELECT p.account, p.id, a.size FROM pending p JOIN archive a ON a.id = p.id;
+        DROP TABLE pending;
+        ALTER TABLE waiting RENAME TO pending;
     ",
 };

@@ -178,6 +178,9 @@ pub const KEYS: &[Key] = &[
         "Whether the invitations that users make for contacts let the invited register an account here. Needs registration \"invite\" or \"open\".",
     ),
     key("accounts.invite_lifetime", Duration).default("\"7 days\"").doc("How long an invitation can be used."),
+    key("accounts.archive", Bool).default("true").doc(
+        "Whether messages are kept after their delivery, in each user's archive. Without it a message stays until one device has it.",
+    ),
     key("accounts.history_age", Duration).default("\"365 days\"").doc(
         "How long messages stay in the archive; 0 means for ever. What waits to be picked up stays.",
     ),

@@ -141,6 +141,8 @@ pub struct Accounts {
     pub user_invites: bool,
     /// How long an invitation can be used.
     pub invite_lifetime: Duration,
+    /// Whether messages stay in the archive after their delivery.
+    pub archive: bool,
     /// How long messages stay in the archive; zero: for ever.
     pub history_age: Duration,
     /// PBKDF2 iterations for new passwords.

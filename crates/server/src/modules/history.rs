@@ -1,8 +1,6 @@
 //! Writes of the archive (XEP-0313 s.3 business rules) and of what waits for delivery (XEP-0160). What is
 //! written comes from the one classifier; queries are another module's.
 
-use trunkline_xmpp::jid::Jid;
-
 use super::{Flow, Level, Module, Passage, Step, Way};
 use crate::log::{self, Entry};
 
@@ -15,24 +13,22 @@ pub fn module() -> Module {
 }
 
 fn store_sent(passage: &mut Passage<'_>) -> Flow {
-    let Some(id) = passage.id else { return Flow::Pass };
-    let peer = passage.stanza.head.to.clone().unwrap_or_else(|| passage.account.jid.clone());
-    write(passage, id, &peer, log::SENT);
+    let Some(id) = passage.id.filter(|_| passage.archives()) else { return Flow::Pass };
+    let peer = passage.stanza.head.to.as_ref().unwrap_or(&passage.account.jid);
+    let entry = Entry { id, account: passage.account.id, peer, flags: log::SENT, stanza: &passage.stanza };
+    log::archive(passage.batch, &entry);
     Flow::Pass
 }
 
 fn store_received(passage: &mut Passage<'_>) -> Flow {
     let Some(id) = passage.id else { return Flow::Pass };
-    let peer = passage.stanza.head.from.clone().unwrap_or_else(|| passage.account.jid.clone());
-    let hidden = if passage.class.store.yes { 0 } else { log::HIDDEN };
-    write(passage, id, &peer, hidden);
+    let peer = passage.stanza.head.from.as_ref().unwrap_or(&passage.account.jid);
+    let flags = if passage.archives() { 0 } else { log::HIDDEN };
+    let entry = Entry { id, account: passage.account.id, peer, flags, stanza: &passage.stanza };
     if passage.class.offline.yes {
-        log::await_delivery(passage.batch, passage.account.id, id);
+        passage.waits = Some(log::await_delivery(passage.batch, &entry));
+    } else if passage.archives() {
+        log::archive(passage.batch, &entry);
     }
     Flow::Pass
-}
-
-fn write(passage: &mut Passage<'_>, id: crate::ids::LogId, peer: &Jid, flags: i64) {
-    let entry = Entry { id, account: passage.account.id, peer, flags, stanza: &passage.stanza };
-    log::archive(passage.batch, &entry);
 }

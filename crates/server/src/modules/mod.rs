@@ -31,7 +31,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prometheus_client::metrics::counter::Counter;
 use smallvec::SmallVec;
-use trunkline_store::{Batch, Lane};
+use trunkline_store::{Batch, Lane, Ticket};
 use trunkline_xmpp::classify::Class;
 use trunkline_xmpp::error::StanzaError;
 use trunkline_xmpp::jid::Jid;
@@ -156,6 +156,8 @@ pub struct Passage<'a> {
     pub targets: SmallVec<[Arc<Session>; 2]>,
     /// Its id in this account's log, once given.
     pub id: Option<LogId>,
+    /// The row that says that it waits for its delivery goes under this ticket.
+    pub waits: Option<Arc<Ticket>>,
     /// What the store is to write; submitted at the end, under the lock.
     pub batch: &'a mut Batch,
 }
@@ -166,6 +168,13 @@ impl fmt::Debug for Passage<'_> {
             .field("account", &self.account)
             .field("way", &self.way)
             .finish_non_exhaustive()
+    }
+}
+
+impl Passage<'_> {
+    /// The message is for the archive, and the operator keeps one.
+    pub fn archives(&self) -> bool {
+        self.class.store.yes && self.exchange.config.load().accounts.archive
     }
 }
 

@@ -17,7 +17,7 @@ pub fn module() -> Module {
 /// The sender's archive has its own order, so a sent message has its own id there; the stanza on its way
 /// does not carry it.
 fn number(passage: &mut Passage<'_>) -> Flow {
-    if passage.class.store.yes {
+    if passage.archives() {
         passage.id = Some(passage.exchange.ids.next());
     }
     Flow::Pass
@@ -37,6 +37,10 @@ fn stamp(passage: &mut Passage<'_>) -> Flow {
     }
     let id = passage.exchange.ids.next();
     passage.id = Some(id);
+    // The id is the archive's: without one there is nothing to find under it.
+    if !passage.exchange.config.load().accounts.archive {
+        return Flow::Pass;
+    }
     let mut w = Writer::new();
     w.open("stanza-id")
         .attr("xmlns", ns::STANZA_ID)

@@ -18,11 +18,10 @@ use trunkline_xmpp::stanza::Stanza;
 
 use super::roster::Roster;
 use crate::ids::LogId;
+use crate::log::in_flight::InFlight;
 use crate::session::Session;
 
 const SHARDS: usize = 64;
-/// The id of no account.
-const NOBODY: i64 = -1;
 
 /// One account in memory.
 pub struct Account {
@@ -32,6 +31,8 @@ pub struct Account {
     pub jid: Jid,
     /// Serialises read-modify-write of roster and block list against the store.
     pub writes: tokio::sync::Mutex<()>,
+    /// Rows of its log that are on their way to the disk.
+    pub in_flight: InFlight,
     state: Mutex<AccountState>,
 }
 
@@ -172,11 +173,22 @@ pub struct Accounts {
     shards: Box<[Shard]>,
 }
 
+type Shard = Mutex<Seats>;
+
 #[derive(Default)]
-struct Shard {
-    map: Mutex<HashMap<Jid, Arc<Account>>>,
-    /// One load at a time: a second one must find what the first put in, not rows that are older.
-    loading: tokio::sync::Mutex<()>,
+struct Seats {
+    map: HashMap<Jid, Arc<Account>>,
+    /// Accounts that were taken out: what was read before may be older than what they wrote.
+    departures: u64,
+}
+
+impl Seats {
+    fn remove(&mut self, account: &Arc<Account>) {
+        if self.map.get(account.jid.as_str()).is_some_and(|held| Arc::ptr_eq(held, account)) {
+            self.map.remove(account.jid.as_str());
+            self.departures += 1;
+        }
+    }
 }
 
 /// An account that stays in memory while this is held.
@@ -201,7 +213,7 @@ impl Accounts {
 
     /// The account if it is in memory.
     pub fn online(&self, jid: &Jid) -> Option<Arc<Account>> {
-        self.shard(jid.bare_str()).map.lock().get(jid.bare_str()).cloned()
+        self.shard(jid.bare_str()).lock().map.get(jid.bare_str()).cloned()
     }
 
     /// The account, read from the store if need be; `None` if there is none or it is disabled.
@@ -223,84 +235,50 @@ impl Accounts {
         jid: &Jid,
     ) -> Result<Option<Loaded>, StoreError> {
         let bare = jid.bare();
-        let shard = self.shard(bare.as_str());
-        let found = shard.map.lock().get(bare.as_str()).cloned();
-        if let Some(account) = found {
-            return Ok(Some(Loaded { accounts: Arc::clone(self), account: Some(account) }));
-        }
         let Some(local) = bare.local() else { return Ok(None) };
-        let _one_at_a_time = shard.loading.lock().await;
-        let found = shard.map.lock().get(bare.as_str()).cloned();
-        if let Some(account) = found {
-            return Ok(Some(Loaded { accounts: Arc::clone(self), account: Some(account) }));
+        let shard = self.shard(bare.as_str());
+        loop {
+            let departures = {
+                let seats = shard.lock();
+                if let Some(account) = seats.map.get(bare.as_str()) {
+                    return Ok(Some(self.hold(Arc::clone(account))));
+                }
+                seats.departures
+            };
+            let Some((id, state)) = read(db, lane, bare.domain(), local).await? else { return Ok(None) };
+            let mut seats = shard.lock();
+            // Somebody else was faster.
+            if let Some(account) = seats.map.get(bare.as_str()) {
+                return Ok(Some(self.hold(Arc::clone(account))));
+            }
+            // An account may have been loaded, changed and let go while this one was read: read again.
+            if seats.departures != departures {
+                continue;
+            }
+            let account = Arc::new(Account {
+                id,
+                jid: bare.clone(),
+                writes: tokio::sync::Mutex::new(()),
+                in_flight: InFlight::default(),
+                state: Mutex::new(state),
+            });
+            seats.map.insert(bare, Arc::clone(&account));
+            return Ok(Some(self.hold(account)));
         }
-        let rows = db
-            .read_in(
-                lane,
-                sql("SELECT a.id, a.roster_version FROM accounts a JOIN hosts h ON h.id = a.host_id \
-                     WHERE h.name = ?1 AND a.local = ?2 AND a.disabled = 0")
-                .bind(bare.domain())
-                .bind(local),
-            )
-            .await?;
-        let found = rows.iter().next().map(|row| (row.int(0), row.int(1)));
-        // An account that does not exist costs an outsider as many reads as one that does: the time must not tell.
-        if found.is_none() && lane == Lane::Inside {
-            return Ok(None);
-        }
-        let (id, version) = found.unwrap_or((NOBODY, 0));
-        let items = db.read_in(lane, sql(Roster::QUERY).bind(id)).await?;
-        let blocks = db.read_in(lane, sql("SELECT jid FROM blocked WHERE account = ?1").bind(id)).await?;
-        let waiting = db
-            .read_in(
-                lane,
-                sql(
-                    "SELECT COUNT(*), COALESCE(SUM(a.size), 0) FROM pending p JOIN archive a ON a.id = p.id \
-                     WHERE p.account = ?1",
-                )
-                .bind(id),
-            )
-            .await?;
-        if found.is_none() {
-            return Ok(None);
-        }
-        let count =
-            |column| waiting.first().and_then(|row| usize::try_from(row.int(column)).ok()).unwrap_or(0);
-        let state = AccountState {
-            waiting: Waiting { messages: count(0), bytes: count(1) },
-            roster: Roster::load(&items, version),
-            blocked: blocks.iter().filter_map(|row| Jid::parse(row.text(0)).ok()).collect(),
-            ..AccountState::default()
-        };
-        let account = Arc::new(Account {
-            id,
-            jid: bare.clone(),
-            writes: tokio::sync::Mutex::new(()),
-            state: Mutex::new(state),
-        });
-        shard.map.lock().insert(bare, Arc::clone(&account));
-        Ok(Some(Loaded { accounts: Arc::clone(self), account: Some(account) }))
     }
 
     /// Takes the account out of memory if nobody uses it.
     fn release(&self, account: Arc<Account>) {
-        let shard = self.shard(account.jid.as_str());
-        let mut map = shard.map.lock();
+        let mut seats = self.shard(account.jid.as_str()).lock();
         // Two references: the map's and ours. New ones come from the map only, which is locked.
-        if Arc::strong_count(&account) <= 2
-            && account.state.lock().resources.is_empty()
-            && map.get(account.jid.as_str()).is_some_and(|held| Arc::ptr_eq(held, &account))
-        {
-            map.remove(account.jid.as_str());
+        if Arc::strong_count(&account) <= 2 && account.state.lock().resources.is_empty() {
+            seats.remove(&account);
         }
     }
 
     /// A removed account: whoever loads it from now on finds no rows. Sessions that hold it go on until they end.
     pub fn forget(&self, account: &Arc<Account>) {
-        let mut map = self.shard(account.jid.as_str()).map.lock();
-        if map.get(account.jid.as_str()).is_some_and(|held| Arc::ptr_eq(held, account)) {
-            map.remove(account.jid.as_str());
-        }
+        self.shard(account.jid.as_str()).lock().remove(account);
     }
 
     /// Keeps `account` loaded while the result is held; on its drop unused accounts go.
@@ -310,8 +288,41 @@ impl Accounts {
 
     /// Every loaded account, for a walk that need not be exact (status, shutdown).
     pub fn all(&self) -> Vec<Arc<Account>> {
-        self.shards.iter().flat_map(|shard| shard.map.lock().values().cloned().collect::<Vec<_>>()).collect()
+        self.shards.iter().flat_map(|shard| shard.lock().map.values().cloned().collect::<Vec<_>>()).collect()
     }
+}
+
+/// An account's id and state, read in one go: for an address that does not exist the store does the same work, so
+/// that the time an outsider waits does not tell.
+async fn read(
+    db: &Db,
+    lane: Lane,
+    domain: &str,
+    local: &str,
+) -> Result<Option<(i64, AccountState)>, StoreError> {
+    let of = |text| sql(text).bind(domain).bind(local);
+    let statements = vec![
+        of("SELECT a.id, a.roster_version FROM accounts a JOIN hosts h ON h.id = a.host_id \
+            WHERE h.name = ?1 AND a.local = ?2 AND a.disabled = 0"),
+        of(Roster::QUERY),
+        of("SELECT jid FROM blocked WHERE account = (SELECT a.id FROM accounts a \
+            JOIN hosts h ON h.id = a.host_id WHERE h.name = ?1 AND a.local = ?2)"),
+        of(
+            "SELECT COUNT(*), COALESCE(SUM(size), 0) FROM pending WHERE account = (SELECT a.id FROM accounts a \
+            JOIN hosts h ON h.id = a.host_id WHERE h.name = ?1 AND a.local = ?2)",
+        ),
+    ];
+    let results = db.read_all(lane, statements).await?;
+    let [account, items, blocked, waiting] = results.as_slice() else { return Err(StoreError::Closed) };
+    let Some(row) = account.first() else { return Ok(None) };
+    let count = |column| waiting.first().and_then(|row| usize::try_from(row.int(column)).ok()).unwrap_or(0);
+    let state = AccountState {
+        waiting: Waiting { messages: count(0), bytes: count(1) },
+        roster: Roster::load(items, row.int(1)),
+        blocked: blocked.iter().filter_map(|row| Jid::parse(row.text(0)).ok()).collect(),
+        ..AccountState::default()
+    };
+    Ok(Some((row.int(0), state)))
 }
 
 impl Deref for Loaded {

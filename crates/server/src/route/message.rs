@@ -12,6 +12,7 @@ use super::account::{Account, AccountState, Resource, Waiting};
 use super::presence::delayed;
 use super::{Mail, Routed};
 use crate::exchange::Exchange;
+use crate::ids::LogId;
 use crate::modules::{Flow, Passage, Step, Way};
 use crate::session::ledger::Receipt;
 use crate::session::{Push, Queued, Session};
@@ -48,6 +49,7 @@ impl Exchange {
             targets: SmallVec::new(),
             outside: false,
             id: None,
+            waits: None,
             batch: &mut batch,
         };
         for step in [Step::Filter, Step::Stamp, Step::Store, Step::Copy] {
@@ -113,6 +115,7 @@ impl Exchange {
             targets: SmallVec::new(),
             outside,
             id: None,
+            waits: None,
             batch: &mut batch,
         };
         match self.modules.run(Step::Filter, &mut passage) {
@@ -177,7 +180,11 @@ impl Exchange {
             // Under the lock, so that what this account is sent is committed in the order of its ids; and before
             // it is pushed, so that the note of its delivery can't come before the row.
             let rows = std::mem::replace(passage.batch, Batch::new(mail.lane()));
-            self.commit(rows, mail.receipt.clone(), &mail.stanza);
+            let waits = kept.zip(passage.waits.take()).map(|(id, ticket)| {
+                account.in_flight.submitted(id, mail.lane(), ticket);
+                (Arc::clone(account), id)
+            });
+            self.commit_kept(rows, (mail.receipt.clone(), &mail.stanza), waits);
         }
         for session in &passage.targets {
             let queued =
@@ -235,12 +242,25 @@ impl Exchange {
     /// Gives `batch` to the store. If that fails the sender gets an error: the message may have reached
     /// somebody, but it is not on disk (promise 1).
     pub(crate) fn commit(self: &Arc<Self>, batch: Batch, receipt: Option<Receipt>, stanza: &Stanza) {
+        self.commit_kept(batch, (receipt, stanza), None);
+    }
+
+    /// [`Exchange::commit`] with the row of a stanza that waits for its delivery.
+    fn commit_kept(
+        self: &Arc<Self>,
+        batch: Batch,
+        (receipt, stanza): (Option<Receipt>, &Stanza),
+        kept: Option<(Arc<Account>, LogId)>,
+    ) {
         let exchange = Arc::clone(self);
         let stanza = stanza.clone();
         if let Some(receipt) = &receipt {
             receipt.note_commit();
         }
         self.db.submit(batch, move |result| {
+            if let Some((account, id)) = kept {
+                account.in_flight.landed(id);
+            }
             if let Err(error) = result {
                 exchange.metrics.refused("store-failed");
                 tracing::error!(%error, "a message could not be stored; its sender is told");

@@ -610,12 +610,12 @@ impl Exchange {
             let mark = account.state().last_kept;
             let page = match from {
                 CatchUp::Pending { after, until } => {
-                    crate::log::pending(&self.db, account.id, after..until, rows).await
+                    crate::log::pending(&self.db, &account, after..until, rows).await
                 }
                 CatchUp::Archive(after) => {
                     // Younger ids may still be on their way in either lane; none: all there is was there at the start.
                     let end = mark.map_or(LogId(i64::MAX), |mark| LogId(mark.0 + 1));
-                    crate::log::since(&self.db, account.id, after..end, rows).await
+                    crate::log::since(&self.db, &account, after..end, rows).await
                 }
             };
             let page = match page {

@@ -70,9 +70,10 @@ impl Roster {
         roster
     }
 
-    /// Selects one account's items (`?1`).
+    /// Selects one account's items: `?1` is its domain, `?2` its local part.
     pub const QUERY: &'static str = "SELECT jid, name, state, groups_json, version, request FROM roster \
-         WHERE account = ?1 AND removed = 0";
+         WHERE removed = 0 AND account = (SELECT a.id FROM accounts a JOIN hosts h ON h.id = a.host_id \
+         WHERE h.name = ?1 AND a.local = ?2)";
 
     /// The contact's item.
     pub fn get(&self, jid: &Jid) -> Option<&Item> {

@@ -291,7 +291,7 @@ impl Connection {
         self.unmark_blocked();
         if !self.unsent_kept.is_empty() {
             let kept = std::mem::take(&mut self.unsent_kept);
-            log::delivered(&self.exchange.db, self.session.account.id, &kept);
+            log::delivered(&self.exchange.db, &self.session.account, &kept);
         }
     }
 

@@ -126,7 +126,7 @@ fn acknowledge(
         Ok(kept) => {
             session.vitals.asked.store(0, Ordering::Relaxed);
             session.vitals.blocked.store(0, Ordering::Relaxed);
-            log::delivered(&exchange.db, session.account.id, &kept);
+            log::delivered(&exchange.db, &session.account, &kept);
             Ok(())
         }
         Err(sent) => Err(too_high(h, sent)),

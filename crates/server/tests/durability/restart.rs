@@ -163,7 +163,7 @@ fn what_was_kept_after_the_session_was_saved_comes_when_it_resumes() {
                 .bind(late.as_bytes().to_vec()),
             )
             .with(
-                sql("INSERT INTO pending (account, id) VALUES ((SELECT id FROM accounts WHERE local = 'juliet'), ?1)")
+                sql("INSERT INTO pending (account, id, size) VALUES ((SELECT id FROM accounts WHERE local = 'juliet'), ?1, 90)")
                     .bind(id),
             );
         store.run(rows).await.unwrap();

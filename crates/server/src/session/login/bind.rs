@@ -123,7 +123,7 @@ impl Negotiation {
                 return Err(Stop::Error(management::too_high(h, sent)));
             }
         };
-        crate::log::delivered(&self.desk.exchange.db, account.id, &kept);
+        crate::log::delivered(&self.desk.exchange.db, account, &kept);
         let mut w = Writer::new();
         w.open("resumed")
             .attr("xmlns", ns::SM)
