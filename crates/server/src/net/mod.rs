@@ -1,11 +1,14 @@
 //! Bytes in, bytes out: listeners, TLS, certificates, DNS and connecting. No XMPP is spoken here, and nothing here
 //! decides whom to trust: a handshake never fails over trust, [`verify_peer`] says what a certificate is worth.
 
+mod buffered;
 pub mod cert;
 pub mod connect;
 pub mod dns;
+mod handshake;
 pub mod listen;
 pub mod pki;
+mod record;
 pub mod stream;
 pub mod tls;
 pub mod verdict;

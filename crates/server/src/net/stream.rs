@@ -7,17 +7,19 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use rustls::{CommonState, HandshakeKind, ProtocolVersion};
+use rustls::{CipherSuite, CommonState, HandshakeKind, ProtocolVersion, ServerConfig};
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::{LazyConfigAcceptor, TlsConnector, TlsStream};
 
+use super::buffered::Buffered;
 use super::cert::{end_point, ip_literal, to_ascii};
+use super::handshake::{self, Accomplished, Carrier, Started};
+use super::record::Records;
 use super::tls::{CertStore, Identity, Side};
 
 /// Bytes that may wait inside TLS for the socket to take them.
-const TLS_WRITE_BUFFER: usize = 64 * 1024;
+pub(super) const TLS_WRITE_BUFFER: usize = 64 * 1024;
 /// One read takes at most this much: a TLS record.
 const READ_CHUNK: usize = 16 * 1024;
 
@@ -71,9 +73,9 @@ pub struct TlsInfo {
     /// `TLSv1.2` or `TLSv1.3`.
     pub version: &'static str,
     /// The cipher suite, as IANA names it.
-    pub cipher: String,
+    pub cipher: &'static str,
     /// The key exchange, as `X25519MLKEM768`.
-    pub key_exchange: String,
+    pub key_exchange: &'static str,
     /// The session continues an earlier one.
     pub resumed: bool,
     /// The server name that was asked for.
@@ -98,11 +100,12 @@ pub struct Transport {
 #[derive(Debug)]
 enum Io {
     Plain(Socket),
-    Tls(Box<TlsStream<Socket>>),
+    Records(Box<Records>),
+    Buffered(Box<Buffered>),
 }
 
 #[derive(Debug)]
-enum Socket {
+pub(super) enum Socket {
     Tcp(TcpStream),
     Memory(DuplexStream),
 }
@@ -136,19 +139,37 @@ impl Transport {
         hint: Option<&str>,
     ) -> Result<Transport, HandshakeError> {
         let Io::Plain(socket) = self.io else { return Err(HandshakeError::AlreadyEncrypted) };
-        let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket).await?;
-        let identity = store.for_domain(start.client_hello().server_name().or(hint));
+        let started = Started::new(socket).await?;
+        let identity = store.for_domain(started.accepted.client_hello().server_name().or(hint));
         let config = identity.server(side).clone();
-        let ems = config.require_ems;
-        let stream =
-            start.into_stream_with(config, |tls| tls.set_buffer_limit(Some(TLS_WRITE_BUFFER))).await?;
-        let tls = stream.get_ref().1;
+        Transport::accomplished(started.finish(config.clone()).await?, &config, identity.end_point.clone())
+    }
+
+    fn accomplished(
+        done: Accomplished,
+        config: &ServerConfig,
+        end_point: Option<Vec<u8>>,
+    ) -> Result<Transport, HandshakeError> {
+        let tls = &done.connection;
         let mut info = common_info(tls);
         info.sni = tls.server_name().map(str::to_owned);
-        info.end_point = identity.end_point.clone();
-        info.exporter =
-            exporter(tls, ems, |out| tls.export_keying_material(out, EXPORTER, Some(b"")).is_ok());
-        Ok(Transport { io: Io::Tls(Box::new(stream.into())), tls: Some(Arc::new(info)) })
+        info.end_point = end_point;
+        info.exporter = exporter(tls, config.require_ems, |out| {
+            tls.export_keying_material(out, EXPORTER, Some(b"")).is_ok()
+        });
+        let io = match done.carry()? {
+            Carrier::Records(records) => Io::Records(records),
+            Carrier::Buffered(buffered) => Io::Buffered(buffered),
+        };
+        Ok(Transport { io, tls: Some(Arc::new(info)) })
+    }
+
+    /// TLS as the server with any configuration.
+    #[cfg(test)]
+    pub(super) async fn accept_with(self, config: Arc<ServerConfig>) -> Result<Transport, HandshakeError> {
+        let Io::Plain(socket) = self.io else { return Err(HandshakeError::AlreadyEncrypted) };
+        let started = Started::new(socket).await?;
+        Transport::accomplished(started.finish(config.clone()).await?, &config, None)
     }
 
     /// TLS as the client, asking for `domain`, presenting our `identity`. ALPN is for direct TLS only (XEP-0368).
@@ -176,27 +197,29 @@ impl Transport {
         };
         let sni = matches!(name, ServerName::DnsName(_)).then(|| name.to_str().into_owned());
         let ems = config.require_ems;
-        let connector = TlsConnector::from(config);
-        let connector = connector.with_alpn(alpn.map(|alpn| alpn.as_bytes().to_vec()).into_iter().collect());
-        let stream =
-            connector.connect_with(name, socket, |tls| tls.set_buffer_limit(Some(TLS_WRITE_BUFFER))).await?;
-        let tls = stream.get_ref().1;
+        let stream = handshake::connect(socket, config, name, alpn).await?;
+        let tls = stream.connection();
         let mut info = common_info(tls);
         info.sni = sni;
         info.end_point = info.peer_chain.first().and_then(end_point);
         info.exporter =
             exporter(tls, ems, |out| tls.export_keying_material(out, EXPORTER, Some(b"")).is_ok());
-        Ok(Transport { io: Io::Tls(Box::new(stream.into())), tls: Some(Arc::new(info)) })
+        Ok(Transport { io: Io::Buffered(Box::new(stream)), tls: Some(Arc::new(info)) })
     }
 
-    /// What TLS agreed on; None on a plain connection.
+    /// What TLS agreed on; None on a plain connection, and after [`settled`](Transport::settled).
     pub fn tls(&self) -> Option<&Arc<TlsInfo>> {
         self.tls.as_ref()
     }
 
+    /// The same connection without its [`TlsInfo`], which nobody needs after a login: an idle one should be small.
+    pub fn settled(self) -> Transport {
+        Transport { tls: None, ..self }
+    }
+
     /// Whether it is encrypted.
     pub fn is_encrypted(&self) -> bool {
-        self.tls.is_some()
+        !matches!(self.io, Io::Plain(_))
     }
 
     /// The peer's address, where it has one.
@@ -236,7 +259,8 @@ impl Transport {
     fn socket(&self) -> &Socket {
         match &self.io {
             Io::Plain(socket) => socket,
-            Io::Tls(tls) => tls.get_ref().0,
+            Io::Records(records) => records.socket(),
+            Io::Buffered(buffered) => buffered.socket(),
         }
     }
 }
@@ -257,13 +281,10 @@ fn common_info(tls: &CommonState) -> TlsInfo {
             Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
             _ => "TLSv1.2",
         },
-        cipher: tls
-            .negotiated_cipher_suite()
-            .map(|suite| format!("{:?}", suite.suite()).replace("TLS13_", "TLS_"))
-            .unwrap_or_default(),
+        cipher: tls.negotiated_cipher_suite().and_then(|suite| cipher(suite.suite())).unwrap_or_default(),
         key_exchange: tls
             .negotiated_key_exchange_group()
-            .map(|group| format!("{:?}", group.name()))
+            .and_then(|group| group.name().as_str())
             .unwrap_or_default(),
         resumed: tls.handshake_kind() == Some(HandshakeKind::Resumed),
         sni: None,
@@ -271,6 +292,16 @@ fn common_info(tls: &CommonState) -> TlsInfo {
         peer_chain: tls.peer_certificates().map(<[_]>::to_vec).unwrap_or_default(),
         exporter: None,
         end_point: None,
+    }
+}
+
+/// As IANA names it.
+fn cipher(suite: CipherSuite) -> Option<&'static str> {
+    match suite {
+        CipherSuite::TLS13_AES_128_GCM_SHA256 => Some("TLS_AES_128_GCM_SHA256"),
+        CipherSuite::TLS13_AES_256_GCM_SHA384 => Some("TLS_AES_256_GCM_SHA384"),
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => Some("TLS_CHACHA20_POLY1305_SHA256"),
+        older => older.as_str(),
     }
 }
 
@@ -282,12 +313,8 @@ impl AsyncRead for Transport {
     ) -> Poll<io::Result<()>> {
         match &mut self.io {
             Io::Plain(socket) => Pin::new(socket).poll_read(cx, buf),
-            Io::Tls(tls) => match Pin::new(tls.as_mut()).poll_read(cx, buf) {
-                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    Poll::Ready(Ok(()))
-                }
-                other => other,
-            },
+            Io::Records(records) => records.poll_read(cx, buf),
+            Io::Buffered(buffered) => buffered.poll_read(cx, buf),
         }
     }
 }
@@ -296,21 +323,24 @@ impl AsyncWrite for Transport {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.io {
             Io::Plain(socket) => Pin::new(socket).poll_write(cx, buf),
-            Io::Tls(tls) => Pin::new(tls.as_mut()).poll_write(cx, buf),
+            Io::Records(records) => records.poll_write(cx, buf),
+            Io::Buffered(buffered) => buffered.poll_write(cx, buf),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.io {
             Io::Plain(socket) => Pin::new(socket).poll_flush(cx),
-            Io::Tls(tls) => Pin::new(tls.as_mut()).poll_flush(cx),
+            Io::Records(records) => records.poll_flush(cx),
+            Io::Buffered(buffered) => buffered.poll_flush(cx),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.io {
             Io::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
-            Io::Tls(tls) => Pin::new(tls.as_mut()).poll_shutdown(cx),
+            Io::Records(records) => records.poll_shutdown(cx),
+            Io::Buffered(buffered) => buffered.poll_shutdown(cx),
         }
     }
 }

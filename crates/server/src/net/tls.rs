@@ -18,6 +18,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, TrustAnchor, UnixTime};
 
 use super::cert::{CertInfo, CertName, dns_matches, end_point, to_ascii};
+use super::handshake::Tap;
 
 /// What is wrong with a certificate, a key or a list of roots. The operator's fault, so it names the file.
 #[derive(Debug, thiserror::Error)]
@@ -188,6 +189,7 @@ fn clients_config(
     // RFC 9266 s.4.2: `tls-exporter` under TLS 1.2 is only sound with the extended master secret (RFC 7627), and
     // rustls does not tell whether it was used.
     config.require_ems = true;
+    lend_keys(&mut config);
     Ok(Arc::new(config))
 }
 
@@ -203,7 +205,14 @@ fn servers_config(
     // Each connection proves possession of its key afresh.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
+    lend_keys(&mut config);
     Ok(Arc::new(config))
+}
+
+/// After a handshake of TLS 1.3 the records are ours: [`Records`](super::record::Records).
+fn lend_keys(config: &mut ServerConfig) {
+    config.enable_secret_extraction = true;
+    config.key_log = Arc::new(Tap);
 }
 
 /// The configuration of connections to other servers without a certificate of ours.

@@ -1,5 +1,6 @@
 mod dns;
 mod listen;
+mod stream;
 mod tls;
 mod verdict;
 mod wire;

@@ -227,7 +227,7 @@ impl Negotiation {
             session,
             seat: Some(seat),
             serial: self.desk.serial,
-            transport: self.transport,
+            transport: self.transport.settled(),
             scanner,
             lang: self.lang,
             unsent: Vec::new(),
