@@ -1,5 +1,7 @@
 //! The client's side of a login: for our own client, the tests, and servers that log in to others.
 
+use std::num::NonZeroU32;
+
 use super::scram::{ServerFirst, escape, prepare_password, same, xor};
 use super::{Hash, decode, encode, random_text};
 use crate::prep::{Profile, Unassigned, prepare};
@@ -46,6 +48,44 @@ pub enum Binding {
         /// What the TLS connection gives for it.
         data: Vec<u8>,
     },
+}
+
+/// What the password and the server's salt give. A client that logs in often may keep it (RFC 5802 s.5.1, `i`): it
+/// saves PBKDF2, and is as secret as the password.
+#[derive(Clone)]
+pub struct ClientKeys {
+    hash: Hash,
+    salt: Vec<u8>,
+    iterations: NonZeroU32,
+    client_key: Vec<u8>,
+    stored_key: Vec<u8>,
+    server_key: Vec<u8>,
+}
+
+/// Keys stay out of logs.
+impl std::fmt::Debug for ClientKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClientKeys").field("hash", &self.hash).finish_non_exhaustive()
+    }
+}
+
+impl ClientKeys {
+    fn derive(hash: Hash, password: &str, first: &ServerFirst<'_>) -> ClientKeys {
+        let salted = hash.hi(password.as_bytes(), &first.salt, first.iterations);
+        let client_key = hash.hmac(&salted, b"Client Key").as_ref().to_vec();
+        ClientKeys {
+            hash,
+            salt: first.salt.clone(),
+            iterations: first.iterations,
+            stored_key: hash.h(&client_key).as_ref().to_vec(),
+            client_key,
+            server_key: hash.hmac(&salted, b"Server Key").as_ref().to_vec(),
+        }
+    }
+
+    fn fits(&self, hash: Hash, first: &ServerFirst<'_>) -> bool {
+        self.hash == hash && self.salt == first.salt && self.iterations == first.iterations
+    }
 }
 
 /// A SCRAM login.
@@ -104,6 +144,16 @@ impl Scram {
 
     /// Takes the text of the `<challenge/>`, gives that of the `<response/>`. Costs milliseconds.
     pub fn respond(&mut self, challenge: &str) -> Result<String, ClientError> {
+        self.respond_with(challenge, &mut None)
+    }
+
+    /// The same, with the keys of an earlier login of the same user if they still fit; otherwise new ones are put
+    /// there.
+    pub fn respond_with(
+        &mut self,
+        challenge: &str,
+        kept: &mut Option<ClientKeys>,
+    ) -> Result<String, ClientError> {
         let message = decode(challenge).map_err(|_| ClientError::Malformed)?;
         let message = std::str::from_utf8(&message).map_err(|_| ClientError::Malformed)?;
         let first = ServerFirst::parse(message).ok_or(ClientError::Malformed)?;
@@ -115,18 +165,17 @@ impl Scram {
             return Err(ClientError::Iterations(iterations));
         }
         let hash = self.hash;
-        let salted = hash.hi(self.password.as_bytes(), &first.salt, first.iterations);
+        if !kept.as_ref().is_some_and(|keys| keys.fits(hash, &first)) {
+            *kept = None;
+        }
+        let keys = kept.get_or_insert_with(|| ClientKeys::derive(hash, &self.password, &first));
         let mut binding = self.gs2_header.clone().into_bytes();
         binding.extend_from_slice(&self.binding_data);
         let without_proof = format!("c={},r={}", encode(binding), first.nonce);
         let auth_message = format!("{},{message},{without_proof}", self.first_bare);
-        let client_key = hash.hmac(&salted, b"Client Key");
-        let stored_key = hash.h(client_key.as_ref());
-        let signature = hash.hmac(stored_key.as_ref(), auth_message.as_bytes());
-        let proof = xor(client_key.as_ref(), signature.as_ref());
-        let server_key = hash.hmac(&salted, b"Server Key");
-        self.server_signature =
-            Some(hash.hmac(server_key.as_ref(), auth_message.as_bytes()).as_ref().to_vec());
+        let signature = hash.hmac(&keys.stored_key, auth_message.as_bytes());
+        let proof = xor(&keys.client_key, signature.as_ref());
+        self.server_signature = Some(hash.hmac(&keys.server_key, auth_message.as_bytes()).as_ref().to_vec());
         Ok(encode(format!("{without_proof},p={}", encode(proof))))
     }
 

@@ -376,6 +376,20 @@ fn scram_grammar() {
 }
 
 #[test]
+fn kept_keys_answer_as_the_password_does_and_are_made_anew_for_another_salt() {
+    let client = || {
+        Scram::with_nonce(Hash::Sha1, ("user", "pencil"), Binding::Unsupported, "abc".into())
+            .expect("a password")
+    };
+    let mut kept = None;
+    for challenge in ["r=abcd,s=QSXCR+Q6sek8bf92,i=4096", "r=abcd,s=QSXCR+Q6sek8bf93,i=4096"].map(encode) {
+        let expected = client().respond(&challenge);
+        assert_eq!(client().respond_with(&challenge, &mut kept), expected, "made");
+        assert_eq!(client().respond_with(&challenge, &mut kept), expected, "kept");
+    }
+}
+
+#[test]
 fn a_client_trusts_no_server() {
     let client = || {
         Scram::with_nonce(Hash::Sha1, ("user", "pencil"), Binding::Unsupported, "abc".into())

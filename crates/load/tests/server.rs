@@ -1,0 +1,216 @@
+//! Every kind of work against the real server, over real sockets, briefly. What is asserted is that deliveries were
+//! verified and figures are there, never how fast anything was.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokio::runtime::Runtime;
+use trunkline_server::config::Config;
+use trunkline_server::config::overrides::Overrides;
+use trunkline_server::net::pki::{Leaf, self_signed};
+use trunkline_server::serve::{Parts, Server};
+
+/// A provider in this process. Dropped, it stops.
+struct Provider {
+    runtime: Option<Runtime>,
+    server: Arc<Server>,
+    domain: &'static str,
+    clients: SocketAddr,
+    direct: SocketAddr,
+    _files: tempfile::TempDir,
+}
+
+impl Provider {
+    fn alone() -> Provider {
+        Provider::start(
+            "north.localhost",
+            &["federation.enabled=false".into(), "federation.listen=[]".into()],
+        )
+    }
+
+    fn start(domain: &'static str, settings: &[String]) -> Provider {
+        let files = tempfile::tempdir().unwrap();
+        let (chain, key) = (files.path().join("chain.pem"), files.path().join("key.pem"));
+        self_signed(&Leaf::new(domain, 30)).unwrap().write(&chain, &key).unwrap();
+        let (clients, direct) = (free(), free());
+        let mut presets = Overrides::default();
+        for setting in [
+            format!("domain={domain}"),
+            format!("data_dir={}", files.path().display()),
+            format!("clients.listen={clients}"),
+            format!("clients.listen_tls={direct}"),
+            "clients.threads=1".to_owned(),
+            "federation.listen_tls=[]".to_owned(),
+            "web.listen=[]".to_owned(),
+            "limits.enabled=false".to_owned(),
+            "accounts.password_iterations=4096".to_owned(),
+            "accounts.registration=open".to_owned(),
+            format!("tls.certificate={}", chain.display()),
+            format!("tls.key={}", key.display()),
+        ] {
+            presets.set(&setting).unwrap();
+        }
+        for setting in settings {
+            presets.set(setting).unwrap();
+        }
+        let text = trunkline_server::config::template(&presets);
+        let config = Config::parse(&text, Path::new("load.toml")).unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let parts = Parts { in_memory: true, ..Parts::default() };
+        let server = runtime.block_on(Server::start(config, parts)).unwrap();
+        Provider { runtime: Some(runtime), server, domain, clients, direct, _files: files }
+    }
+
+    /// Runs the program against this server and gives the results.
+    fn load(&self, work: &[&str]) -> Value {
+        results(&self.run(work))
+    }
+
+    fn run(&self, work: &[&str]) -> Output {
+        let server = if work.contains(&"direct") { self.direct } else { self.clients }.to_string();
+        let pid = std::process::id().to_string();
+        let mut all = work.to_vec();
+        all.extend(["--server", &server, "--domain", self.domain, "--server-pid", &pid]);
+        all.extend(["--insecure", "--password", "wherefore", "--seconds", "0.3", "--json", "-"]);
+        load(&all)
+    }
+}
+
+impl Drop for Provider {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.block_on(self.server.stop());
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn free() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+}
+
+fn load(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_trunkline-load")).args(args).output().unwrap()
+}
+
+fn results(output: &Output) -> Value {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["tool"], "trunkline-load");
+    assert!(text.contains(json["work"].as_str().unwrap()), "the table is on standard error:\n{text}");
+    json["results"].clone()
+}
+
+/// Each of these is there and more than nothing.
+fn positive(results: &Value, names: &[&str]) {
+    for name in names {
+        let value = name.split('.').fold(results, |value, part| &value[part]);
+        assert!(value.as_f64().is_some_and(|it| it > 0.0), "{name}: {results}");
+    }
+}
+
+const CHAT: [&str; 8] = [
+    "messages",
+    "seconds",
+    "messages_per_second",
+    "latency_us.p50",
+    "latency_us.p999",
+    "server_cpu_us_per_message",
+    "load_cpu_us_per_message",
+    "verified",
+];
+
+#[test]
+fn one_server() {
+    let provider = Provider::alone();
+    // The others find the accounts there.
+    positive(&provider.load(&["chat", "--register", "--pairs", "3", "--idle", "2"]), &CHAT);
+    let managed = provider.load(&["chat", "--pairs", "3", "--window", "4", "--sm", "--tls", "direct"]);
+    positive(&managed, &CHAT);
+    positive(&managed, &["acknowledgements"]);
+    let paced = ["chat", "--pairs", "2", "--rate", "200", "--threads", "2", "--mechanism", "SCRAM-SHA-1"];
+    positive(&provider.load(&paced), &CHAT);
+
+    let login = ["logins", "seconds", "logins_per_second", "server_cpu_us_per_login", "latency_us.p50"];
+    let full = provider.load(&["login", "--at-once", "2", "--mechanism", "PLAIN"]);
+    positive(&full, &login);
+    assert_eq!(full["resumed"], 0);
+    let resumed = provider.load(&["login", "--at-once", "2", "--resume-tls", "--tls", "direct"]);
+    positive(&resumed, &login);
+    positive(&resumed, &["resumed"]);
+
+    let idle = provider.load(&["idle", "--sessions", "6", "--per-account", "2", "--sm", "--presence"]);
+    positive(&idle, &["sessions", "memory_before_kib", "memory_after_kib"]);
+    assert!(idle["kib_per_session"].is_number());
+
+    let fanout = ["deliveries", "seconds", "server_cpu_us_per_delivery", "latency_us.p99", "verified"];
+    positive(&provider.load(&["fanout", "--contacts", "4"]), &fanout);
+    // The subscriptions are there already.
+    let few = provider.load(&["fanout", "--contacts", "4", "--changes", "5", "--rate", "1000"]);
+    assert_eq!((&few["changes"], &few["verified"]), (&5.into(), &20.into()));
+}
+
+#[test]
+fn two_servers() {
+    let federation = [free(), free()];
+    let domains = ["east.localhost", "west.localhost"];
+    let [east, west] = [0, 1].map(|side| {
+        let settings = [
+            format!("federation.listen={}", federation[side]),
+            format!("federation.routes.\"{}\"={}", domains[1 - side], federation[1 - side]),
+        ];
+        Provider::start(domains[side], &settings)
+    });
+    let peer = west.clients.to_string();
+    let s2s = [
+        "s2s",
+        "--register",
+        "--pairs",
+        "2",
+        "--both-ways",
+        "--peer-server",
+        &peer,
+        "--peer-domain",
+        west.domain,
+    ];
+    positive(&east.load(&s2s), &CHAT);
+}
+
+#[test]
+fn the_floor() {
+    for coalesce in [None, Some("--coalesce")] {
+        let mut args = vec!["floor", "--pairs", "2", "--window", "4", "--seconds", "0.3", "--json", "-"];
+        args.extend(coalesce);
+        positive(&results(&load(&args)), &CHAT);
+    }
+}
+
+#[test]
+fn errors_say_whose_fault_it_is_and_what_to_do() {
+    let provider = Provider::alone();
+    let fails = |output: Output, code: i32, part: &str| {
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        assert!(text.contains(part), "`{part}` is missing in: {text}");
+    };
+    fails(provider.run(&["chat", "--pairs", "1"]), 1, "--register");
+    fails(provider.run(&["chat", "--mechanism", "CRAM-MD5"]), 2, "SCRAM-SHA-256");
+    fails(provider.run(&["chat", "--body", "3"]), 2, "46");
+    let room = ["room", "--register", "--occupants", "2"];
+    fails(provider.run(&room), 1, "does the server have rooms there?");
+    let nobody = free().to_string();
+    let server = ["--server", &nobody, "--domain", "north.localhost"];
+    fails(load(&[&["chat", "--pairs", "1"][..], &server].concat()), 1, "Is the server running");
+    let there = provider.clients.to_string();
+    let server = ["--server", &there, "--domain", "north.localhost"];
+    fails(load(&[&["chat", "--pairs", "1"][..], &server].concat()), 1, "--insecure");
+    let pid = [&["chat", "--pairs", "1", "--server-pid", "4194305"][..], &server].concat();
+    fails(load(&pid), 2, "no such process");
+}
