@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-// Many small, short-lived allocations on several threads: the system's allocator fragments.
+// Many small, short-lived allocations on several threads: the system's allocator fragments. Without huge pages: see
+// `design/007-transport.md`.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
