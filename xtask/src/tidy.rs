@@ -18,11 +18,12 @@ const FORBIDDEN: [(&str, &str); 4] = [
 ];
 
 /// The crates of this workspace that each may use: `xml <- xmpp <- server`, `store <- server`.
-const LAYERS: [(&str, &[&str]); 4] = [
+const LAYERS: [(&str, &[&str]); 5] = [
     ("xml", &[]),
     ("xmpp", &["trunkline-xml"]),
     ("store", &[]),
     ("client", &["trunkline-xml", "trunkline-xmpp"]),
+    ("load", &["trunkline-xml", "trunkline-xmpp"]),
 ];
 
 pub(crate) fn check(root: &Path) -> Found {

@@ -26,8 +26,6 @@ pub(crate) struct Broadcast {
     template: Template,
     flow: u32,
     sent: u32,
-    /// No more than these are sent.
-    most: u32,
     hearers: Vec<Verifier>,
     /// How many have still to hear each, from the oldest that somebody has not heard.
     open: VecDeque<u32>,
@@ -36,18 +34,12 @@ pub(crate) struct Broadcast {
 }
 
 impl Broadcast {
-    pub(crate) fn new(
-        speaker: Link,
-        (flow, template): (u32, Template),
-        hearers: usize,
-        most: u32,
-    ) -> Broadcast {
+    pub(crate) fn new(speaker: Link, (flow, template): (u32, Template), hearers: usize) -> Broadcast {
         Broadcast {
             speaker,
             template,
             flow,
             sent: 0,
-            most,
             hearers: (0..hearers).map(|_| Verifier::default()).collect(),
             open: VecDeque::new(),
             first: 0,
@@ -56,7 +48,7 @@ impl Broadcast {
 
     fn say(&mut self, count: u32, time: u64) -> Result<(), LoadError> {
         let mut speaker = self.speaker.lock();
-        for _ in 0..count.min(self.most - self.sent) {
+        for _ in 0..count {
             speaker.queue_stanza(self.template.fill(self.sent, time));
             self.sent += 1;
             self.open.push_back(self.hearers.len() as u32);

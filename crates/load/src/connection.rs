@@ -456,7 +456,11 @@ impl Write for NonBlocking<'_> {
     }
 
     fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.0.try_write_vectored(parts)
+        match parts {
+            // The plain call is cheaper.
+            [one] => self.0.try_write(one),
+            _ => self.0.try_write_vectored(parts),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -35,6 +35,9 @@ pub(crate) enum Phase {
 /// How long load is made before it counts.
 pub(crate) const WARM_UP: Duration = Duration::from_secs(1);
 
+/// How long the first delivery may take.
+const FIRST: Duration = Duration::from_secs(60);
+
 /// What all threads share.
 #[derive(Debug)]
 pub(crate) struct Stage {
@@ -222,6 +225,15 @@ impl<T: Send + 'static> Crew<T> {
         let mut progress = Progress::new();
         self.stage.enter(Phase::Warm);
         progress.show(|| "warming up".into());
+        // Between servers a connection has to be made first.
+        let end = Instant::now() + FIRST;
+        while self.count() == 0 {
+            if Instant::now() > end {
+                let what = "the first delivery".to_owned();
+                return Err(LoadError::Timeout { what, seconds: FIRST.as_secs() });
+            }
+            self.pause(Duration::from_millis(10))?;
+        }
         self.pause(WARM_UP)?;
         let usage_before = meter.map(Meter::usage);
         let own_before = usage::own();

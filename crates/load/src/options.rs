@@ -169,7 +169,7 @@ pub(crate) struct Chat {
     #[arg(long)]
     pub(crate) sm: bool,
     /// Hold M idle sessions of further accounts meanwhile
-    #[arg(long, value_name = "M", default_value_t = 0)]
+    #[arg(long, value_name = "M", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=10_000_000))]
     pub(crate) idle: u32,
 }
 
@@ -182,9 +182,6 @@ pub(crate) struct Fanout {
     /// Contacts of user 0 that are online
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) contacts: u32,
-    /// Stop after K changes, if --seconds are not over before
-    #[arg(long, value_name = "K")]
-    pub(crate) changes: Option<u32>,
     /// Changes a second; without it the next change is made when all have seen the last one
     #[arg(long, value_name = "R")]
     pub(crate) rate: Option<f64>,

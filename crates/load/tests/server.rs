@@ -62,8 +62,7 @@ impl Provider {
         let config = Config::parse(&text, Path::new("load.toml")).unwrap();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let parts = Parts { in_memory: true, ..Parts::default() };
-        let server = runtime.block_on(Server::start(config, parts)).unwrap();
+        let server = runtime.block_on(Server::start(config, Parts::default())).unwrap();
         Provider { runtime: Some(runtime), server, domain, clients, direct, _files: files }
     }
 
@@ -153,8 +152,7 @@ fn one_server() {
     let fanout = ["deliveries", "seconds", "server_cpu_us_per_delivery", "latency_us.p99", "verified"];
     positive(&provider.load(&["fanout", "--contacts", "4"]), &fanout);
     // The subscriptions are there already.
-    let few = provider.load(&["fanout", "--contacts", "4", "--changes", "5", "--rate", "1000"]);
-    assert_eq!((&few["changes"], &few["verified"]), (&5.into(), &20.into()));
+    positive(&provider.load(&["fanout", "--contacts", "4", "--rate", "100"]), &fanout);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use crate::work;
 
 pub(crate) fn run(options: &Chat) -> Result<Report, LoadError> {
     let Chat { server, run: run_options, messages, sm, idle } = options;
+    work::room_for(messages.pairs.saturating_mul(2).saturating_add(*idle))?;
     let place = work::place(server)?;
     let (length, meter) = work::measuring(run_options)?;
     let (threads, at_once) = (run_options.threads, server.access.at_once);

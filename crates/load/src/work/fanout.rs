@@ -30,12 +30,12 @@ const AT_ONCE: u32 = 64;
 const SILENCE: Duration = Duration::from_secs(30);
 
 pub(crate) fn run(options: &Fanout) -> Result<Report, LoadError> {
-    let Fanout { server, run: run_options, contacts, changes, rate } = options;
+    let Fanout { server, run: run_options, contacts, rate } = options;
+    work::room_for(contacts.saturating_add(1))?;
     let place = work::place(server)?;
     let (length, meter) = work::measuring(run_options)?;
     let style = Style { window: 1, rate: work::rate(*rate)? };
     let (contacts, at_once, register) = (*contacts, server.access.at_once, server.access.register);
-    let most = changes.unwrap_or(u32::MAX);
     let run = work::new_run();
     let stage = Stage::new();
     let people = u64::from(contacts) + 1;
@@ -63,7 +63,7 @@ pub(crate) fn run(options: &Fanout) -> Result<Report, LoadError> {
                 holder.iter().for_each(AbortHandle::abort);
                 befriend(&stage, &place, (&zero, &friends), &known).await?;
                 let template = Template::presence(run, 0);
-                let broadcast = Broadcast::new(zero.clone(), (0, template), friends.len(), most);
+                let broadcast = Broadcast::new(zero.clone(), (0, template), friends.len());
                 let holder = work::hold(&stage, std::slice::from_ref(&zero));
                 let desk = Desk { stage, tally, reader: Reader::new(run, marker::LENGTH) };
                 let done = broadcast.run(&friends, desk, style).await?;
@@ -79,7 +79,7 @@ pub(crate) fn run(options: &Fanout) -> Result<Report, LoadError> {
     let ends = crew.finish()?;
     let mut report = Report::new("fanout");
     work::describe(&mut report, server, run_options);
-    report.parameter("contacts", contacts).parameter("changes", *changes).parameter("rate", *rate);
+    report.parameter("contacts", contacts).parameter("rate", *rate);
     report.throughput("deliveries", "delivery", &measured).latency("latency", &measured.latency);
     if let Some((sent, verdict)) = ends.first() {
         report.result("changes", *sent).result("verified", verdict.sent);

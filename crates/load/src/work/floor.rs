@@ -26,6 +26,7 @@ const DOMAIN: &str = "floor.localhost";
 
 pub(crate) fn run(options: &Floor) -> Result<Report, LoadError> {
     let Floor { run: run_options, messages, coalesce } = options;
+    work::room_for(messages.pairs.saturating_mul(2))?;
     let relay = Relay::start(*coalesce)?;
     let place = relay.place()?;
     let (length, _) = work::measuring(run_options)?;

@@ -13,6 +13,7 @@ use crate::work;
 
 pub(crate) fn run(options: &Idle) -> Result<Report, LoadError> {
     let Idle { server, run: run_options, sessions, per_account, sm, presence, hold } = options;
+    work::room_for(*sessions)?;
     let place = work::place(server)?;
     let (_, meter) = work::measuring(run_options)?;
     let (threads, at_once) = (run_options.threads, server.access.at_once);

@@ -15,6 +15,7 @@ use std::sync::atomic::AtomicU32;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustix::process::{Resource, getrlimit};
 use rustls_pki_types::ServerName;
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -67,6 +68,20 @@ pub(crate) fn place_at(server: &str, domain: &str, access: &AccessOptions) -> Re
         keys: parking_lot::Mutex::default(),
         dialled: AtomicU32::new(0),
     }))
+}
+
+/// Fails now, not after an hour of logins, if this process may not have so many connections.
+pub(crate) fn room_for(connections: u32) -> Result<(), LoadError> {
+    /// For runtimes, listeners, /proc and the standard streams.
+    const OTHERS: u64 = 100;
+    let needed = u64::from(connections) + OTHERS;
+    match getrlimit(Resource::Nofile).current {
+        Some(limit) if limit < needed => Err(LoadError::Machine(format!(
+            "{connections} connections need {needed} open files, and this process may have {limit}. Raise the hard \
+             limit (`ulimit -Hn {needed}` as administrator), for the server too"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// How long to measure, and whom.

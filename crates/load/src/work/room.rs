@@ -31,6 +31,7 @@ struct Joined {
 
 pub(crate) fn run(options: &Room) -> Result<Report, LoadError> {
     let Room { server, run: run_options, occupants, window, body, rate, service } = options;
+    work::room_for(*occupants)?;
     let place = work::place(server)?;
     let (length, meter) = work::measuring(run_options)?;
     let style = Style { window: *window, rate: work::rate(*rate)? };
@@ -60,7 +61,7 @@ pub(crate) fn run(options: &Room) -> Result<Report, LoadError> {
                     .map(|(meter, before)| meter.between(&before, &meter.usage()).0);
                 let joined = Joined { time: begin.elapsed(), server_cpu };
                 let template = Template::message(run, 0, (&room, "groupchat"), body);
-                let broadcast = Broadcast::new(links[0].clone(), (0, template), links.len(), u32::MAX);
+                let broadcast = Broadcast::new(links[0].clone(), (0, template), links.len());
                 let desk = Desk { stage, tally, reader: Reader::new(run, body) };
                 let done = broadcast.run(&links, desk, style).await?;
                 leave(&links).await;

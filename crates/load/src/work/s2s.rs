@@ -11,6 +11,7 @@ use crate::work;
 
 pub(crate) fn run(options: &S2s) -> Result<Report, LoadError> {
     let S2s { server, run: run_options, messages, peer_server, peer_domain, both_ways, sm } = options;
+    work::room_for(messages.pairs.saturating_mul(2))?;
     let here = work::place(server)?;
     let there = work::place_at(peer_server, peer_domain, &server.access)?;
     let (length, meter) = work::measuring(run_options)?;
