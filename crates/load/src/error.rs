@@ -119,6 +119,10 @@ fn tls_advice(error: &rustls::Error) -> &'static str {
         rustls::Error::InvalidCertificate(_) => {
             " Give the certificate of its authority with --ca FILE, or --insecure if you know which server this is"
         }
+        rustls::Error::AlertReceived(_) => {
+            " The server refused the handshake: does it have a certificate for --domain there, and TLS 1.2 or 1.3?"
+        }
+        rustls::Error::InvalidMessage(_) => " What answered is no TLS: is the port one for --tls direct?",
         _ => "",
     }
 }

@@ -90,6 +90,9 @@ pub(crate) struct AccessOptions {
     /// Accept any certificate
     #[arg(long)]
     pub(crate) insecure: bool,
+    /// Key exchange that is offered to the server for TLS 1.3
+    #[arg(long, value_enum, default_value_t = KeyExchange::Hybrid)]
+    pub(crate) key_exchange: KeyExchange,
     /// Logins and registrations under way at once, on each thread
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) at_once: u32,
@@ -104,6 +107,15 @@ pub(crate) enum Security {
     Direct,
     /// No TLS
     None,
+}
+
+/// What is offered for the key exchange of TLS 1.3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KeyExchange {
+    /// X25519MLKEM768, as current clients do, and X25519 for servers without it
+    Hybrid,
+    /// Elliptic curves only: compares logins of servers with and without post-quantum key exchange
+    Classic,
 }
 
 /// How messages are sent.

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, NamedGroup, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::error::LoadError;
+use crate::options::KeyExchange;
 
 /// Whose certificates are accepted.
 #[derive(Clone, Debug)]
@@ -24,8 +25,13 @@ pub(crate) enum Trust {
 }
 
 /// Settings for clients, without resumption of sessions.
-pub(crate) fn client(trust: &Trust) -> Result<ClientConfig, LoadError> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
+pub(crate) fn client(trust: &Trust, exchange: KeyExchange) -> Result<ClientConfig, LoadError> {
+    let mut provider = aws_lc_rs::default_provider();
+    if exchange == KeyExchange::Classic {
+        let classic = [NamedGroup::X25519, NamedGroup::secp256r1, NamedGroup::secp384r1];
+        provider.kx_groups.retain(|group| classic.contains(&group.name()));
+    }
+    let provider = Arc::new(provider);
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(LoadError::Tls)?;

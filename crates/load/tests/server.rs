@@ -138,7 +138,8 @@ fn one_server() {
     positive(&provider.load(&paced), &CHAT);
 
     let login = ["logins", "seconds", "logins_per_second", "server_cpu_us_per_login", "latency_us.p50"];
-    let full = provider.load(&["login", "--at-once", "2", "--mechanism", "PLAIN"]);
+    let full =
+        provider.load(&["login", "--at-once", "2", "--mechanism", "PLAIN", "--key-exchange", "classic"]);
     positive(&full, &login);
     assert_eq!(full["resumed"], 0);
     let resumed = provider.load(&["login", "--at-once", "2", "--resume-tls", "--tls", "direct"]);

@@ -13,7 +13,7 @@ use crate::crew::{Crew, Stage};
 use crate::error::LoadError;
 use crate::marker::{Reader, Template};
 use crate::negotiate::{Dialog, in_time};
-use crate::options::{Floor, Security};
+use crate::options::{Floor, KeyExchange, Security};
 use crate::pairs::{self, Desk, Flow, Pairs, leave};
 use crate::place::Place;
 use crate::report::Report;
@@ -132,7 +132,7 @@ impl Relay {
             prefix: "load".to_owned(),
             password: String::new(),
             // Its certificate is made anew each time, and it is our own child.
-            tls: Arc::new(tls::client(&Trust::Anything)?),
+            tls: Arc::new(tls::client(&Trust::Anything, KeyExchange::Hybrid)?),
             name,
             keys: parking_lot::Mutex::default(),
             dialled: AtomicU32::new(0),

@@ -63,7 +63,7 @@ pub(crate) fn place_at(server: &str, domain: &str, access: &AccessOptions) -> Re
         mechanism,
         prefix: access.users.clone(),
         password: access.password.clone(),
-        tls: Arc::new(tls::client(&trust)?),
+        tls: Arc::new(tls::client(&trust, access.key_exchange)?),
         name,
         keys: parking_lot::Mutex::default(),
         dialled: AtomicU32::new(0),
@@ -124,6 +124,7 @@ pub(crate) fn describe(report: &mut Report, options: &ServerOptions, run: &RunOp
         .parameter("domain", options.domain.as_str())
         .parameter("tls", format!("{:?}", options.access.tls).to_lowercase())
         .parameter("mechanism", options.access.mechanism.as_str())
+        .parameter("key_exchange", format!("{:?}", options.access.key_exchange).to_lowercase())
         .parameter("threads", run.threads);
 }
 
