@@ -6,7 +6,7 @@
 use trunkline_store::Migration;
 
 /// Every migration, oldest first.
-pub const MIGRATIONS: &[Migration] = &[ACCOUNTS, MESSAGING, INVITES, BOUNDS, WAITING];
+pub const MIGRATIONS: &[Migration] = &[ACCOUNTS, MESSAGING, INVITES, BOUNDS, WAITING, ONE_INDEX];
 
 const ACCOUNTS: Migration = Migration {
     name: "accounts",
@@ -161,3 +161,7 @@ const WAITING: Migration = Migration {
         ALTER TABLE waiting RENAME TO pending;
     ",
 };
+
+/// Each index of the archive costs a page of the disk for almost every message, because neighbours in time are not
+/// neighbours in it. What nothing reads is not worth that.
+const ONE_INDEX: Migration = Migration { name: "one-index", sql: "DROP INDEX archive_by_peer;" };

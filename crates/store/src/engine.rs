@@ -24,9 +24,9 @@ use crate::{
     value::{Rows, Value},
 };
 
-/// Statements from inside that one commit takes at most. Larger groups were measured to bring no more throughput, only
-/// a longer wait for the first of them (design/001-store.md).
-pub(crate) const GROUP: usize = 256;
+/// Statements from inside that one commit takes at most. Larger groups were measured to bring little more throughput,
+/// only a longer wait for the first of them (design/001-store.md).
+pub(crate) const GROUP: usize = 512;
 
 /// How long batches from outside hold the writer in one turn, and how much they may write in it: the commit that
 /// follows takes its time too, and that goes by the pages they touched.
@@ -34,9 +34,10 @@ const OUTSIDE_TURN: Duration = Duration::from_millis(5);
 const OUTSIDE_STATEMENTS: usize = 64;
 const OUTSIDE_BYTES: usize = 512 * 1024;
 
-/// Pages in the log after which it is copied into the database: as soon as nobody waits; at last, whoever waits.
-const CHECKPOINT_IDLE: i64 = 500;
-const CHECKPOINT_BUSY: i64 = 4000;
+/// Pages in the log after which it is copied into the database: as soon as nobody waits; at last, whoever waits. A page
+/// that many commits have changed is copied once, so that looking away for a while pays.
+const CHECKPOINT_IDLE: i64 = 4000;
+const CHECKPOINT_BUSY: i64 = 16_000;
 
 /// Statements after which it is worth to ask how long the log is.
 const CHECKPOINT_LOOK: u64 = 64;

@@ -18,7 +18,7 @@ use crate::{
 
 /// How long the writer lets batches gather that nobody awaits: each commit costs a sync of the disk and a page for each
 /// place that was touched, so the more share one the better (design/001-store.md).
-const GATHER: Duration = Duration::from_millis(4);
+const GATHER: Duration = Duration::from_millis(20);
 
 /// Called once, with what became of the batch.
 pub(crate) type Done = Box<dyn FnOnce(Result<Vec<Rows>, StoreError>) + Send>;
