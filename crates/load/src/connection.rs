@@ -21,6 +21,9 @@ use trunkline_xmpp::ns;
 use crate::error::LoadError;
 use crate::framer::{Framer, Part};
 
+/// A request for acknowledgement.
+pub(crate) const REQUEST: &[u8] = b"<r xmlns='urn:xmpp:sm:3'/>";
+
 /// What is read at once.
 const READ: usize = 64 * 1024;
 
@@ -127,16 +130,26 @@ impl Connection {
 
     /// Puts one stanza into the output, in a TLS record of its own.
     pub(crate) fn queue_stanza(&mut self, xml: &[u8]) {
+        self.queue_stanzas(xml, 1);
+    }
+
+    /// Puts `count` stanzas into the output, together in one TLS record as far as they fit.
+    pub(crate) fn queue_stanzas(&mut self, xml: &[u8], count: u32) {
         if let Some(acks) = &mut self.acks {
-            acks.sent = acks.sent.wrapping_add(1);
+            acks.sent = acks.sent.wrapping_add(count);
         }
         self.queue(xml);
+    }
+
+    /// Whether XEP-0198 is on.
+    pub(crate) fn counts_stanzas(&self) -> bool {
+        self.acks.is_some()
     }
 
     /// Asks for an acknowledgement (XEP-0198 s.4).
     pub(crate) fn request_ack(&mut self) {
         if self.acks.is_some() {
-            self.queue(b"<r xmlns='urn:xmpp:sm:3'/>");
+            self.queue(REQUEST);
         }
     }
 

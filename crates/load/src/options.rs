@@ -180,6 +180,9 @@ pub(crate) struct Chat {
     /// Turn on stream management (XEP-0198), ask for an acknowledgement with each window
     #[arg(long)]
     pub(crate) sm: bool,
+    /// Put each message into a TLS record of its own; otherwise messages that leave at once share one
+    #[arg(long)]
+    pub(crate) record_each: bool,
     /// Hold M idle sessions of further accounts meanwhile
     #[arg(long, value_name = "M", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=10_000_000))]
     pub(crate) idle: u32,

@@ -3,6 +3,7 @@
 //! Both ends of a pair are on one thread. In the closed loop the task that reads a receiver's connection sends the next
 //! message on the sender's, so a message costs one wake-up, one read and one write here.
 
+use std::cell::RefCell;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -11,7 +12,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
-use crate::connection::{Connection, Link, excerpt};
+use crate::connection::{Connection, Link, REQUEST, excerpt};
 use crate::crew::{Phase, Stage, Tally};
 use crate::error::LoadError;
 use crate::marker::{Reader, Template};
@@ -25,6 +26,21 @@ pub(crate) struct Style {
     pub(crate) window: u32,
     /// Messages a second of all flows of this thread in the open loop.
     pub(crate) rate: Option<f64>,
+    /// How they are put into TLS.
+    pub(crate) records: Records,
+}
+
+/// What shares a TLS record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Records {
+    /// What leaves at once.
+    Together,
+    /// Each message has its own.
+    Each,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Messages from one connection to another.
@@ -36,29 +52,42 @@ pub(crate) struct Flow {
     sent: u32,
     verifier: Verifier,
     unasked: u32,
-    window: u32,
+    style: Style,
 }
 
 pub(crate) type SharedFlow = Arc<Mutex<Flow>>;
 
 impl Flow {
-    pub(crate) fn new(number: u32, from: Link, template: Template, window: u32) -> SharedFlow {
+    pub(crate) fn new(number: u32, from: Link, template: Template, style: Style) -> SharedFlow {
         let verifier = Verifier::default();
-        Arc::new(Mutex::new(Flow { number, from, template, sent: 0, verifier, unasked: 0, window }))
+        Arc::new(Mutex::new(Flow { number, from, template, sent: 0, verifier, unasked: 0, style }))
     }
 
     /// Sends the next `count` messages, timed from `time`, in one write.
     fn send(&mut self, count: u32, time: u64) -> Result<(), LoadError> {
         let mut from = self.from.lock();
-        for _ in 0..count {
-            from.queue_stanza(self.template.fill(self.sent, time));
-            self.sent += 1;
-            self.unasked += 1;
-            if self.unasked >= self.window {
-                self.unasked = 0;
-                from.request_ack();
+        SCRATCH.with_borrow_mut(|out| {
+            out.clear();
+            let mut together = 0;
+            for _ in 0..count {
+                out.extend_from_slice(self.template.fill(self.sent, time));
+                self.sent += 1;
+                together += 1;
+                self.unasked += 1;
+                if self.unasked >= self.style.window && from.counts_stanzas() {
+                    self.unasked = 0;
+                    out.extend_from_slice(REQUEST);
+                }
+                if self.style.records == Records::Each {
+                    from.queue_stanzas(out, together);
+                    out.clear();
+                    together = 0;
+                }
             }
-        }
+            if together > 0 {
+                from.queue_stanzas(out, together);
+            }
+        });
         from.flush()
     }
 

@@ -7,17 +7,20 @@ use crate::error::LoadError;
 use crate::marker::{Reader, Template};
 use crate::negotiate::Wish;
 use crate::options::Chat;
-use crate::pairs::{Desk, Flow, Pairs, leave};
+use crate::pairs::{Desk, Flow, Pairs, Records, leave};
 use crate::report::Report;
 use crate::work;
 
 pub(crate) fn run(options: &Chat) -> Result<Report, LoadError> {
-    let Chat { server, run: run_options, messages, sm, idle } = options;
+    let Chat { server, run: run_options, messages, sm, idle, record_each } = options;
     work::room_for(messages.pairs.saturating_mul(2).saturating_add(*idle))?;
     let place = work::place(server)?;
     let (length, meter) = work::measuring(run_options)?;
     let (threads, at_once) = (run_options.threads, server.access.at_once);
-    let style = work::style(messages, threads)?;
+    let mut style = work::style(messages, threads)?;
+    if *record_each {
+        style.records = Records::Each;
+    }
     let run = work::new_run();
     let stage = Stage::new();
     let (pairs, body, idle) = (messages.pairs, messages.body as usize, *idle);
@@ -43,7 +46,7 @@ pub(crate) fn run(options: &Chat) -> Result<Report, LoadError> {
                 for (pair, ends) in mine.iter().zip(links.chunks_exact(2)) {
                     let to = place.jid(pair * 2 + 1);
                     let template = Template::message(run, pair * 2, (&to, "chat"), body);
-                    let flow = Flow::new(pair * 2, ends[0].clone(), template, style.window);
+                    let flow = Flow::new(pair * 2, ends[0].clone(), template, style);
                     pairs.links.push((ends[0].clone(), None));
                     pairs.links.push((ends[1].clone(), Some(flow.clone())));
                     pairs.flows.push(flow);
@@ -64,7 +67,7 @@ pub(crate) fn run(options: &Chat) -> Result<Report, LoadError> {
     let mut report = Report::new("chat");
     work::describe(&mut report, server, run_options);
     work::describe_messages(&mut report, messages);
-    report.parameter("sm", *sm).parameter("idle", idle);
+    report.parameter("sm", *sm).parameter("idle", idle).parameter("record_each", *record_each);
     report.throughput("messages", "message", &measured).latency("latency", &measured.latency);
     let sent: u64 = ends.iter().map(|it| it.0).sum();
     report.result("verified", sent).row("verified", format!("{sent} sent, each received once, in order"));

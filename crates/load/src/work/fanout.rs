@@ -19,7 +19,7 @@ use crate::error::LoadError;
 use crate::marker::{self, Reader, Template};
 use crate::negotiate::{self, Wish};
 use crate::options::Fanout;
-use crate::pairs::{self, Desk, Style, leave};
+use crate::pairs::{self, Desk, Records, Style, leave};
 use crate::place::Place;
 use crate::report::Report;
 use crate::work;
@@ -34,7 +34,7 @@ pub(crate) fn run(options: &Fanout) -> Result<Report, LoadError> {
     work::room_for(contacts.saturating_add(1))?;
     let place = work::place(server)?;
     let (length, meter) = work::measuring(run_options)?;
-    let style = Style { window: 1, rate: work::rate(*rate)? };
+    let style = Style { window: 1, rate: work::rate(*rate)?, records: Records::Each };
     let (contacts, at_once, register) = (*contacts, server.access.at_once, server.access.register);
     let run = work::new_run();
     let stage = Stage::new();

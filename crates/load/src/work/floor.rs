@@ -14,7 +14,7 @@ use crate::error::LoadError;
 use crate::marker::{Reader, Template};
 use crate::negotiate::{Dialog, in_time};
 use crate::options::{Floor, KeyExchange, Security};
-use crate::pairs::{self, Desk, Flow, Pairs, leave};
+use crate::pairs::{self, Desk, Flow, Pairs, Records, leave};
 use crate::place::Place;
 use crate::report::Report;
 use crate::tls::{self, Trust};
@@ -32,7 +32,9 @@ pub(crate) fn run(options: &Floor) -> Result<Report, LoadError> {
     let (length, _) = work::measuring(run_options)?;
     let meter = Meter::new(&[relay.child.id()])?;
     let threads = run_options.threads;
-    let style = work::style(messages, threads)?;
+    let mut style = work::style(messages, threads)?;
+    // So that the relay knows where a message ends without looking at it.
+    style.records = if *coalesce { Records::Together } else { Records::Each };
     let run = work::new_run();
     let stage = Stage::new();
     let (pairs, body) = (messages.pairs, messages.body as usize);
@@ -48,7 +50,7 @@ pub(crate) fn run(options: &Floor) -> Result<Report, LoadError> {
                     let [near, far] = connect(&place, pair).await?;
                     let to = place.jid(pair * 2 + 1);
                     let template = Template::message(run, pair * 2, (&to, "chat"), body);
-                    let flow = Flow::new(pair * 2, near.clone(), template, style.window);
+                    let flow = Flow::new(pair * 2, near.clone(), template, style);
                     links.extend([near.clone(), far.clone()]);
                     pairs_here.links.push((near, None));
                     pairs_here.links.push((far, Some(flow.clone())));

@@ -25,7 +25,7 @@ use crate::error::LoadError;
 use crate::marker::Run;
 use crate::negotiate::{self, Wish};
 use crate::options::{AccessOptions, Messages, RunOptions, ServerOptions};
-use crate::pairs::{self, Style};
+use crate::pairs::{self, Records, Style};
 use crate::place::Place;
 use crate::report::Report;
 use crate::tls::{self, Trust};
@@ -94,7 +94,8 @@ pub(crate) fn measuring(options: &RunOptions) -> Result<(Duration, Option<Meter>
 }
 
 pub(crate) fn style(messages: &Messages, threads: u32) -> Result<Style, LoadError> {
-    Ok(Style { window: messages.window, rate: rate(messages.rate)?.map(|rate| rate / f64::from(threads)) })
+    let rate = rate(messages.rate)?.map(|rate| rate / f64::from(threads));
+    Ok(Style { window: messages.window, rate, records: Records::Together })
 }
 
 pub(crate) fn rate(rate: Option<f64>) -> Result<Option<f64>, LoadError> {

@@ -14,7 +14,7 @@ use crate::error::LoadError;
 use crate::marker::{Reader, Run, Template};
 use crate::negotiate::{self, Dialog, Wish, condition, in_time};
 use crate::options::Room;
-use crate::pairs::{self, Desk, Style, leave};
+use crate::pairs::{self, Desk, Records, Style, leave};
 use crate::place::Place;
 use crate::report::{Report, round};
 use crate::work;
@@ -34,7 +34,7 @@ pub(crate) fn run(options: &Room) -> Result<Report, LoadError> {
     work::room_for(*occupants)?;
     let place = work::place(server)?;
     let (length, meter) = work::measuring(run_options)?;
-    let style = Style { window: *window, rate: work::rate(*rate)? };
+    let style = Style { window: *window, rate: work::rate(*rate)?, records: Records::Each };
     let (occupants, at_once, register) = (*occupants, server.access.at_once, server.access.register);
     let body = *body as usize;
     let run = work::new_run();

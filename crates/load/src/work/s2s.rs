@@ -40,7 +40,7 @@ pub(crate) fn run(options: &S2s) -> Result<Report, LoadError> {
                 for ((pair, near), far) in mine.iter().zip(&ends[0]).zip(&ends[1]) {
                     let mut flow = |number: u32, from, to: String| {
                         let template = Template::message(run, number, (&to, "chat"), body);
-                        let flow = Flow::new(number, from, template, style.window);
+                        let flow = Flow::new(number, from, template, style);
                         pairs.flows.push(flow.clone());
                         flow
                     };
