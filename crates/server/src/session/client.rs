@@ -4,7 +4,6 @@
 //! Negotiation (TLS, SASL, bind) is in [`super::login`]; what others see of the connection is [`Session`].
 
 use std::cell::RefCell;
-use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -160,13 +159,8 @@ impl Budget {
 }
 
 impl Connection {
-    /// Serves the session until its end; then closes the stream as the end demands.
-    pub async fn serve(mut self) {
-        let end = poll_fn(|cx| self.poll(cx)).await;
-        self.finish(end).await;
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+    /// Serves the session until its end. Then [`Connection::finish`] is to be called.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         loop {
             self.session.with_outbox(|outbox| outbox.register(self.serial, cx));
             let serves = self.session.is_served_by(self.serial);
@@ -454,7 +448,7 @@ impl Connection {
     }
 
     /// Ends the stream and, unless it can be resumed, the session.
-    async fn finish(mut self, end: End) {
+    pub(super) fn finish(mut self, end: End) {
         let (error, resumable) = match end {
             End::Closed => (None, false),
             End::Lost => (None, true),

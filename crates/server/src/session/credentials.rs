@@ -12,8 +12,24 @@ use trunkline_xmpp::sasl;
 use crate::exchange::{Exchange, Host};
 
 /// How long the iteration counts of a host's accounts are remembered, in milliseconds: reading them costs a look at
-/// every account.
+/// some two thousand accounts.
 const REMEMBERED: i64 = 10 * 60 * 1000;
+
+/// Which counts the accounts of a host have, and how many each: of the 64 accounts behind each of 37 places in the
+/// order of names. So it costs the same with a million accounts as with two thousand. The places are always the same, so
+/// that the answer is too; names say nothing about when a password was set. A count that fewer than one account in a
+/// thousand has may be missed, as one beyond the most frequent 16 is.
+const COUNTS: &str = "\
+    WITH place (start) AS (VALUES (''), \
+        ('0'), ('1'), ('2'), ('3'), ('4'), ('5'), ('6'), ('7'), ('8'), ('9'), ('a'), ('b'), ('c'), ('d'), ('e'), \
+        ('f'), ('g'), ('h'), ('i'), ('j'), ('k'), ('l'), ('m'), ('n'), ('o'), ('p'), ('q'), ('r'), ('s'), ('t'), \
+        ('u'), ('v'), ('w'), ('x'), ('y'), ('z')), \
+    chosen (id) AS (SELECT DISTINCT a.id FROM place JOIN accounts a ON a.id IN ( \
+        SELECT next.id FROM accounts next WHERE next.host_id = ?1 AND next.local >= place.start \
+        ORDER BY next.local LIMIT 64)) \
+    SELECT c.iterations, COUNT(*) FROM chosen JOIN accounts a ON a.id = chosen.id \
+    JOIN credentials c ON c.account_id = chosen.id AND c.mechanism = ?2 \
+    WHERE a.disabled = 0 GROUP BY c.iterations ORDER BY 2 DESC LIMIT 16";
 
 /// What the logins of all connections share.
 #[derive(Debug)]
@@ -78,18 +94,7 @@ impl Exchange {
             return Ok(counts);
         }
         // An account has the same count for each hash.
-        let rows = self
-            .db
-            .read(
-                sql(
-                    "SELECT c.iterations, count(*) FROM credentials c JOIN accounts a ON a.id = c.account_id \
-                     WHERE a.host_id = ?1 AND c.mechanism = ?2 AND a.disabled = 0 \
-                     GROUP BY c.iterations ORDER BY 2 DESC LIMIT 16",
-                )
-                .bind(host.id)
-                .bind(sasl::Hash::Sha256.mechanism()),
-            )
-            .await?;
+        let rows = self.db.read(sql(COUNTS).bind(host.id).bind(sasl::Hash::Sha256.mechanism())).await?;
         let number = |value: i64| u32::try_from(value).unwrap_or(u32::MAX);
         let counts: Counts = rows.iter().map(|row| (number(row.int(0)), number(row.int(1)))).collect();
         self.logging_in.counts.lock().insert(host.id, (now, Arc::clone(&counts)));

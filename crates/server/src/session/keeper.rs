@@ -16,7 +16,7 @@ use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::{IqType, Kind, PresenceType, Stanza};
 
 use super::ledger::Ledger;
-use super::{CatchUp, Close, Kept, Management, Queued, Session, management};
+use super::{CatchUp, Close, Kept, Management, Outbox, Queued, Session, management};
 use crate::exchange::Exchange;
 use crate::ids::LogId;
 use crate::route::account::Resource;
@@ -119,6 +119,7 @@ impl Exchange {
             (at > 0).then_some(now - at)
         };
         let vitals = &session.vitals;
+        session.with_outbox(Outbox::shrink);
         if !session.is_attached() {
             let wait = session.management().map_or(0, |management| i64::from(management.seconds) * 1000);
             if since(&vitals.detached).is_some_and(|gone| gone >= wait) {

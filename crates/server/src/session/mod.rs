@@ -13,6 +13,8 @@ pub mod login;
 pub mod management;
 mod negotiation;
 mod outbox;
+#[cfg(test)]
+mod sizes;
 
 pub use outbox::{Bounds, CatchUp, Drained, Kept, Outbox, Push, PushRefusal, Queued};
 
@@ -59,7 +61,7 @@ struct Life {
     ledger: Option<Arc<Ledger>>,
     management: Option<Management>,
     attached: bool,
-    close: Option<Close>,
+    close: Option<Box<Close>>,
     ended: bool,
     /// The numbers of connections, so that a stale one can't detach its successor.
     connection: u64,
@@ -270,13 +272,13 @@ impl Session {
 
     /// Asks the connection to close.
     pub fn close(&self, close: Close) {
-        self.life.lock().close = Some(close);
+        self.life.lock().close = Some(Box::new(close));
         self.wake();
     }
 
     /// What [`Session::close`] asked for.
     pub fn closing(&self) -> Option<Close> {
-        self.life.lock().close.clone()
+        self.life.lock().close.as_deref().cloned()
     }
 
     /// Marks the end; true for the first caller, who does the farewell.

@@ -134,8 +134,9 @@ impl Reader {
         self.input.is_empty()
     }
 
-    /// The scanner, and the bytes it has not seen.
-    pub(super) fn into_parts(self) -> (Scanner, Vec<u8>) {
+    /// The scanner, and the bytes it has not seen. None of either hold more memory than they need.
+    pub(super) fn into_parts(mut self) -> (Scanner, Vec<u8>) {
+        self.input.shrink_to_fit();
         (self.scanner, self.input)
     }
 

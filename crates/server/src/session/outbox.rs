@@ -487,6 +487,20 @@ impl Outbox {
         self.urgent = true;
     }
 
+    /// Gives back the room of what is empty: an idle session holds none. What moves often keeps its room between two
+    /// calls.
+    pub(super) fn shrink(&mut self) {
+        if self.queue.is_empty() {
+            self.queue.shrink_to_fit();
+        }
+        if let Some(ring) = self.ring.as_mut().filter(|ring| ring.unacked.is_empty()) {
+            ring.unacked.shrink_to_fit();
+        }
+        for nonzas in [&mut self.nonzas, &mut self.acks] {
+            nonzas.shrink_to_fit();
+        }
+    }
+
     /// Ends the outbox; returns what was never acknowledged.
     pub fn end(&mut self) -> Vec<Queued> {
         self.ended = true;
@@ -610,6 +624,24 @@ mod tests {
         assert_eq!(outbox.acknowledged(3), Err(2), "more than was sent");
         assert_eq!(outbox.acknowledged(2), Ok(vec![LogId(3), LogId(4)]));
         assert_eq!(outbox.acknowledged(2), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn an_idle_outbox_holds_no_memory() {
+        let mut outbox = outbox(100);
+        outbox.manage();
+        for id in 1..=20 {
+            outbox.push(message("m", false, Some(id)));
+        }
+        outbox.push_nonza(b"<r xmlns='urn:xmpp:sm:3'/>");
+        outbox.push_ack(b"<a xmlns='urn:xmpp:sm:3' h='1'/>");
+        written(&mut outbox);
+        outbox.shrink();
+        assert_eq!(outbox.acknowledged(20).unwrap().len(), 20);
+        outbox.shrink();
+        let ring = outbox.ring.as_ref().unwrap();
+        let room = [outbox.queue.capacity(), ring.unacked.capacity()];
+        assert_eq!((room, [outbox.nonzas.capacity(), outbox.acks.capacity()]), ([0, 0], [0, 0]));
     }
 
     #[test]

@@ -10,8 +10,10 @@ mod sasl;
 mod tls;
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
@@ -24,7 +26,7 @@ use super::client::{Budget, Connection, Seat};
 use super::negotiation::{Desk, Reader, Stop, scan_limits};
 use crate::config::TlsPolicy;
 use crate::exchange::{Exchange, Host};
-use crate::metrics::{Direction, Link};
+use crate::metrics::{Connected, Direction, Link};
 use crate::modules::registration::Preauth;
 use crate::net::{CertStore, Gate, Guard, Transport};
 
@@ -72,8 +74,8 @@ struct Negotiation {
 }
 
 /// Serves one client connection from accept to its end.
-pub async fn serve(exchange: Arc<Exchange>, arrival: Arrival) {
-    let _open = exchange.metrics.connection(Link::Client);
+pub fn serve(exchange: Arc<Exchange>, arrival: Arrival) -> impl Future<Output = ()> + Send {
+    let open = exchange.metrics.connection(Link::Client);
     let config = exchange.config.load_full();
     let negotiation = Negotiation {
         desk: Desk {
@@ -93,11 +95,42 @@ pub async fn serve(exchange: Arc<Exchange>, arrival: Arrival) {
         preauth: Preauth::default(),
         opened: false,
     };
-    let _place = arrival.guard;
     let within = config.clients.login_timeout;
-    drop(config);
-    if let Some(connection) = Box::pin(negotiation.run(within)).await {
-        connection.serve().await;
+    Client { step: Step::Login(Box::pin(negotiation.run(within))), _place: arrival.guard, _open: open }
+}
+
+/// The task of a client, as small as a connection is: what a login needs is given back when it is over.
+struct Client {
+    step: Step,
+    _place: Option<Guard>,
+    _open: Connected,
+}
+
+enum Step {
+    Login(Pin<Box<dyn Future<Output = Option<Connection>> + Send>>),
+    Serve(Connection),
+    Over,
+}
+
+impl Future for Client {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match &mut self.step {
+                Step::Login(login) => {
+                    let connection = ready!(login.as_mut().poll(cx));
+                    self.step = connection.map_or(Step::Over, Step::Serve);
+                }
+                Step::Serve(connection) => {
+                    let end = ready!(connection.poll(cx));
+                    if let Step::Serve(connection) = std::mem::replace(&mut self.step, Step::Over) {
+                        connection.finish(end);
+                    }
+                }
+                Step::Over => return Poll::Ready(()),
+            }
+        }
     }
 }
 
