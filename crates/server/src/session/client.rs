@@ -540,7 +540,10 @@ impl Exchange {
         if !session.detach(connection) {
             return;
         }
-        let waits = resumable && session.management().is_some_and(|management| management.resume.is_some());
+        // What a bug has lost can't be resumed behind: the client is told nothing but what was handled.
+        let whole = session.ledger().is_some_and(|ledger| !ledger.has_lost());
+        let resume = session.management().is_some_and(|management| management.resume.is_some());
+        let waits = resumable && whole && resume;
         if waits {
             session.vitals.detached.store(self.clock().now().max(1), Ordering::Relaxed);
             return;

@@ -34,7 +34,8 @@ struct State {
     lost: bool,
 }
 
-/// Held by everything that still works on one received stanza.
+/// Held by everything that still works on one received stanza. Dropped by a panic, it takes the stanza with it: what a
+/// bug has lost is not handled.
 #[derive(Clone, Debug)]
 pub struct Receipt(Arc<Held>);
 
@@ -57,7 +58,8 @@ struct Held {
 }
 
 impl Ledger {
-    /// `grown` is called when an awaited prefix has grown; it must not block.
+    /// `grown` is called when an awaited prefix has grown, or when a stanza was lost ([`Ledger::has_lost`]); it must not
+    /// block.
     pub fn new(received: u32, grown: impl Fn() + Send + Sync + 'static) -> Arc<Ledger> {
         Arc::new(Ledger { state: Mutex::new(State { received, ..State::default() }), grown: Box::new(grown) })
     }
@@ -119,6 +121,11 @@ impl Ledger {
         state.received
     }
 
+    fn lose(&self) {
+        self.state.lock().lost = true;
+        (self.grown)();
+    }
+
     fn complete(&self, number: u32, generation: u32) {
         let mut state = self.state.lock();
         if state.generation != generation || state.lost {
@@ -165,9 +172,15 @@ impl Receipt {
 
     /// The stanza is lost by a bug: it must not be acknowledged.
     pub fn lose(self) {
-        let ledger = &self.0.ledger;
-        ledger.state.lock().lost = true;
-        (ledger.grown)();
+        self.0.ledger.lose();
+    }
+}
+
+impl Drop for Receipt {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.ledger.lose();
+        }
     }
 }
 
@@ -263,6 +276,20 @@ mod tests {
         drop(after);
         assert!(ledger.has_lost());
         assert_eq!((ledger.handled(), calls.load(Ordering::Relaxed)), (1, 1));
+    }
+
+    #[test]
+    fn what_a_panic_drops_is_lost() {
+        let ledger = Ledger::new(0, || {});
+        let (lost, after) = (ledger.receive(), ledger.receive());
+        let elsewhere = lost.clone();
+        let bug = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+            let _working_on = lost;
+            panic!("a bug in a handler");
+        }));
+        assert!(bug.is_err() && ledger.has_lost());
+        drop((elsewhere, after));
+        assert_eq!(ledger.handled(), 0);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use trunkline_xmpp::error::{Condition, StreamCondition, StreamError};
 use trunkline_xmpp::ns;
 
 use super::ledger::{Asked, Ledger};
-use super::{Management, Session};
+use super::{Close, Management, Session};
 use crate::exchange::Exchange;
 use crate::log;
 
@@ -95,11 +95,17 @@ fn request(exchange: &Arc<Exchange>, session: &Arc<Session>) {
     }
 }
 
-/// Sends `<a/>` with what is handled at this moment.
+/// Sends `<a/>` with what is handled at this moment. What a bug has lost never is: then the stream ends, and the client
+/// knows what to send again.
 pub(super) fn answer(session: &Session) {
-    if let Some(ledger) = session.ledger() {
-        answer_with(session, ledger.handled());
+    let Some(ledger) = session.ledger() else { return };
+    if ledger.has_lost() {
+        tracing::error!(conn = session.serial, "a bug in this server has lost a stanza: the stream ends");
+        let error = Some(StreamError::new(StreamCondition::InternalServerError));
+        session.close(Close { error, resumable: false });
+        return;
     }
+    answer_with(session, ledger.handled());
 }
 
 /// Sends `<a/>`.

@@ -37,6 +37,36 @@ fn error_name(element: &Element) -> Option<String> {
 }
 
 #[test]
+fn what_a_bug_loses_ends_the_stream_and_is_not_acknowledged() {
+    paused(async {
+        let (world, mut romeo, _) = verona().await;
+        assert!(romeo.online(&world).await);
+        send_many(&mut romeo, "juliet", 0..1).await;
+        romeo.ask().await;
+        settle().await;
+        romeo.look().await;
+        let handled = romeo.counts.as_ref().unwrap().acked;
+        let session = {
+            let account = world.server().exchange().accounts.online(&romeo.jid).unwrap();
+            let state = account.state();
+            std::sync::Arc::clone(&state.resources[0].session)
+        };
+        // As if a stanza's task had panicked; the hook would only print it.
+        let receipt = session.ledger().unwrap().receive();
+        let bug = std::thread::spawn(move || {
+            let _working_on = receipt;
+            std::panic::resume_unwind(Box::new("a bug in a handler"));
+        });
+        assert!(bug.join().is_err());
+        let error = romeo.wait("the end", |element| element.root().name() == "error").await.unwrap();
+        assert_eq!(error_name(&error).as_deref(), Some("internal-server-error"));
+        settle().await;
+        assert!(session.is_ended(), "nobody resumes behind a stanza that is lost");
+        assert_eq!(session.ledger().unwrap().handled(), handled);
+    });
+}
+
+#[test]
 fn a_dropped_connection_is_taken_up_with_both_sides_unacknowledged() {
     paused(async {
         let (world, mut romeo, mut juliet) = verona().await;
