@@ -37,7 +37,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// How long a registration counts against its address.
 const REGISTRATIONS: Duration = Duration::from_secs(3600);
 
-/// Clients' TLS handshakes at once. Six times what one address may begin, by default, in the time for one.
+/// Clients' TLS handshakes at once; one address has 128 of them at most.
 const HANDSHAKES: usize = 1024;
 
 /// Connections of components at once.

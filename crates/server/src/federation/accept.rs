@@ -127,9 +127,7 @@ impl Shared {
         scanner.restart();
         let handshake = transport.accept_tls(&self.certs, Side::Servers, hint.as_deref());
         let outcome = match guard {
-            Some(guard) => {
-                guard.gate().handshake(handshake).await.map_err(|late| ("tls-timeout", late.to_string()))
-            }
+            Some(guard) => guard.handshake(handshake).await.map_err(|late| ("tls-timeout", late.to_string())),
             None => Ok(handshake.await),
         };
         match outcome {

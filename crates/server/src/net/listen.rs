@@ -20,6 +20,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// Connections that the kernel keeps for us while we don't accept.
 const BACKLOG: i32 = 1024;
+/// One address has this part of the places for TLS handshakes.
+const SHARES: usize = 8;
 /// Addresses whose rate is remembered one by one; beyond, strangers share one rate.
 const REMEMBERED_ADDRESSES: usize = 64 * 1024;
 /// How often (in connections) the memory of rates is tidied.
@@ -38,7 +40,7 @@ pub struct GateLimits {
     pub per_address: u32,
     /// New connections a minute from one address, and as many in one burst.
     pub per_minute: u32,
-    /// TLS handshakes at once. Fixed at start.
+    /// TLS handshakes at once. Fixed at start. One address has an eighth of them at most: the others wait for it.
     pub handshakes: usize,
     /// Time for a TLS handshake, waiting for its turn included.
     pub handshake_timeout: Duration,
@@ -97,6 +99,8 @@ pub struct Gate {
     rules: ArcSwap<Rules>,
     connections: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
+    /// Of each address with a handshake under way or waiting: what is left of its share.
+    shares: Mutex<HashMap<IpAddr, Arc<Semaphore>>>,
     addresses: Mutex<HashMap<IpAddr, u32>>,
     since_tidy: AtomicU32,
 }
@@ -119,6 +123,7 @@ impl Gate {
             rules: ArcSwap::from_pointee(rules(limits)),
             connections: Arc::new(Semaphore::new(limits.connections.clamp(1, Semaphore::MAX_PERMITS))),
             handshakes: Arc::new(Semaphore::new(limits.handshakes.clamp(1, Semaphore::MAX_PERMITS))),
+            shares: Mutex::new(HashMap::new()),
             addresses: Mutex::new(HashMap::new()),
             since_tidy: AtomicU32::new(0),
         })
@@ -162,14 +167,54 @@ impl Gate {
         rules.rate.check_key(&key).map_err(|_| Refused::TooOften)
     }
 
-    /// Runs a TLS handshake within its time and among its kind.
-    pub async fn handshake<T>(&self, work: impl Future<Output = T>) -> Result<T, HandshakeTimeout> {
-        let limit = self.rules.load().limits.handshake_timeout;
+    /// Runs a TLS handshake with `peer` within its time and among its kind. Who stalls holds up others of the same
+    /// address first: no few addresses can occupy all places.
+    pub async fn handshake<T>(
+        &self,
+        peer: IpAddr,
+        work: impl Future<Output = T>,
+    ) -> Result<T, HandshakeTimeout> {
+        let limits = self.rules.load().limits;
+        let share = limits.enabled.then(|| self.share(network(peer), limits.handshakes));
         let turn = async {
+            let _mine = match &share {
+                Some(share) => Some(share.places.acquire().await),
+                None => None,
+            };
             let _permit = self.handshakes.acquire().await;
             work.await
         };
-        tokio::time::timeout(limit, turn).await.map_err(|_| HandshakeTimeout)
+        tokio::time::timeout(limits.handshake_timeout, turn).await.map_err(|_| HandshakeTimeout)
+    }
+
+    /// Addresses with a handshake under way or waiting.
+    #[cfg(test)]
+    pub(super) fn shares(&self) -> usize {
+        self.shares.lock().len()
+    }
+
+    fn share(&self, key: IpAddr, handshakes: usize) -> Share<'_> {
+        let mut shares = self.shares.lock();
+        let most = (handshakes / SHARES).clamp(1, Semaphore::MAX_PERMITS);
+        let places = shares.entry(key).or_insert_with(|| Arc::new(Semaphore::new(most)));
+        Share { gate: self, key, places: Arc::clone(places) }
+    }
+}
+
+/// What one address may occupy of the places for handshakes; forgotten when nobody of that address holds it.
+struct Share<'a> {
+    gate: &'a Gate,
+    key: IpAddr,
+    places: Arc<Semaphore>,
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        let mut shares = self.gate.shares.lock();
+        // Two references: the map's and ours. New ones come from the map only, which is locked.
+        if Arc::strong_count(&self.places) <= 2 {
+            shares.remove(&self.key);
+        }
     }
 }
 
@@ -206,6 +251,11 @@ impl Guard {
     /// The gate it came through.
     pub fn gate(&self) -> &Arc<Gate> {
         &self.gate
+    }
+
+    /// Like [`Gate::handshake`], with the peer whose place this is.
+    pub async fn handshake<T>(&self, work: impl Future<Output = T>) -> Result<T, HandshakeTimeout> {
+        self.gate.handshake(self.key, work).await
     }
 }
 

@@ -1,4 +1,4 @@
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -125,11 +125,33 @@ async fn handshakes_wait_for_their_turn_and_run_out_of_time() {
     let limits =
         GateLimits { handshakes: 1, handshake_timeout: Duration::from_secs(5), ..GateLimits::default() };
     let gate = Gate::new(limits);
-    let stuck = gate.handshake(std::future::pending::<()>());
-    let waiting = gate.handshake(async { 1 });
+    let peer = |last| IpAddr::V4(Ipv4Addr::new(192, 0, 2, last));
+    let stuck = gate.handshake(peer(1), std::future::pending::<()>());
+    let waiting = gate.handshake(peer(2), async { 1 });
     let (stuck, waiting) = tokio::join!(stuck, waiting);
     assert_eq!(stuck, Err(HandshakeTimeout));
     // Both times end together; which of them is seen first does not matter.
     assert!(matches!(waiting, Ok(1) | Err(HandshakeTimeout)));
-    assert_eq!(gate.handshake(async { 2 }).await, Ok(2));
+    assert_eq!(gate.handshake(peer(2), async { 2 }).await, Ok(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_address_has_a_share_of_the_handshakes_only() {
+    let limits = GateLimits { handshakes: 16, ..GateLimits::default() };
+    let gate = Gate::new(limits);
+    let stalls = |peer: &'static str| {
+        let gate = gate.clone();
+        tokio::spawn(async move { gate.handshake(peer.parse().unwrap(), std::future::pending::<()>()).await })
+    };
+    // All of one network: two may run, the others wait for them.
+    let flood: Vec<_> = (0..50).map(|_| stalls("2001:db8::1")).chain([stalls("2001:db8::ffff")]).collect();
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let neighbour = gate.handshake("2001:db8::2".parse().unwrap(), async { 1 });
+    assert!(tokio::time::timeout(Duration::from_secs(5), neighbour).await.is_err(), "the share is used up");
+    let other = gate.handshake("192.0.2.1".parse().unwrap(), async { 2 });
+    assert_eq!(tokio::time::timeout(Duration::from_secs(1), other).await, Ok(Ok(2)));
+    for stalled in flood {
+        assert_eq!(stalled.await.unwrap(), Err(HandshakeTimeout));
+    }
+    assert_eq!(gate.shares(), 0, "forgotten when nobody is there");
 }

@@ -39,7 +39,7 @@ impl Negotiation {
         let plain = std::mem::replace(&mut self.transport, Transport::from(tokio::io::duplex(1).0));
         let handshake = plain.accept_tls(&certificates, Side::Clients, hint.as_ref().map(Jid::as_str));
         let outcome = match self.gate.clone() {
-            Some(gate) => gate.handshake(handshake).await,
+            Some(gate) => gate.handshake(self.address.ip(), handshake).await,
             None => Ok(handshake.await),
         };
         match outcome {
