@@ -40,7 +40,7 @@ pub struct Options {
     pub queue_statements: usize,
     /// Bytes of parameters that may wait in each lane.
     pub queue_bytes: usize,
-    /// Page cache of the writer in KiB; each reader has a quarter of it.
+    /// Page cache of the writer in KiB; each reader has a sixteenth of it.
     pub cache_kib: u32,
     /// `synchronous=OFF`: proves that a power-cut test notices what is lost.
     #[cfg(feature = "test-vfs")]
@@ -416,7 +416,7 @@ fn open_reader(options: &Options) -> Result<Connection, OpenError> {
     let open = || {
         let conn = connect(options, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         conn.pragma_update(None, "query_only", true)?;
-        conn.pragma_update(None, "cache_size", -i64::from(options.cache_kib / 4))?;
+        conn.pragma_update(None, "cache_size", -i64::from(options.cache_kib / 16))?;
         Ok(conn)
     };
     open().map_err(|error: rusqlite::Error| OpenError::Setup {
