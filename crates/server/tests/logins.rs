@@ -406,6 +406,35 @@ async fn failures_are_counted_by_the_account_however_it_is_spelled() {
     assert_eq!(condition(&blocked), "temporary-auth-failure");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_guesses_at_once_none_slips_through() {
+    let house = House::with(&["limits.enabled=true", "clients.login_failures_per_account=3"]).await;
+    let mut clients = Vec::new();
+    for _ in 0..12 {
+        clients.push(house.encrypted().await.0);
+    }
+    // Those that are right count only while they are checked.
+    for client in clients.iter_mut().take(4) {
+        let welcome = client.auth("PLAIN", &plain("romeo", PASSWORD)).await;
+        assert!(welcome.root().is(ns::SASL, "success"));
+    }
+    let guesses: Vec<_> = clients
+        .into_iter()
+        .skip(4)
+        .map(|mut client| {
+            tokio::spawn(async move { condition(&client.auth("PLAIN", &plain("romeo", "wrong")).await) })
+        })
+        .collect();
+    let mut checked = 0;
+    for guess in guesses {
+        match guess.await.unwrap().as_str() {
+            "not-authorized" => checked += 1,
+            other => assert_eq!(other, "temporary-auth-failure"),
+        }
+    }
+    assert!((1..=3).contains(&checked), "{checked} guesses were checked");
+}
+
 #[tokio::test]
 async fn handshakes_are_bounded_by_the_gate() {
     let house = House::new().await;

@@ -25,6 +25,33 @@ pub struct Attempts {
     clock: Clock,
     by_address: Mutex<Counts<IpAddr>>,
     by_account: Mutex<Counts<Jid>>,
+    guessing: Mutex<Guessing>,
+}
+
+/// Passwords that are being checked. They count as failures until it is known: of many guesses at the same time none
+/// slips through. No more entries than checks at once.
+#[derive(Debug, Default)]
+struct Guessing {
+    addresses: HashMap<IpAddr, u32>,
+    accounts: HashMap<Jid, u32>,
+}
+
+/// How many failures are too many.
+#[derive(Clone, Copy, Debug)]
+pub struct Most {
+    /// From one address.
+    pub per_address: u32,
+    /// To one account.
+    pub per_account: u32,
+}
+
+/// Why a password is not checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TooMany {
+    /// Of its address.
+    FromAddress,
+    /// Of its account.
+    ForAccount,
 }
 
 #[derive(Debug)]
@@ -56,7 +83,37 @@ impl Attempts {
         let began = clock.now();
         let generation = i64::try_from(window.as_millis() / 2).unwrap_or(i64::MAX / 2);
         let by_address = Mutex::new(Counts::new(began, generation));
-        Attempts { clock, by_address, by_account: Mutex::new(Counts::new(began, generation)) }
+        let by_account = Mutex::new(Counts::new(began, generation));
+        Attempts { clock, by_address, by_account, guessing: Mutex::default() }
+    }
+
+    /// A password is about to be checked; [`Attempts::guessed`] is to be called when that is done, and, before, one of
+    /// the others if it failed.
+    ///
+    /// # Errors
+    /// There were too many failures. Nothing is to be called.
+    pub fn guess(&self, address: IpAddr, account: &Jid, most: Most) -> Result<(), TooMany> {
+        let mut guessing = self.guessing.lock();
+        let Guessing { addresses, accounts } = &mut *guessing;
+        let network = network(address);
+        let under_way = |count: Option<&u32>| count.copied().unwrap_or(0);
+        let from = self.from_address(address).saturating_add(under_way(addresses.get(&network)));
+        if from >= most.per_address {
+            return Err(TooMany::FromAddress);
+        }
+        if self.of_account(account).saturating_add(under_way(accounts.get(account))) >= most.per_account {
+            return Err(TooMany::ForAccount);
+        }
+        *addresses.entry(network).or_insert(0) += 1;
+        *accounts.entry(account.clone()).or_insert(0) += 1;
+        Ok(())
+    }
+
+    /// The password is checked, or will not be.
+    pub fn guessed(&self, address: IpAddr, account: &Jid) {
+        let mut guessing = self.guessing.lock();
+        take(&mut guessing.addresses, &network(address));
+        take(&mut guessing.accounts, account);
     }
 
     /// Failures from the address in the last five to ten minutes.
@@ -77,6 +134,16 @@ impl Attempts {
     /// Counts a failure for the account, which need not exist: known and unknown ones are treated alike.
     pub fn failed_for(&self, account: &Jid) {
         self.by_account.lock().add(account.clone(), self.clock.now());
+    }
+}
+
+/// One less; who has none is not remembered.
+fn take<K: Eq + Hash>(counts: &mut HashMap<K, u32>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
     }
 }
 
@@ -173,6 +240,29 @@ mod tests {
         assert_eq!(attempts.of_account(&account("u7")), 1, "the known keep their own count");
         let others = (0..1000).filter(|n| attempts.of_account(&account(&format!("x{n}"))) >= 20).count();
         assert!(others < 20, "{others} of 1000 strangers share the counter");
+    }
+
+    #[test]
+    fn guesses_at_the_same_time_count_before_they_fail() {
+        let attempts = Attempts::new(Clock::virtual_now());
+        let address: IpAddr = "192.0.2.1".parse().unwrap();
+        let account = |name: &str| Jid::from_parts(Some(name), "north.localhost", None).unwrap();
+        let (romeo, juliet) = (account("romeo"), account("juliet"));
+        let most = Most { per_address: 4, per_account: 2 };
+        let guess = |who: &Jid| attempts.guess(address, who, most);
+        assert_eq!([guess(&romeo), guess(&romeo), guess(&romeo)], [Ok(()), Ok(()), Err(TooMany::ForAccount)]);
+        attempts.failed_for(&romeo);
+        attempts.failed_from(address);
+        attempts.guessed(address, &romeo);
+        assert_eq!(guess(&romeo), Err(TooMany::ForAccount), "one failed and one is under way");
+        attempts.guessed(address, &romeo);
+        assert_eq!([guess(&romeo), guess(&juliet)], [Ok(()), Ok(())], "the other one was right");
+        assert_eq!([guess(&juliet), guess(&juliet)], [Ok(()), Err(TooMany::FromAddress)]);
+        for who in [&romeo, &juliet, &juliet] {
+            attempts.guessed(address, who);
+        }
+        let guessing = attempts.guessing.lock();
+        assert!(guessing.addresses.is_empty() && guessing.accounts.is_empty(), "{guessing:?}");
     }
 
     #[tokio::test(start_paused = true)]

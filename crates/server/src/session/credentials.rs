@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use trunkline_store::{StoreError, sql};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::sasl;
 
+use crate::config::Config;
 use crate::exchange::{Exchange, Host};
 
 /// How long the iteration counts of a host's accounts are remembered, in milliseconds: reading them costs a look at
@@ -36,16 +37,46 @@ const COUNTS: &str = "\
 pub struct Credentials {
     /// By host: when the iteration counts were read, and what they are with how many accounts have each.
     counts: Mutex<HashMap<i64, (i64, Counts)>>,
+    /// The features after login, with the configuration that they are made of: what the server can do is hashed
+    /// in them, at some cost.
+    features: Mutex<Option<Features>>,
     /// Turns for deriving keys of passwords.
     turns: Arc<Semaphore>,
 }
+
+/// Leave to occupy a processor for one password.
+pub(super) struct Turn {
+    /// None only when the semaphore were closed, which nobody does.
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+type Features = (Arc<Config>, Arc<[u8]>);
 
 type Counts = Arc<[(u32, u32)]>;
 
 impl Default for Credentials {
     fn default() -> Credentials {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Credentials { counts: Mutex::default(), turns: Arc::new(Semaphore::new(processors)) }
+        Credentials {
+            counts: Mutex::default(),
+            features: Mutex::default(),
+            turns: Arc::new(Semaphore::new(processors)),
+        }
+    }
+}
+
+impl Credentials {
+    /// What was written for this configuration, or what `write` writes.
+    pub(super) fn features(&self, config: &Arc<Config>, write: impl FnOnce() -> Vec<u8>) -> Arc<[u8]> {
+        let mut features = self.features.lock();
+        if let Some((of, written)) = &*features
+            && Arc::ptr_eq(of, config)
+        {
+            return Arc::clone(written);
+        }
+        let written: Arc<[u8]> = write().into();
+        *features = Some((Arc::clone(config), Arc::clone(&written)));
+        written
     }
 }
 
@@ -101,14 +132,19 @@ impl Exchange {
         Ok(counts)
     }
 
+    /// Waits for a turn to check a password that a PLAIN login brought.
+    pub(super) async fn password_turn(&self) -> Turn {
+        Turn { _permit: Arc::clone(&self.logging_in.turns).acquire_owned().await.ok() }
+    }
+
     /// Checks the password that a PLAIN login brought. Deriving its keys takes milliseconds: that is done on
     /// threads that serve nobody, for so many at once as there are processors.
     pub(super) async fn check_password(
         &self,
+        turn: Turn,
         mut login: sasl::Server,
         keys: Option<sasl::ScramKeys>,
     ) -> Result<sasl::Server, sasl::Failure> {
-        let turn = Arc::clone(&self.logging_in.turns).acquire_owned().await;
         let check = move || {
             // Held here: the work goes on when its connection is gone.
             let _turn = turn;

@@ -1,12 +1,14 @@
 //! What is offered at each step of a stream's beginning.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_xml::Writer;
 use trunkline_xmpp::{ns, sasl};
 
 use super::Negotiation;
-use crate::config::Registration;
+use crate::config::{Config, Registration};
+use crate::exchange::Exchange;
 
 impl Negotiation {
     /// Features before login: mechanisms, channel-binding types (XEP-0440), registration, limits.
@@ -40,7 +42,15 @@ impl Negotiation {
     }
 
     /// Features after login.
-    pub(super) fn session_features(&self) -> Vec<u8> {
+    pub(super) fn session_features(&self) -> Arc<[u8]> {
+        let exchange = &self.desk.exchange;
+        let config = exchange.config.load_full();
+        exchange.logging_in.features(&config, || exchange.write_session_features(&config))
+    }
+}
+
+impl Exchange {
+    fn write_session_features(&self, config: &Config) -> Vec<u8> {
         let mut w = Writer::new();
         w.open("stream:features");
         w.open("bind").attr("xmlns", ns::BIND).close();
@@ -50,8 +60,7 @@ impl Negotiation {
         w.open("csi").attr("xmlns", ns::CSI).close();
         w.open("ver").attr("xmlns", ns::ROSTER_VERSIONING).close();
         w.open("sub").attr("xmlns", ns::PRE_APPROVAL).close();
-        w.raw(&crate::modules::disco::caps_feature(&self.desk.exchange));
-        let config = self.desk.exchange.config.load();
+        w.raw(&crate::modules::disco::caps_feature(self));
         write_limits(&mut w, config.limits.stanza_bytes, config.clients.idle_check);
         w.close();
         w.finish()

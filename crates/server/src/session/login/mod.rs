@@ -29,6 +29,7 @@ use crate::exchange::{Exchange, Host};
 use crate::metrics::{Connected, Direction, Link};
 use crate::modules::registration::Preauth;
 use crate::net::{CertStore, Gate, Guard, Transport};
+use sasl::Guess;
 
 /// How a client arrived.
 #[derive(Debug)]
@@ -69,6 +70,8 @@ struct Negotiation {
     host: Option<Arc<Host>>,
     lang: Option<Arc<str>>,
     preauth: Preauth,
+    /// A password of this client is being checked.
+    guess: Option<Guess>,
     /// A header of ours stands on the stream: errors may follow.
     opened: bool,
 }
@@ -93,6 +96,7 @@ pub fn serve(exchange: Arc<Exchange>, arrival: Arrival) -> impl Future<Output = 
         host: None,
         lang: None,
         preauth: Preauth::default(),
+        guess: None,
         opened: false,
     };
     let within = config.clients.login_timeout;
@@ -106,6 +110,7 @@ struct Client {
     _open: Connected,
 }
 
+#[expect(clippy::large_enum_variant, reason = "a connection stays here for as long as it lives")]
 enum Step {
     Login(Pin<Box<dyn Future<Output = Option<Connection>> + Send>>),
     Serve(Connection),

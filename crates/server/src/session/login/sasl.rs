@@ -13,9 +13,28 @@ use super::{Negotiation, Stop};
 use crate::exchange::{Exchange, Host};
 use crate::modules::{Reply, registration};
 use crate::route::account::Account;
+use crate::session::attempts::{Most, TooMany};
 
 /// Failed logins on one stream before it is closed (RFC 6120 s.6.4.5 allows 2 to 5).
 const MOST_FAILURES: u32 = 4;
+
+/// Refusals: their name and what the log says.
+const FROM_ADDRESS: (&str, &str) = ("login-rate-address", "too many failed logins from this address");
+const FOR_ACCOUNT: (&str, &str) = ("login-rate-account", "too many failed logins for one account");
+
+/// A password that is being checked. Whatever becomes of the connection, it stops counting when this is dropped;
+/// failures are counted before.
+pub(super) struct Guess {
+    exchange: Arc<Exchange>,
+    address: IpAddr,
+    account: Jid,
+}
+
+impl Drop for Guess {
+    fn drop(&mut self) {
+        self.exchange.logins.guessed(self.address, &self.account);
+    }
+}
 
 impl Negotiation {
     /// RFC 6120 s.6. Returns the account that logged in.
@@ -47,10 +66,17 @@ impl Negotiation {
                 _ => Err(sasl::Failure::MalformedRequest),
             };
             match outcome {
-                Ok(account) => return Ok(account),
+                Ok(account) => {
+                    self.guess = None;
+                    return Ok(account);
+                }
                 Err(failure) => {
                     self.desk.exchange.metrics.login(mechanism_label(&mechanism), failure.name());
-                    self.desk.exchange.logins.failed_from(self.address.ip());
+                    // What was not looked at, for rates or faults of ours, is nobody's failure.
+                    if failure != sasl::Failure::TemporaryAuthFailure {
+                        self.desk.exchange.logins.failed_from(self.address.ip());
+                    }
+                    self.guess = None;
                     self.fail(failure).await?;
                     failures += 1;
                     if failures >= MOST_FAILURES {
@@ -74,7 +100,7 @@ impl Negotiation {
         bindings: &sasl::ChannelBindings,
     ) -> Result<Result<Arc<Account>, sasl::Failure>, Stop> {
         if self.desk.exchange.login_blocked_from(self.address.ip()) {
-            self.desk.refused("login-rate-address", "too many failed logins from this address");
+            self.desk.refused(FROM_ADDRESS.0, FROM_ADDRESS.1);
             return Ok(Err(sasl::Failure::TemporaryAuthFailure));
         }
         let offered = match self.desk.exchange.decoys(host).await {
@@ -104,6 +130,11 @@ impl Negotiation {
                             .desk
                             .refusal(StreamCondition::NotAuthorized, "no response to a challenge"));
                     }
+                    // Who has said its name shows its proof now.
+                    let user = server.user().and_then(|user| address(user, host));
+                    if let Err(failure) = user.map_or(Ok(()), |jid| self.guess(jid)) {
+                        return Ok(Err(failure));
+                    }
                     server.response(&root.text());
                 }
                 sasl::Step::NeedCredentials { user, hash } => {
@@ -111,12 +142,16 @@ impl Negotiation {
                     if let Some(jid) = &jid
                         && self.desk.exchange.login_blocked_for(jid)
                     {
-                        self.desk.refused("login-rate-account", "too many failed logins for one account");
+                        self.desk.refused(FOR_ACCOUNT.0, FOR_ACCOUNT.1);
                         return Ok(Err(sasl::Failure::TemporaryAuthFailure));
                     }
                     match self.desk.exchange.credentials(host, jid.as_ref(), hash).await {
                         Ok(keys) if mechanism == sasl::Mechanism::Plain.name() => {
-                            server = match self.desk.exchange.check_password(server, keys).await {
+                            let turn = self.desk.exchange.password_turn().await;
+                            if let Err(failure) = jid.map_or(Ok(()), |jid| self.guess(jid)) {
+                                return Ok(Err(failure));
+                            }
+                            server = match self.desk.exchange.check_password(turn, server, keys).await {
                                 Ok(server) => server,
                                 Err(failure) => return Ok(Err(failure)),
                             };
@@ -155,6 +190,30 @@ impl Negotiation {
                 }
             }
         }
+    }
+
+    /// A proof or password is about to be checked: it counts as a failure from here on until it was right.
+    fn guess(&mut self, account: Jid) -> Result<(), sasl::Failure> {
+        let exchange = &self.desk.exchange;
+        let config = exchange.config.load();
+        if !config.limits.enabled {
+            return Ok(());
+        }
+        let most = Most {
+            per_address: config.clients.login_failures_per_address,
+            per_account: config.clients.login_failures_per_account,
+        };
+        let address = self.address.ip();
+        let (name, detail) = match exchange.logins.guess(address, &account, most) {
+            Ok(()) => {
+                self.guess = Some(Guess { exchange: Arc::clone(exchange), address, account });
+                return Ok(());
+            }
+            Err(TooMany::FromAddress) => FROM_ADDRESS,
+            Err(TooMany::ForAccount) => FOR_ACCOUNT,
+        };
+        self.desk.refused(name, detail);
+        Err(sasl::Failure::TemporaryAuthFailure)
     }
 
     /// An IQ before login: only registration may ask (XEP-0077 s.3.1, XEP-0445).
