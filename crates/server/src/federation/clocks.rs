@@ -66,6 +66,7 @@ impl Line {
         at(Some(quiet));
         at(clocks.prove_by);
         at(self.ack_due);
+        at(self.hold);
         at(clocks.brake);
         at(clocks.crowded.map(|since| since + PATIENCE));
         at(clocks.blocked.map(|since| since + config.limits.outbox_standstill));
@@ -81,9 +82,8 @@ impl Line {
         next
     }
 
-    pub(super) fn check_clocks(&mut self) -> Result<(), End> {
-        let now = Instant::now();
-        let config = self.shared.exchange.config.load_full();
+    pub(super) fn check_clocks(&mut self, now: Instant) -> Result<(), End> {
+        let config = self.shared.exchange.config.load();
         let passed = |since: Option<Instant>, span: Duration| since.is_some_and(|since| now >= since + span);
         if self.clocks.prove_by.is_some_and(|by| now >= by) {
             self.refused("proof-timeout", "no domain was proved in time");

@@ -26,13 +26,12 @@ use super::dialback::{self, Dialback, Say};
 use super::failure::Failure;
 use super::handle::{Command, Handle};
 use super::management::{self, Sending};
-use super::pair::{Pair, Parting};
+use super::pair::{Pair, Parting, Room};
 use super::peer::{Peer, Place};
 use super::queue::Item;
 use super::shared::Shared;
 use super::wire;
 use crate::exchange::Host;
-use crate::ids::LogId;
 use crate::metrics::{Direction, Link, Side, StanzaKind};
 use crate::net::{TlsInfo, Transport};
 use crate::session::ledger::Ledger;
@@ -41,6 +40,10 @@ use crate::session::ledger::Ledger;
 const READ: usize = 16 * 1024;
 /// Bytes gathered for one write.
 const CHUNK: usize = 16 * 1024;
+/// Stanzas that one of the pairs of a stream sends before it is another's turn.
+const TURN: usize = 64;
+/// How long the row of a message is held back while the peer may acknowledge it (design/007-federation-speed.md).
+const HOLD: Duration = Duration::from_millis(50);
 /// Beyond this many bytes of answers that the peer doesn't read, it isn't read either.
 const MOST_UNREAD: usize = 64 * 1024;
 
@@ -110,6 +113,8 @@ pub(super) struct Line {
     pub(super) backlog: Vec<u8>,
     /// Bytes for the socket.
     pub(super) out: Vec<u8>,
+    /// When rows that are held are looked at.
+    pub(super) hold: Option<Instant>,
     /// Stanzas in `out`, when the peer doesn't acknowledge.
     pub(super) writing: Vec<(Arc<Pair>, Item)>,
     pub(super) flush: bool,
@@ -167,7 +172,7 @@ impl Line {
                 Ok(false) => return Poll::Pending,
                 Err(end) => {
                     // What was answered before the end still goes out, as far as it can at once.
-                    let _ = self.poll_write(cx);
+                    let _ = self.poll_write(cx, Instant::now());
                     return Poll::Ready(end);
                 }
             }
@@ -179,6 +184,7 @@ impl Line {
         if self.shared.is_stopping() {
             return Err(End::Shutdown);
         }
+        let now = Instant::now();
         if self.epoch != self.shared.epoch() {
             self.epoch = self.shared.epoch();
             self.check_policy()?;
@@ -190,17 +196,20 @@ impl Line {
             self.refused("stanza-lost", "a bug in this server has lost a stanza of this stream");
             return Err(StreamCondition::InternalServerError.into());
         }
-        self.acknowledge_when_due();
-        self.check_clocks()?;
-        let mut moved = self.poll_write(cx).map_err(|error| End::Lost(error.to_string()))?;
-        moved |= self.poll_input(cx)?;
+        self.acknowledge_when_due(now);
+        self.check_clocks(now)?;
+        self.write_held(now);
+        // Read first: what the peer's stanzas cause is written with what waits.
+        let mut moved = self.poll_input(cx, now)?;
+        moved |= self.poll_write(cx, now).map_err(|error| End::Lost(error.to_string()))?;
         Ok(moved)
     }
 
     /// Sets the timer. True when its time has come already.
     fn wait(&mut self, cx: &mut Context<'_>) -> bool {
         let deadline = self.next_deadline();
-        if self.timer.deadline() != deadline {
+        // A timer that is early only makes another round; to set it anew with everything that happens costs more.
+        if deadline < self.timer.deadline() || self.timer.is_elapsed() {
             self.timer.as_mut().reset(deadline);
         }
         self.timer.as_mut().poll(cx).is_ready()
@@ -258,11 +267,11 @@ impl Line {
     // ---- writing
 
     /// Moves queues to the socket. True when something moved.
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+    fn poll_write(&mut self, cx: &mut Context<'_>, now: Instant) -> io::Result<bool> {
         let mut moved = false;
         loop {
             if self.out.len() < CHUNK {
-                self.gather();
+                self.gather(now);
             }
             if self.out.is_empty() {
                 break;
@@ -272,7 +281,7 @@ impl Line {
                 Poll::Ready(Ok(written)) => {
                     moved = true;
                     self.flush = true;
-                    self.clocks.written = Instant::now();
+                    self.clocks.written = now;
                     self.clocks.blocked = None;
                     self.shared.exchange.metrics.bytes(self.link(), Direction::Out, written);
                     if written == self.out.len() {
@@ -307,70 +316,119 @@ impl Line {
     }
 
     /// Fills `out` from the queues, in turns.
-    fn gather(&mut self) {
+    fn gather(&mut self, now: Instant) {
         if self.carried.is_empty() || !self.writing.is_empty() {
             return;
         }
+        let mut window = self.window();
+        let mut kinds = [0; 3];
         let mut idle = 0;
-        while idle < self.carried.len() && self.out.len() < CHUNK && self.has_window() {
+        while idle < self.carried.len()
+            && self.out.len() < CHUNK
+            && let Some(room) = window
+        {
             let pair = Arc::clone(&self.carried[self.turn % self.carried.len()]);
             self.turn = self.turn.wrapping_add(1);
-            let Some(item) = pair.pop(&self.shared) else {
+            let items = pair.pop(&self.shared, room);
+            if items.is_empty() {
                 idle += 1;
                 continue;
-            };
-            idle = 0;
-            self.clocks.stanza = Instant::now();
-            let kind = kind_of(item.stanza.head.kind);
-            self.shared.exchange.metrics.stanza(kind, Direction::Out, Side::Outside);
-            item.stanza.write(&mut self.out);
-            match &mut self.sending {
-                Sending::Managed(unacked) => {
-                    unacked.bytes += item.size();
-                    unacked.sent.push_back((pair, item));
-                }
-                Sending::Unmanaged | Sending::Enabling(_) => self.writing.push((pair, item)),
             }
+            idle = 0;
+            for item in items {
+                kinds[kind_of(item.stanza.head.kind) as usize] += 1;
+                item.stanza.write(&mut self.out);
+                match &mut self.sending {
+                    Sending::Managed(unacked) => {
+                        unacked.bytes += item.size();
+                        unacked.sent.push_back((Arc::clone(&pair), item));
+                    }
+                    Sending::Unmanaged | Sending::Enabling(_) => self.writing.push((Arc::clone(&pair), item)),
+                }
+            }
+            window = self.window();
+        }
+        if kinds != [0; 3] {
+            self.clocks.stanza = now;
+            self.shared.exchange.metrics.stanzas(kinds, Direction::Out, Side::Outside);
         }
         if let Sending::Managed(unacked) = &mut self.sending
             && !unacked.sent.is_empty()
             && unacked.asked.is_none()
-            && unacked.ask_from.is_none_or(|from| Instant::now() >= from)
+            && unacked.ask_from.is_none_or(|from| now >= from)
         {
-            unacked.asked = Some(Instant::now());
+            unacked.asked = Some(now);
             unacked.ask_from = None;
             self.out.extend_from_slice(&management::request());
         }
     }
 
-    fn has_window(&self) -> bool {
+    /// What may be sent now to one peer domain.
+    fn window(&self) -> Option<Room> {
+        let bytes = CHUNK.saturating_sub(self.out.len());
         match &self.sending {
-            Sending::Unmanaged => true,
-            Sending::Enabling(_) => false,
+            Sending::Unmanaged => Some(Room { stanzas: TURN, bytes }),
+            Sending::Enabling(_) => None,
             Sending::Managed(unacked) => {
-                let (stanzas, bytes) = self.shared.unacked_bounds();
-                unacked.sent.len() < stanzas && unacked.bytes < bytes
+                let (most, most_bytes) = self.shared.unacked_bounds();
+                let stanzas = most.saturating_sub(unacked.sent.len()).min(TURN);
+                (stanzas > 0 && unacked.bytes < most_bytes).then_some(Room { stanzas, bytes })
             }
         }
     }
 
     /// Everything gathered is with the socket: for a peer that doesn't acknowledge, that is delivered.
-    pub(super) fn written(&mut self) {
-        let mut written = std::mem::take(&mut self.writing);
-        while let Some((pair, _)) = written.first() {
-            let pair = Arc::clone(pair);
-            let (its, rest): (Vec<_>, Vec<_>) =
-                written.into_iter().partition(|(of, _)| Arc::ptr_eq(of, &pair));
-            let ids: Vec<LogId> = its.iter().filter_map(|(_, item)| item.kept).collect();
-            pair.delivered(&self.shared, &ids);
-            written = rest;
+    fn written(&mut self) {
+        let written = std::mem::take(&mut self.writing);
+        self.delivered(written.into_iter());
+    }
+
+    /// The peer has these.
+    pub(super) fn delivered(&self, items: impl Iterator<Item = (Arc<Pair>, Item)>) {
+        let mut items = items.peekable();
+        while let Some((pair, first)) = items.next() {
+            let mut its = vec![first];
+            while let Some((_, item)) = items.next_if(|(of, _)| Arc::ptr_eq(of, &pair)) {
+                its.push(item);
+            }
+            pair.delivered(&self.shared, its);
         }
+    }
+
+    /// Writes the rows that were held for long enough: the peer takes its time.
+    fn write_held(&mut self, now: Instant) {
+        if self.handle.take_held() {
+            self.hold.get_or_insert(now + HOLD);
+        }
+        if self.hold.is_none_or(|until| until > now) {
+            return;
+        }
+        let until = now - HOLD;
+        let shared = Arc::clone(&self.shared);
+        let mut next: Option<Instant> = None;
+        let sent = match &mut self.sending {
+            Sending::Managed(unacked) => Some(unacked.sent.iter_mut()),
+            Sending::Unmanaged | Sending::Enabling(_) => None,
+        };
+        for (pair, item) in sent.into_iter().flatten().chain(&mut self.writing) {
+            match &item.held {
+                Some(held) if held.since > until => {
+                    next = Some(next.map_or(held.since, |next| next.min(held.since)));
+                }
+                _ => pair.write_held(&shared, item),
+            }
+        }
+        for pair in &self.carried {
+            let since = pair.write_waiting(&shared, until);
+            next = [next, since].into_iter().flatten().min();
+        }
+        self.hold = next.map(|since| since + HOLD);
     }
 
     // ---- reading
 
     /// Reads and handles what is there. True when something was read or handled.
-    fn poll_input(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+    fn poll_input(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
         if self.out.len() > MOST_UNREAD || self.clocks.brake.is_some() || !self.has_room(cx) {
             return Ok(false);
         }
@@ -388,7 +446,7 @@ impl Line {
                     Err(End::Lost("closed without a farewell".into()))
                 }
                 Poll::Ready(Ok(())) => {
-                    self.clocks.heard = Instant::now();
+                    self.clocks.heard = now;
                     self.shared.exchange.metrics.bytes(self.link(), Direction::In, read.filled().len());
                     self.scan(read.filled(), true)?;
                     Ok(true)

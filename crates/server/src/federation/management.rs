@@ -106,9 +106,9 @@ impl Line {
         }));
     }
 
-    pub(super) fn acknowledge_when_due(&mut self) {
+    pub(super) fn acknowledge_when_due(&mut self, now: Instant) {
         let Some(ledger) = &self.ledger else { return };
-        let due = self.ack_due.is_some_and(|due| Instant::now() >= due);
+        let due = self.ack_due.is_some_and(|due| now >= due);
         if self.settled.swap(false, Ordering::AcqRel) || due {
             self.ack_due = None;
             self.out.extend_from_slice(&answer(ledger.handled()));
@@ -141,8 +141,7 @@ impl Line {
         let done: Vec<_> = unacked.sent.drain(..count).collect();
         unacked.bytes -= done.iter().map(|(_, item)| item.size()).sum::<usize>();
         unacked.ask_from = (!unacked.sent.is_empty() && count == 0).then(|| Instant::now() + ASK_AGAIN);
-        self.writing = done;
-        self.written();
+        self.delivered(done.into_iter());
         Ok(())
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use trunkline_xmpp::classify::classify;
 use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::jid::Jid;
@@ -15,12 +16,13 @@ use super::expiry::Bounce;
 use super::failure::Failure;
 use super::handle::Handle;
 use super::outbound;
-use super::queue::{Bounds, Full, Item, Page, Queue};
+use super::queue::{Bounds, Full, Held, Item, Page, Queue};
 use super::shared::Shared;
 use crate::admin::LastError;
 use crate::exchange::Host;
 use crate::ids::LogId;
 use crate::route::Mail;
+use crate::session::ledger::Receipt;
 
 /// The pause after the first failure; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
@@ -117,27 +119,20 @@ impl Pair {
             return if presence && !keep { Ok(()) } else { Err(full_error(full, &self.peer)) };
         }
         state.wanted |= !mail.is_answer();
-        let mut item = Item { stanza: mail.stanza, kept: None, expires: 0 };
+        let mut item = Item { stanza: mail.stanza, kept: None, expires: 0, held: None };
+        let mut held = false;
         if keep {
-            let id = shared.exchange.ids.next();
-            item.kept = Some(id);
+            item.kept = Some(shared.exchange.ids.next());
             item.expires = now.saturating_add(shared.queue_age());
-            let batch = outbound::insert(id, self.local.domain.as_str(), self.peer.as_str(), &item);
-            let (shared, pair) = (Arc::clone(shared), Arc::clone(self));
-            let (receipt, stanza) = (mail.receipt, item.stanza.clone());
-            // Under the lock, so that rows are written in the order of their ids.
-            shared.clone().exchange.db.submit(batch, move |result| {
-                if let Err(error) = result {
-                    tracing::warn!(%error, "a stanza for another domain can't be kept");
-                    let bounce = Bounce { stanza, kept: Some(id) };
-                    let inside = shared.exchange.runtime.clone();
-                    inside.spawn(async move {
-                        pair.not_written(&shared, bounce);
-                        // Only now: nobody may take it for stored before the error is on its way.
-                        drop(receipt);
-                    });
-                }
-            });
+            held = matches!(state.phase, Phase::Up(_))
+                && matches!(item.stanza.head.kind, Kind::Message(_))
+                && state.queue.has_memory(item.size(), &bounds);
+            if held {
+                item.held = Some(Held { since: Instant::now(), receipt: mail.receipt });
+            } else {
+                // Under the lock, so that rows are written in the order of their ids.
+                self.write(shared, &item, mail.receipt);
+            }
         }
         state.queue.push(item, &bounds);
         let start = state.start(now);
@@ -147,9 +142,51 @@ impl Pair {
             shared.start_trunk(self);
         }
         if let Some(handle) = up {
+            if held {
+                handle.note_held();
+            }
             handle.wake();
         }
         Ok(())
+    }
+
+    /// Writes the row of a kept stanza; `receipt` goes when it is on disk.
+    fn write(self: &Arc<Self>, shared: &Arc<Shared>, item: &Item, receipt: Option<Receipt>) {
+        let Some(id) = item.kept else { return };
+        let batch = outbound::insert(id, self.local.domain.as_str(), self.peer.as_str(), item);
+        let (shared, pair, stanza) = (Arc::clone(shared), Arc::clone(self), item.stanza.clone());
+        shared.clone().exchange.db.submit(batch, move |result| {
+            if let Err(error) = result {
+                tracing::warn!(%error, "a stanza for another domain can't be kept");
+                let bounce = Bounce { stanza, kept: Some(id) };
+                let inside = shared.exchange.runtime.clone();
+                inside.spawn(async move {
+                    pair.not_written(&shared, bounce);
+                    // Only now: nobody may take it for stored before the error is on its way.
+                    drop(receipt);
+                });
+            }
+        });
+    }
+
+    /// Writes the row of a stanza that was held, now.
+    pub(super) fn write_held(self: &Arc<Self>, shared: &Arc<Shared>, item: &mut Item) {
+        if let Some(held) = item.held.take() {
+            self.write(shared, item, held.receipt);
+        }
+    }
+
+    /// Writes the rows of stanzas that were held since `until` or longer and have not been sent. Since when the next one
+    /// has been held.
+    pub(super) fn write_waiting(self: &Arc<Self>, shared: &Arc<Shared>, until: Instant) -> Option<Instant> {
+        let mut state = self.state.lock();
+        for item in state.queue.held() {
+            match &item.held {
+                Some(held) if held.since > until => return Some(held.since),
+                _ => self.write_held(shared, item),
+            }
+        }
+        None
     }
 
     /// The row could not be written: the sender must not believe that it was.
@@ -285,8 +322,10 @@ impl Pair {
         if !matches!(&state.phase, Phase::Up(handle) if handle.serial == parting.serial) {
             return;
         }
-        let (kept, lost): (Vec<_>, Vec<_>) =
+        let (mut kept, lost): (Vec<_>, Vec<_>) =
             parting.undelivered.into_iter().partition(|item| item.kept.is_some());
+        // Nobody carries the pair now: whatever was held gets its row.
+        kept.iter_mut().chain(state.queue.held()).for_each(|item| self.write_held(shared, item));
         let tried: Vec<LogId> = kept.iter().filter_map(|item| item.kept).collect();
         state.queue.put_back(kept);
         match parting.failure.clone() {
@@ -317,17 +356,25 @@ impl Pair {
         }
     }
 
-    /// The next stanza for the stream that carries the pair.
-    pub(super) fn pop(self: &Arc<Self>, shared: &Arc<Shared>) -> Option<Item> {
+    /// The next stanzas for the stream that carries the pair: as many as `room` takes, at least one if there is any.
+    pub(super) fn pop(self: &Arc<Self>, shared: &Arc<Shared>, room: Room) -> Vec<Item> {
+        let mut items = Vec::new();
+        let mut bytes = 0;
         let mut state = self.state.lock();
-        let item = state.queue.pop();
-        let page = state.page(&shared.queue_bounds());
+        while items.len() < room.stanzas
+            && bytes < room.bytes
+            && let Some(item) = state.queue.pop()
+        {
+            bytes += item.size();
+            items.push(item);
+        }
+        let page = if state.queue.is_on_disk() { state.page(&shared.queue_bounds()) } else { None };
         drop(state);
         if let Some(page) = page {
             let (shared, pair) = (Arc::clone(shared), Arc::clone(self));
             shared.runtime.clone().spawn(async move { pair.load(&shared, page).await });
         }
-        item
+        items
     }
 
     /// Where to read on from the disk, if that is to be done now; the caller then calls [`Pair::add_page`] or
@@ -353,10 +400,12 @@ impl Pair {
         self.state.lock().loading = false;
     }
 
-    /// The peer has these.
-    pub(super) fn delivered(&self, shared: &Shared, ids: &[LogId]) {
-        self.forget(ids.len());
-        outbound::delete(&shared.exchange.db, ids);
+    /// The peer has these. Those whose row was not written need none any more; their senders may know.
+    pub(super) fn delivered(&self, shared: &Shared, items: Vec<Item>) {
+        self.forget(items.iter().filter(|item| item.kept.is_some()).count());
+        let rows: Vec<LogId> =
+            items.iter().filter(|item| item.held.is_none()).filter_map(|item| item.kept).collect();
+        outbound::delete(&shared.exchange.db, &rows);
     }
 
     /// Rows have gone.
@@ -402,6 +451,13 @@ impl Pair {
                 .map(|(at, failure)| LastError { at: *at, text: failure.to_string() }),
         }
     }
+}
+
+/// How much is sent at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    pub(super) stanzas: usize,
+    pub(super) bytes: usize,
 }
 
 /// A stream leaves a pair.

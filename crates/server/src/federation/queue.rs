@@ -1,14 +1,18 @@
 //! What waits for one peer domain, sent by one of ours: the order, the bounds, and what is on disk only. No I/O.
 //!
-//! A *kept* stanza has a row in the table `outbound` from the moment it enters until its peer has it. It is in memory as
-//! long as the bounds allow; beyond them the rows stay on disk alone and are read back, in order, as the queue
-//! drains. All others live in memory only, and only while a stream is there or being made.
+//! A *kept* stanza has a row in the table `outbound` from the moment it enters until its peer has it; but a message that
+//! enters while a stream carries the queue is *held* first, since most peers have it before a row would pay (see
+//! design/007-federation-speed.md). It is in memory as long as the bounds allow; beyond them the rows stay on disk alone
+//! and are read back, in order, as the queue drains. All others live in memory only, and only while a stream is there
+//! or being made.
 
 use std::collections::VecDeque;
 
+use tokio::time::Instant;
 use trunkline_xmpp::stanza::Stanza;
 
 use crate::ids::LogId;
+use crate::session::ledger::Receipt;
 
 /// How much may wait.
 #[derive(Clone, Copy, Debug)]
@@ -22,13 +26,24 @@ pub(super) struct Bounds {
 }
 
 /// One stanza that waits.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Item {
     pub(super) stanza: Stanza,
     /// Its row in the log, if it has one.
     pub(super) kept: Option<LogId>,
     /// When it is given up, in milliseconds since 1970; of a kept one.
     pub(super) expires: i64,
+    /// That row is not written yet.
+    pub(super) held: Option<Held>,
+}
+
+/// The row of a stanza is held back: nobody is told that the stanza is safe before the row is written or the peer has
+/// acknowledged it.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) since: Instant,
+    /// The sender's.
+    pub(super) receipt: Option<Receipt>,
 }
 
 impl Item {
@@ -84,6 +99,11 @@ impl Queue {
         Queue { kept: rows, disk, ..Queue::new() }
     }
 
+    /// Some of it is on disk only.
+    pub(super) fn is_on_disk(&self) -> bool {
+        self.disk.is_some()
+    }
+
     /// Nothing waits here; kept stanzas may still be on their way.
     pub(super) fn is_empty(&self) -> bool {
         self.items.is_empty() && self.disk.is_none()
@@ -118,6 +138,11 @@ impl Queue {
         if self.disk.is_some() || !self.fits(size, bounds) { Err(Full::Memory) } else { Ok(()) }
     }
 
+    /// A kept stanza would be in memory.
+    pub(super) fn has_memory(&self, size: usize, bounds: &Bounds) -> bool {
+        self.disk.is_none() && self.fits(size, bounds)
+    }
+
     fn fits(&self, size: usize, bounds: &Bounds) -> bool {
         self.items.len() < bounds.stanzas && self.bytes + size <= bounds.bytes.max(size)
     }
@@ -128,7 +153,7 @@ impl Queue {
             return self.append(item);
         };
         self.kept += 1;
-        if self.disk.is_none() && self.fits(item.size(), bounds) {
+        if self.has_memory(item.size(), bounds) {
             return self.append(item);
         }
         self.disk.get_or_insert(Disk { after: LogId(id.0 - 1), rows: 0 }).rows += 1;
@@ -145,6 +170,11 @@ impl Queue {
         let item = self.items.pop_front()?;
         self.bytes -= item.size();
         Some(item)
+    }
+
+    /// Stanzas whose rows are not written yet, in order.
+    pub(super) fn held(&mut self) -> impl Iterator<Item = &mut Item> {
+        self.items.iter_mut().filter(|item| item.held.is_some())
     }
 
     /// A stream broke: what it had not delivered comes first again, in its old order.
@@ -237,7 +267,7 @@ mod tests {
         } else {
             Kind::Presence(PresenceType::Available)
         };
-        Item { stanza: Stanza::build(kind).done(), kept: id.map(LogId), expires: 0 }
+        Item { stanza: Stanza::build(kind).done(), kept: id.map(LogId), expires: 0, held: None }
     }
 
     fn ids(queue: &mut Queue) -> Vec<i64> {

@@ -150,6 +150,7 @@ impl Shared {
             scanner: wire.scanner,
             backlog: wire.input,
             out: Vec::new(),
+            hold: None,
             writing: Vec::new(),
             flush: false,
             sending: Sending::Unmanaged,
