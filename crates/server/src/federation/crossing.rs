@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -46,7 +46,13 @@ pub(super) struct Load(AtomicUsize);
 
 impl Load {
     pub(super) fn stanzas(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// As if so many stanzas of the peer were crossing, or fewer than there are.
+    #[cfg(test)]
+    pub(super) fn set(&self, stanzas: usize) {
+        self.0.store(stanzas, Ordering::SeqCst);
     }
 }
 
@@ -59,6 +65,8 @@ pub(super) struct Crossing {
     bytes: AtomicUsize,
     /// Streams that wait for room.
     waiting: Mutex<Vec<Waker>>,
+    /// There are some.
+    is_awaited: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -96,7 +104,7 @@ impl Drop for Leaving<'_> {
 
 /// There is no room for this stanza.
 #[derive(Debug)]
-pub(super) struct NoRoom(pub(super) Stanza);
+pub(super) struct NoRoom(pub(super) Mail);
 
 impl Crossing {
     /// `threads` of the inside serve everything; the workers here occupy the configured share of them at most.
@@ -108,6 +116,7 @@ impl Crossing {
             stanzas: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
             waiting: Mutex::new(Vec::new()),
+            is_awaited: AtomicBool::new(false),
         })
     }
 
@@ -132,8 +141,8 @@ impl Crossing {
 
     /// Whether a stanza of the peer with this load would be taken.
     pub(super) fn has_room(&self, load: &Load) -> bool {
-        self.stanzas.load(Ordering::Relaxed) < self.bounds.stanzas
-            && self.bytes.load(Ordering::Relaxed) < self.bounds.bytes
+        self.stanzas.load(Ordering::SeqCst) < self.bounds.stanzas
+            && self.bytes.load(Ordering::SeqCst) < self.bounds.bytes
             && load.stanzas() < self.bounds.peer_stanzas
     }
 
@@ -146,6 +155,7 @@ impl Crossing {
         if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
             waiting.push(cx.waker().clone());
         }
+        self.is_awaited.store(true, Ordering::SeqCst);
         drop(waiting);
         // What crossed between the look and the registration woke nobody.
         self.has_room(load)
@@ -154,7 +164,7 @@ impl Crossing {
     /// Takes a stanza, or gives it back. Never waits.
     pub(super) fn push(&self, load: &Arc<Load>, mail: Mail) -> Result<(), Box<NoRoom>> {
         if !self.has_room(load) {
-            return Err(Box::new(NoRoom(mail.stanza)));
+            return Err(Box::new(NoRoom(mail)));
         }
         let size = mail.stanza.size();
         self.stanzas.fetch_add(1, Ordering::Relaxed);
@@ -217,8 +227,7 @@ impl Crossing {
             return;
         }
         let share = u32::try_from(self.bounds.share.clamp(1, 100)).unwrap_or(100);
-        let owed = worked * (100 - share) / share;
-        let left = owed.saturating_sub(start.elapsed());
+        let left = owed(worked, share).saturating_sub(start.elapsed());
         // The timer counts in milliseconds; less is not worth a sleep.
         if left >= Duration::from_millis(1) {
             tokio::time::sleep(left).await;
@@ -226,14 +235,26 @@ impl Crossing {
     }
 
     fn leave(&self, size: usize, load: &Load) {
-        self.stanzas.fetch_sub(1, Ordering::Relaxed);
-        self.bytes.fetch_sub(size, Ordering::Relaxed);
-        load.0.fetch_sub(1, Ordering::Relaxed);
-        let waiting = std::mem::take(&mut *self.waiting.lock());
+        self.stanzas.fetch_sub(1, Ordering::SeqCst);
+        self.bytes.fetch_sub(size, Ordering::SeqCst);
+        load.0.fetch_sub(1, Ordering::SeqCst);
+        if !self.is_awaited.load(Ordering::SeqCst) {
+            return;
+        }
+        let waiting = {
+            let mut waiting = self.waiting.lock();
+            self.is_awaited.store(false, Ordering::SeqCst);
+            std::mem::take(&mut *waiting)
+        };
         for waker in waiting {
             waker.wake();
         }
     }
+}
+
+/// How long the inside may work for itself after it has `worked` for the outside, whose share this is, in per cent.
+fn owed(worked: Duration, share: u32) -> Duration {
+    worked * (100 - share) / share
 }
 
 /// The way in for a component on the outside.
@@ -260,7 +281,7 @@ impl Entrance for Doorway {
                 match crossing.push(&load, mail) {
                     Ok(()) => return,
                     // Somebody else was faster.
-                    Err(no_room) => stanza = no_room.0,
+                    Err(no_room) => stanza = no_room.0.stanza,
                 }
             }
         })
@@ -330,6 +351,14 @@ mod tests {
             }));
             assert_eq!((outcome.is_err(), ledger.has_lost()), (bug, bug));
             assert_eq!((ledger.handled(), crossing.waiting().0), (1, 0));
+        }
+    }
+
+    #[test]
+    fn a_busy_inside_gets_its_share() {
+        let worked = Duration::from_millis(10);
+        for (share, rest) in [(50, 10), (25, 30), (10, 90), (100, 0)] {
+            assert_eq!(owed(worked, share), Duration::from_millis(rest), "{share}");
         }
     }
 

@@ -192,8 +192,13 @@ impl Line {
             self.refused("crossing-full", "the inside did not take stanzas of this peer in time");
             let error =
                 StanzaError::new(Condition::ResourceConstraint).text("Too much at once. Try again later.");
-            if let Some(answer) = no_room.0.error(&error) {
-                self.shared.reply(answer);
+            let answered = no_room.0.stanza.error(&error).is_none_or(|answer| self.shared.reply(answer));
+            // Promise 1: what was neither taken nor answered is not acknowledged. The peer still has it.
+            if !answered {
+                if let Some(receipt) = no_room.0.receipt {
+                    receipt.lose();
+                }
+                return Err(StreamCondition::ResourceConstraint.into());
             }
         }
         Ok(())

@@ -10,6 +10,7 @@ use trunkline_xmpp::stanza::{Kind, Stanza};
 
 use super::failure::Failure;
 use super::outbound;
+use super::queue::Item;
 use super::shared::Shared;
 use crate::ids::LogId;
 use crate::route::Mail;
@@ -22,6 +23,12 @@ const SWEEP: Duration = Duration::from_secs(60);
 pub(super) struct Bounce {
     pub(super) stanza: Stanza,
     pub(super) kept: Option<LogId>,
+}
+
+impl From<Item> for Bounce {
+    fn from(item: Item) -> Bounce {
+        Bounce { stanza: item.stanza, kept: item.kept }
+    }
 }
 
 impl Shared {

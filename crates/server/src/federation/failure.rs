@@ -37,6 +37,8 @@ pub(super) enum Failure {
     Policy,
     #[error("this server is shutting down")]
     Shutdown,
+    #[error("a bug in this server ended the stream")]
+    Internal,
 }
 
 fn words(text: Option<&str>) -> String {
@@ -66,6 +68,7 @@ impl Failure {
             Failure::Protocol(_) => "peer-protocol",
             Failure::Policy => "policy",
             Failure::Shutdown => "shutdown",
+            Failure::Internal => "internal",
         }
     }
 
@@ -88,6 +91,7 @@ impl Failure {
         let condition = match self {
             Failure::NotFound(_) => Condition::RemoteServerNotFound,
             Failure::Policy => Condition::PolicyViolation,
+            Failure::Internal => Condition::InternalServerError,
             _ => Condition::RemoteServerTimeout,
         };
         StanzaError::new(condition).text(self.to_string())

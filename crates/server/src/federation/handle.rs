@@ -31,6 +31,9 @@ pub(super) struct Handle {
 pub(super) enum Command {
     /// A dialback key was checked with its domain.
     Verified { from: Jid, to: Jid, outcome: Result<bool, Failure> },
+    /// A bug.
+    #[cfg(test)]
+    Panic,
     /// Carry this pair too, if the peer allows (XEP-0220 s.2.5).
     Carry { pair: Arc<Pair>, answer: oneshot::Sender<bool> },
 }

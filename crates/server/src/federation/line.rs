@@ -5,8 +5,10 @@
 //! in [`super::management`], time is in [`super::clocks`].
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::future::{Future as _, poll_fn};
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -98,7 +100,7 @@ pub(super) struct Proved {
     pub(super) peer: Arc<Peer>,
     pub(super) local: Arc<Host>,
     /// What it takes of its address; `None` on a stream of ours.
-    pub(super) _place: Option<Place>,
+    pub(super) _place: Option<Place<IpAddr>>,
 }
 
 /// A stream.
@@ -116,7 +118,7 @@ pub(super) struct Line {
     /// When rows that are held are looked at.
     pub(super) hold: Option<Instant>,
     /// Stanzas in `out`, when the peer doesn't acknowledge.
-    pub(super) writing: Vec<(Arc<Pair>, Item)>,
+    pub(super) writing: VecDeque<(Arc<Pair>, Item)>,
     pub(super) flush: bool,
     pub(super) sending: Sending,
     /// Counts what the peer sends, when acknowledgements are on.
@@ -194,6 +196,7 @@ impl Line {
         }
         if self.ledger.as_ref().is_some_and(|ledger| ledger.has_lost()) {
             self.refused("stanza-lost", "a bug in this server has lost a stanza of this stream");
+            self.note_faults();
             return Err(StreamCondition::InternalServerError.into());
         }
         self.acknowledge_when_due(now);
@@ -218,6 +221,8 @@ impl Line {
     fn command(&mut self, command: Command) {
         match command {
             Command::Verified { from, to, outcome } => self.verified(&from, &to, outcome),
+            #[cfg(test)]
+            Command::Panic => panic!("a bug"),
             Command::Carry { pair, answer } => {
                 if self.role == Role::In || !self.stage_is_open() {
                     let _ = answer.send(false);
@@ -335,16 +340,22 @@ impl Line {
                 continue;
             }
             idle = 0;
-            for item in items {
+            let count = items.len();
+            let items = items.into_iter().map(|item| (Arc::clone(&pair), item));
+            // Filed away first: a bug in what follows must not lose them.
+            let sent = match &mut self.sending {
+                Sending::Managed(unacked) => &mut unacked.sent,
+                Sending::Unmanaged | Sending::Enabling(_) => &mut self.writing,
+            };
+            sent.extend(items);
+            let mut bytes = 0;
+            for (_, item) in sent.range(sent.len() - count..) {
                 kinds[kind_of(item.stanza.head.kind) as usize] += 1;
+                bytes += item.size();
                 item.stanza.write(&mut self.out);
-                match &mut self.sending {
-                    Sending::Managed(unacked) => {
-                        unacked.bytes += item.size();
-                        unacked.sent.push_back((Arc::clone(&pair), item));
-                    }
-                    Sending::Unmanaged | Sending::Enabling(_) => self.writing.push((Arc::clone(&pair), item)),
-                }
+            }
+            if let Sending::Managed(unacked) = &mut self.sending {
+                unacked.bytes += bytes;
             }
             window = self.window();
         }
@@ -557,6 +568,12 @@ impl Line {
         .await;
     }
 
+    /// A bug ended one of its streams: see [`super::peer::MOST_FAULTS`].
+    fn note_faults(&self) {
+        let now = self.shared.now();
+        self.proved.iter().for_each(|proved| proved.peer.faults.lock().note(now));
+    }
+
     fn has_undelivered(&self) -> bool {
         !self.writing.is_empty()
             || matches!(&self.sending, Sending::Managed(unacked) if !unacked.sent.is_empty())
@@ -565,7 +582,7 @@ impl Line {
     fn part(&mut self, failure: Option<Failure>) {
         let mut undelivered: Vec<(Arc<Pair>, Item)> = match &mut self.sending {
             Sending::Managed(unacked) => unacked.sent.drain(..).collect(),
-            Sending::Unmanaged | Sending::Enabling(_) => std::mem::take(&mut self.writing),
+            Sending::Unmanaged | Sending::Enabling(_) => self.writing.drain(..).collect(),
         };
         let lived = self.since.elapsed();
         for pair in std::mem::take(&mut self.carried) {
@@ -601,6 +618,21 @@ impl Line {
     /// Counts a refusal and writes its line.
     pub(super) fn refused(&self, name: &'static str, detail: &str) {
         self.shared.refused(name, &self.peer_name(), self.handle.serial, detail);
+    }
+}
+
+impl Drop for Line {
+    /// Its task ended in the middle, by a bug or because the threads stop: what was not delivered goes back all the same.
+    fn drop(&mut self) {
+        if self.carried.is_empty() && !std::thread::panicking() {
+            return;
+        }
+        if std::thread::panicking() {
+            self.refused("stream-panicked", "a bug in this server ended the stream");
+            self.note_faults();
+        }
+        self.part(Some(Failure::Internal));
+        self.shared.remove_line(self.handle.serial);
     }
 }
 

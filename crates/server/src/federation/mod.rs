@@ -73,7 +73,7 @@ use accept::Door;
 use crossing::Crossing;
 pub use crossing::CrossingBounds;
 use dial::Network;
-use peer::{Peers, Sources};
+use peer::{Peers, Places};
 use shared::Shared;
 
 /// Peer domains that are known at once. Idle ones make room.
@@ -82,6 +82,8 @@ const MOST_PEERS: usize = 20_000;
 const MOST_INCOMING: usize = MOST_PEERS / 4 * 3;
 /// Pairs of domains that the streams from one address (IPv6: one /64) may prove at once.
 const MOST_PROOFS: usize = 1000;
+/// Peer domains for which stanzas of one account may wait without a stream: nobody takes all of them.
+const MOST_WAITING: usize = MOST_PEERS / 20;
 /// Connections to peers that are being made at once: for what somebody here wants to send.
 const MOST_DIALS: usize = 256;
 /// The same, where only answers of ours wait: nobody here is kept waiting because somebody outside asks a lot.
@@ -243,7 +245,8 @@ impl Federation {
             verifications: Arc::new(Semaphore::new(MOST_VERIFICATIONS)),
             dials: Semaphore::new(MOST_DIALS),
             answer_dials: Semaphore::new(MOST_ANSWER_DIALS),
-            sources: Sources::new(MOST_PROOFS),
+            sources: Places::new(MOST_PROOFS),
+            waiting_for: Places::new(MOST_WAITING),
             gate: Gate::new(gate_limits(&config)),
             epoch: AtomicU64::new(0),
             stopping: AtomicBool::new(false),

@@ -16,6 +16,7 @@ use super::expiry::Bounce;
 use super::failure::Failure;
 use super::handle::Handle;
 use super::outbound;
+use super::peer::{MOST_FAULTS, Place};
 use super::queue::{Bounds, Full, Held, Item, Page, Queue};
 use super::shared::Shared;
 use crate::admin::LastError;
@@ -54,6 +55,10 @@ struct State {
     loading: bool,
     /// Something other than an answer of the server's has come since the pair was last at rest.
     wanted: bool,
+    /// Taken by the account that has made us call the peer, until the peer answers or nothing waits.
+    place: Option<Place<Jid>>,
+    /// Streams in a row that bugs of ours have ended.
+    faults: u32,
 }
 
 /// What happens for a pair.
@@ -98,6 +103,8 @@ impl Pair {
             not_before: 0,
             last: None,
             loading: false,
+            place: None,
+            faults: 0,
         };
         Arc::new(Pair { local, peer, state: Mutex::new(state), changed: Notify::new() })
     }
@@ -117,6 +124,16 @@ impl Pair {
             drop(state);
             shared.exchange.metrics.refused("peer-queue-full");
             return if presence && !keep { Ok(()) } else { Err(full_error(full, &self.peer)) };
+        }
+        if matches!(state.phase, Phase::Idle)
+            && let Some(account) = account_of(&mail)
+        {
+            let Some(place) = shared.waiting_for.take(account) else {
+                drop(state);
+                shared.exchange.metrics.refused("too-many-domains");
+                return if presence && !keep { Ok(()) } else { Err(too_many_domains()) };
+            };
+            state.place = Some(place);
         }
         state.wanted |= !mail.is_answer();
         let mut item = Item { stanza: mail.stanza, kept: None, expires: 0, held: None };
@@ -171,8 +188,8 @@ impl Pair {
 
     /// Writes the row of a stanza that was held, now.
     pub(super) fn write_held(self: &Arc<Self>, shared: &Arc<Shared>, item: &mut Item) {
-        if let Some(held) = item.held.take() {
-            self.write(shared, item, held.receipt);
+        if let Some(mut held) = item.held.take() {
+            self.write(shared, item, held.receipt.take());
         }
     }
 
@@ -225,7 +242,7 @@ impl Pair {
                     Phase::Up(_) | Phase::Idle => return false,
                     Phase::Connecting => return true,
                     Phase::Waiting if state.queue.is_empty() => {
-                        state.phase = Phase::Idle;
+                        state.come_to_rest();
                         return false;
                     }
                     Phase::Waiting => {
@@ -263,7 +280,11 @@ impl Pair {
         let transient = state.queue.take_transient();
         let pause = state.note_failure(now, failure.clone(), shared.longest_pause());
         let again = state.queue.has_kept();
-        state.phase = if again { Phase::Waiting } else { Phase::Idle };
+        if again {
+            state.phase = Phase::Waiting;
+        } else {
+            state.come_to_rest();
+        }
         state.wanted = again;
         if !again {
             state.not_before = now + millis(pause.min(LONGEST_REST));
@@ -279,7 +300,7 @@ impl Pair {
         let mut state = self.state.lock();
         let mut out = Vec::new();
         while let Some(item) = state.queue.pop() {
-            out.push(Bounce { stanza: item.stanza, kept: item.kept });
+            out.push(Bounce::from(item));
         }
         out
     }
@@ -289,7 +310,7 @@ impl Pair {
         let mut state = self.state.lock();
         let rest = state.queue.is_empty() && matches!(state.phase, Phase::Waiting | Phase::Connecting);
         if rest {
-            state.phase = Phase::Idle;
+            state.come_to_rest();
         }
         rest
     }
@@ -301,6 +322,7 @@ impl Pair {
             return false;
         }
         state.phase = Phase::Up(Arc::clone(handle));
+        state.place = None;
         drop(state);
         self.changed.notify_waiters();
         true
@@ -328,6 +350,16 @@ impl Pair {
         kept.iter_mut().chain(state.queue.held()).for_each(|item| self.write_held(shared, item));
         let tried: Vec<LogId> = kept.iter().filter_map(|item| item.kept).collect();
         state.queue.put_back(kept);
+        state.faults = match parting.failure {
+            Some(Failure::Internal) => state.faults.saturating_add(1),
+            _ => 0,
+        };
+        // What makes us fail would do so on every stream, and hold up all that is behind it.
+        let poisonous = match state.faults {
+            MOST_FAULTS.. => std::iter::from_fn(|| state.queue.pop()).map(Bounce::from).collect(),
+            _ => Vec::new(),
+        };
+        state.queue.forget(poisonous.iter().filter(|bounce: &&Bounce| bounce.kept.is_some()).count());
         match parting.failure.clone() {
             Some(failure) if parting.lived < GOOD_LIFE => {
                 state.note_failure(now, failure, shared.longest_pause());
@@ -342,14 +374,14 @@ impl Pair {
                 state.not_before = 0;
             }
         }
-        state.phase = Phase::Idle;
+        state.come_to_rest();
         state.wanted = !state.queue.is_empty();
         let start = state.start(now);
         drop(state);
         outbound::count_attempt(&shared.exchange.db, &tried);
         // What was written and can't be repeated: who asked gets an answer, at the price that it may be wrong.
         let failure = parting.failure.unwrap_or(Failure::Closed);
-        let bounces = lost.into_iter().map(|item| Bounce { stanza: item.stanza, kept: None }).collect();
+        let bounces = lost.into_iter().map(Bounce::from).chain(poisonous).collect();
         shared.bounce(bounces, failure.stanza_error());
         if start {
             shared.start_trunk(self);
@@ -483,6 +515,11 @@ pub(super) struct Report {
 }
 
 impl State {
+    fn come_to_rest(&mut self) {
+        self.phase = Phase::Idle;
+        self.place = None;
+    }
+
     /// A stanza that isn't kept has a chance.
     fn may_go_now(&self, now: i64) -> bool {
         match self.phase {
@@ -545,6 +582,17 @@ fn pause(failures: u32, longest: Duration) -> Duration {
 
 fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The local account that sends, if it is one.
+fn account_of(mail: &Mail) -> Option<Jid> {
+    let from = mail.stanza.head.from.as_ref().filter(|_| !mail.is_answer())?;
+    from.local().is_some().then(|| from.bare())
+}
+
+fn too_many_domains() -> StanzaError {
+    StanzaError::new(Condition::ResourceConstraint)
+        .text("Your messages wait for too many other servers already. Try again later.")
 }
 
 fn full_error(full: Full, peer: &Jid) -> StanzaError {

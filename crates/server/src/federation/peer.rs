@@ -1,7 +1,7 @@
 //! One other domain: what it may use of this server, and how many there may be.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,10 +13,14 @@ use super::crossing::Load;
 use super::pair::Pair;
 use super::queue::Queue;
 use crate::exchange::Host;
-use crate::net::listen::network;
 
 /// Connections to one peer that are made at the same time: more of them than that wait to share the stream.
 pub(super) const MOST_DIALS: usize = 4;
+/// Streams in a row that bugs of ours may end. A peer that sends what we can't handle sends it again on the next stream,
+/// as it should: beyond this its domain can't be proved, and on the way out senders get their stanzas back.
+pub(super) const MOST_FAULTS: u32 = 3;
+/// Milliseconds after which bugs are forgotten.
+const FAULTS_PASS: i64 = 600_000;
 
 /// One other domain.
 #[derive(Debug)]
@@ -26,6 +30,8 @@ pub(super) struct Peer {
     pub(super) budget: Mutex<Budget>,
     /// What it has in the crossing.
     pub(super) load: Arc<Load>,
+    /// Streams of it that a bug of ours has ended.
+    pub(super) faults: Mutex<Faults>,
     /// Connections to it that may be made at the same time.
     pub(super) dials: Semaphore,
     /// By local domain.
@@ -85,6 +91,30 @@ impl Peers {
     }
 }
 
+/// How often bugs of ours have ended streams of one peer lately.
+#[derive(Debug, Default)]
+pub(super) struct Faults {
+    count: u32,
+    /// Of the last one, in milliseconds since 1970.
+    at: i64,
+}
+
+impl Faults {
+    pub(super) fn note(&mut self, now: i64) {
+        self.count = if self.is_recent(now) { self.count.saturating_add(1) } else { 1 };
+        self.at = now;
+    }
+
+    /// No more streams for a while: whatever the peer sends makes us fail, again and again.
+    pub(super) fn are_too_many(&self, now: i64) -> bool {
+        self.count >= MOST_FAULTS && self.is_recent(now)
+    }
+
+    fn is_recent(&self, now: i64) -> bool {
+        now.saturating_sub(self.at) < FAULTS_PASS
+    }
+}
+
 /// A token bucket for what a peer domain sends, on all its streams together.
 #[derive(Debug)]
 pub(super) struct Budget {
@@ -119,41 +149,40 @@ impl Budget {
     }
 }
 
-/// How many pairs of domains are proved on streams from each address.
+/// What each of many takes of something that all of them share.
 #[derive(Debug)]
-pub(super) struct Sources {
+pub(super) struct Places<K: Eq + Hash> {
     most: usize,
-    held: Mutex<HashMap<IpAddr, usize>>,
+    held: Mutex<HashMap<K, usize>>,
 }
 
 /// One of them; dropped, it is free again.
 #[derive(Debug)]
-pub(super) struct Place {
-    sources: Arc<Sources>,
-    key: IpAddr,
+pub(super) struct Place<K: Eq + Hash> {
+    places: Arc<Places<K>>,
+    key: K,
 }
 
-impl Sources {
-    pub(super) fn new(most: usize) -> Arc<Sources> {
-        Arc::new(Sources { most, held: Mutex::default() })
+impl<K: Eq + Hash + Clone> Places<K> {
+    pub(super) fn new(most: usize) -> Arc<Places<K>> {
+        Arc::new(Places { most, held: Mutex::default() })
     }
 
-    /// A place for one more from `address`, if there is one.
-    pub(super) fn take(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
-        let key = network(address);
+    /// One more for `key`, if it may have it.
+    pub(super) fn take(self: &Arc<Self>, key: K) -> Option<Place<K>> {
         let mut held = self.held.lock();
-        let count = held.entry(key).or_default();
+        let count = held.entry(key.clone()).or_default();
         if *count >= self.most {
             return None;
         }
         *count += 1;
-        Some(Place { sources: Arc::clone(self), key })
+        Some(Place { places: Arc::clone(self), key })
     }
 }
 
-impl Drop for Place {
+impl<K: Eq + Hash> Drop for Place<K> {
     fn drop(&mut self) {
-        let mut held = self.sources.held.lock();
+        let mut held = self.places.held.lock();
         if let Some(count) = held.get_mut(&self.key) {
             *count -= 1;
             if *count == 0 {
@@ -166,12 +195,28 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::listen::network;
+    use std::net::IpAddr;
+
+    #[test]
+    fn faults_in_a_row_are_too_many_until_they_are_forgotten() {
+        let mut faults = Faults::default();
+        for now in [1_000_000, 1_500_000] {
+            faults.note(now);
+            assert!(!faults.are_too_many(now));
+        }
+        faults.note(2_000_000);
+        assert!(faults.are_too_many(2_599_999));
+        assert!(!faults.are_too_many(2_600_000));
+        faults.note(2_600_000);
+        assert!(!faults.are_too_many(2_600_000), "it begins anew");
+    }
 
     #[test]
     fn one_address_does_not_take_all_places() {
-        let sources = Sources::new(2);
+        let sources = Places::new(2);
         let [flood, neighbour, other] =
-            ["2001:db8::1", "2001:db8::2", "192.0.2.1"].map(|ip| ip.parse::<IpAddr>().unwrap());
+            ["2001:db8::1", "2001:db8::2", "192.0.2.1"].map(|ip| network(ip.parse::<IpAddr>().unwrap()));
         let (first, _second) = (sources.take(flood).unwrap(), sources.take(neighbour).unwrap());
         assert!(sources.take(flood).is_none());
         let third = sources.take(other).unwrap();

@@ -21,6 +21,7 @@ use super::shared::Shared;
 use crate::exchange::Host;
 use crate::metrics::Direction;
 use crate::net::Verdict;
+use crate::net::listen::network;
 
 /// Domains that one stream may prove, and dialback requests that it may make.
 const MOST_PAIRS: usize = 64;
@@ -42,7 +43,7 @@ impl Line {
             return Ok(());
         }
         let place = match self.address() {
-            Some(address) => match self.shared.sources.take(address) {
+            Some(address) => match self.shared.sources.take(network(address)) {
                 Some(place) => Some(place),
                 None => {
                     self.refused("too-many-peers-of-address", "its address has proved too many domains");
@@ -55,6 +56,10 @@ impl Line {
             self.refused("too-many-peers", "no room for another peer domain");
             return Err(StreamCondition::ResourceConstraint.into());
         };
+        if peer.faults.lock().are_too_many(self.shared.now()) {
+            self.refused("peer-faults", "what it sends has met bugs of this server, again and again");
+            return Err(StreamCondition::InternalServerError.into());
+        }
         if self.proved.is_empty() {
             self.clocks.prove_by = None;
             self.scanner.set_limits(self.shared.scan_limits());

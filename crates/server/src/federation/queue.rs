@@ -46,6 +46,17 @@ pub(super) struct Held {
     pub(super) receipt: Option<Receipt>,
 }
 
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Promise 1: what a bug has lost is not acknowledged.
+        if std::thread::panicking()
+            && let Some(receipt) = self.receipt.take()
+        {
+            receipt.lose();
+        }
+    }
+}
+
 impl Item {
     pub(super) fn size(&self) -> usize {
         self.stanza.size()

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -21,7 +22,7 @@ use super::dial::Network;
 use super::failure::Failure;
 use super::handle::Handle;
 use super::pair::keeps;
-use super::peer::{self, Budget, Peer, Peers, Sources};
+use super::peer::{self, Budget, Peer, Peers, Places};
 use super::policy::Cut;
 use super::queue::Bounds;
 use super::{MOST_INCOMING, MOST_PEERS};
@@ -48,7 +49,10 @@ pub(crate) struct Shared {
     pub(super) verifications: Arc<Semaphore>,
     pub(super) dials: Semaphore,
     pub(super) answer_dials: Semaphore,
-    pub(super) sources: Arc<Sources>,
+    /// Pairs of domains that the streams from one address (IPv6: one /64) have proved.
+    pub(super) sources: Arc<Places<IpAddr>>,
+    /// Pairs of domains for which an account's stanzas wait, without a stream.
+    pub(super) waiting_for: Arc<Places<Jid>>,
     pub(super) gate: Arc<Gate>,
     /// Grows when the policy may have changed.
     pub(super) epoch: AtomicU64,
@@ -93,10 +97,9 @@ impl Shared {
         peer.pair(&local).enqueue(self, mail)
     }
 
-    /// Answers a peer's stanza that is not let in.
-    pub(super) fn reply(self: &Arc<Self>, answer: Stanza) {
-        // Nobody is told when the answer to an outsider finds no room.
-        let _ = self.send(Mail::answer(answer));
+    /// Answers a peer's stanza that is not let in. False: there is no room for the answer either.
+    pub(super) fn reply(self: &Arc<Self>, answer: Stanza) -> bool {
+        self.send(Mail::answer(answer)).is_ok()
     }
 
     /// The peer, if there is room for another among `most`.
@@ -105,6 +108,7 @@ impl Shared {
             domain: domain.clone(),
             budget: Mutex::new(Budget::new(&self.exchange.config.load().limits, self.now())),
             load: Arc::default(),
+            faults: Mutex::default(),
             dials: Semaphore::new(peer::MOST_DIALS),
             pairs: Mutex::default(),
         })

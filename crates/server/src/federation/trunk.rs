@@ -1,5 +1,6 @@
 //! The making of streams to peers: attempts as long as something waits.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -151,7 +152,7 @@ impl Shared {
             backlog: wire.input,
             out: Vec::new(),
             hold: None,
-            writing: Vec::new(),
+            writing: VecDeque::new(),
             flush: false,
             sending: Sending::Unmanaged,
             ledger: None,

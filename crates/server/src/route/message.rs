@@ -268,8 +268,10 @@ impl Exchange {
                 let sender = Arc::clone(&exchange);
                 exchange.spawn(async move {
                     // The sender's own copy and the receiver's fail one by one; one error is enough.
-                    if sender.failed.is_first(&stanza) {
-                        sender.bounce(&stanza, &store_trouble(&error));
+                    if sender.failed.is_first(&stanza) && !sender.tell(&stanza, &store_trouble(&error)) {
+                        // Neither stored nor answered: not acknowledged either. The peer still has it.
+                        receipt.into_iter().for_each(Receipt::lose);
+                        return;
                     }
                     // Only now: nobody may take it for stored before the error is on its way.
                     drop(receipt);

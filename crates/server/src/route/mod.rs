@@ -209,6 +209,23 @@ impl Exchange {
         }
     }
 
+    /// Like [`Exchange::bounce`]. False: the error is for another provider, and there is no room for it.
+    pub(crate) fn tell(self: &Arc<Self>, stanza: &Stanza, error: &StanzaError) -> bool {
+        let Some(answer) = stanza.error(error) else { return true };
+        let away = answer
+            .head
+            .to
+            .as_ref()
+            .is_some_and(|to| self.host(to.domain()).is_none() && !self.is_component(to.domain()));
+        match self.remote.get() {
+            Some(remote) if away => remote.send(self, Mail::answer(answer)).is_ok(),
+            _ => {
+                self.answer_with(answer);
+                true
+            }
+        }
+    }
+
     /// Refuses a stanza on behalf of a local account, existing or not.
     ///
     /// Promise 5: a sender from another domain without consent gets the same answer for every address:

@@ -3,6 +3,7 @@
 mod bad;
 mod components;
 mod invitations;
+mod limits;
 mod proofs;
 mod queues;
 mod stage;

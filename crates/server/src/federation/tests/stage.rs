@@ -302,6 +302,11 @@ impl Person {
     /// Everything that has come until nobody moves any more.
     pub(crate) async fn arrived(&mut self) -> Vec<String> {
         settle().await;
+        self.now().await
+    }
+
+    /// Everything that has come.
+    pub(crate) async fn now(&mut self) -> Vec<String> {
         loop {
             let mut buffer = [0; 65536];
             match tokio::time::timeout(Duration::from_millis(1), self.stream.read(&mut buffer)).await {
