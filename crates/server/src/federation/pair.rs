@@ -299,6 +299,10 @@ impl Pair {
     pub(super) fn give_up(&self) -> Vec<Bounce> {
         let mut state = self.state.lock();
         let mut out = Vec::new();
+        if let Phase::Up(_) = state.phase {
+            // The peer has connected meanwhile: it does exist.
+            return out;
+        }
         while let Some(item) = state.queue.pop() {
             out.push(Bounce::from(item));
         }
