@@ -135,7 +135,8 @@ impl Engine {
         while statements < OUTSIDE_STATEMENTS && bytes < OUTSIDE_BYTES {
             let Some(job) = queue.take(Lane::Outside, 1).pop() else { break };
             let first = statements == 0;
-            statements += job.statements();
+            // What was withdrawn touches no page.
+            statements += job.batch.statements.iter().filter(|it| it.is_wanted()).count().max(1);
             bytes += job.weight;
             // The first of a turn may overrun: put back it would overrun again, for ever.
             let step = self.batch(&job.batch, || !first && up() && queue.has_work(Lane::Inside));

@@ -78,6 +78,11 @@ impl Statement {
         self
     }
 
+    /// It has not been withdrawn.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.ticket.as_ref().is_none_or(|ticket| ticket.0.load(SeqCst) != Ticket::WITHDRAWN)
+    }
+
     /// It is to be run, and can't be withdrawn any more.
     pub(crate) fn take(&self) -> bool {
         self.ticket.as_ref().is_none_or(|ticket| ticket.take())
