@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::stage::{Rogue, Site, World, leaf, settle};
+use trunkline_xml::Event;
+
+use super::stage::{HELLO, Rogue, Site, World, auth, leaf, settle};
 use crate::federation::MOST_WAITING;
 use crate::federation::handle::Command;
 use crate::federation::peer::MOST_FAULTS;
@@ -27,8 +29,13 @@ async fn both_ways(world: &World, here: &Site) -> Rogue {
     let mut rogue = Rogue::connect(world, here, &certs, ME).await;
     assert!(rogue.next().await.unwrap().contains("EXTERNAL"));
     rogue.send("<bidi xmlns='urn:xmpp:bidi'/>").await;
-    rogue.external(ME.0, ME.1).await;
-    rogue.send("<enable xmlns='urn:xmpp:sm:3'/>").await;
+    rogue.send(&auth(ME.0)).await;
+    assert!(rogue.next().await.unwrap().contains("success"));
+    rogue.wire.restart();
+    // In one go: what waits for the rogue is sent after acknowledgements are on.
+    rogue.send(&format!("{HELLO} from='{}' to='{}'><enable xmlns='urn:xmpp:sm:3'/>", ME.0, ME.1)).await;
+    assert!(matches!(rogue.wire.next().await, Ok(Event::Open(_))));
+    assert!(rogue.next().await.unwrap().contains("features"));
     assert!(rogue.next().await.unwrap().contains("enabled"));
     rogue
 }
@@ -129,7 +136,7 @@ async fn a_bug_in_a_stream_loses_nothing_and_is_not_repeated_for_ever() {
     let certs = world.certs("rogue", &leaf("rogue.example"));
     let mut rogue = Rogue::connect(&world, &here, &certs, ME).await;
     assert!(rogue.next().await.unwrap().contains("EXTERNAL"));
-    rogue.send(&super::stage::auth(ME.0)).await;
+    rogue.send(&auth(ME.0)).await;
     rogue.next().await.unwrap();
     rogue.wire.restart();
     rogue.hello(ME.0, ME.1).await;
