@@ -1,6 +1,8 @@
-//! What people type to develop: `cargo xtask test`, `tidy`, `fuzz`, `install-tools`.
+//! What people type to develop: `cargo xtask test`, `tidy`, `fuzz`, `bench`, `profile`, `install-tools`.
 
 mod fuzz;
+mod instructions;
+mod profile;
 mod run;
 mod steps;
 mod tidy;
@@ -40,8 +42,23 @@ enum Command {
         #[arg(long, default_value_t = 300)]
         seconds: u64,
     },
+    /// Measure
+    #[command(arg_required_else_help = true)]
+    Bench(Bench),
+    /// Draw where the server's time goes while trunkline-load works: docs/profiles/NAME.svg and .txt
+    Profile(profile::Profile),
     /// Install the servers and clients that the interop tests need (Debian, Ubuntu)
     InstallTools,
+}
+
+#[derive(clap::Args)]
+struct Bench {
+    /// Count the instructions of scanning, routing, fan-out and the archive, beside the committed figures
+    #[arg(long)]
+    instructions: bool,
+    /// Commit to what was counted: write benches/instructions.json
+    #[arg(long, requires = "instructions")]
+    update: bool,
 }
 
 fn main() -> ExitCode {
@@ -59,6 +76,8 @@ fn main() -> ExitCode {
             if found.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Command::Fuzz { seconds } => fuzz::run(&place, seconds),
+        Command::Bench(Bench { instructions: _, update }) => instructions::run(&place, update),
+        Command::Profile(profile) => profile::run(&place, &profile),
         Command::InstallTools => match tools::install(&place) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::Place;
 use crate::run::{self, Ended, limited, say};
-use crate::{tidy, tools};
+use crate::{instructions, tidy, tools};
 
 pub(crate) struct Choice {
     pub(crate) only: Vec<String>,
@@ -35,7 +35,7 @@ struct Counts {
 }
 
 /// In this order: what is fast and fails often comes first.
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 11] = [
     Step { name: "tools", what: "servers, clients, Python", minutes: 10, work: Work::Inside(install) },
     Step { name: "format", what: "cargo fmt", minutes: 1, work: Work::Programs(format, by_status) },
     Step { name: "tidy", what: "house rules", minutes: 1, work: Work::Inside(rules) },
@@ -66,6 +66,12 @@ const STEPS: [Step; 10] = [
         minutes: 10,
         work: Work::Programs(crash, by_last_line),
     },
+    Step {
+        name: "instructions",
+        what: "counted, beside the committed",
+        minutes: 25,
+        work: Work::Inside(instructions),
+    },
 ];
 
 pub(crate) fn names() -> Vec<&'static str> {
@@ -88,14 +94,14 @@ pub(crate) fn test(place: &Place, choice: &Choice) -> ExitCode {
         let verdict = if counts.failed == 0 { "ok" } else { "FAILED" };
         say(&format!("   {verdict}, {} passed, {} failed, {seconds:.1} s", counts.passed, counts.failed));
         table.push(format!(
-            "{:<10} {:<34} {:>7} {:>7} {:>9.1} s  {verdict}",
+            "{:<12} {:<34} {:>7} {:>7} {:>9.1} s  {verdict}",
             step.name, step.what, counts.passed, counts.failed, seconds
         ));
         total.passed += counts.passed;
         total.failed += counts.failed;
     }
     say("");
-    say(&format!("{:<10} {:<34} {:>7} {:>7} {:>11}", "step", "", "passed", "failed", "time"));
+    say(&format!("{:<12} {:<34} {:>7} {:>7} {:>11}", "step", "", "passed", "failed", "time"));
     table.iter().for_each(|line| say(line));
     say(&format!("in {:.0} s", begin.elapsed().as_secs_f64()));
     say(&format!("{} passed, {} failed", total.passed, total.failed));
@@ -106,7 +112,7 @@ pub(crate) fn test(place: &Place, choice: &Choice) -> ExitCode {
 fn needed_by(step: &str, only: &[String]) -> bool {
     let any = |names: &[&str]| only.iter().any(|it| names.contains(&it.as_str()));
     match step {
-        "tools" => any(&["interop"]),
+        "tools" => any(&["interop", "instructions"]),
         "build" => any(&["demo", "interop", "crash"]),
         _ => false,
     }
@@ -207,6 +213,12 @@ fn install(place: &Place) -> (Counts, String) {
 fn rules(place: &Place) -> (Counts, String) {
     let found = tidy::check(&place.root);
     (Counts { passed: found.checked, failed: found.problems.len() }, found.problems.join("\n"))
+}
+
+fn instructions(place: &Place) -> (Counts, String) {
+    let compared = instructions::compare(place, false);
+    let counts = Counts { passed: compared.counted, failed: compared.problems.len() };
+    (counts, compared.problems.join("\n"))
 }
 
 fn format(_: &Place, _: &Choice) -> Vec<Command> {

@@ -1,14 +1,14 @@
 //! Installs what the tests need beside the Rust toolchain: Debian's servers and clients, and a Python environment.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::Place;
 use crate::run::{has, say};
 
 /// A program that must be there, and the Debian packages that bring it.
-const NEEDED: [(&str, &[&str]); 7] = [
+const NEEDED: [(&str, &[&str]); 8] = [
     ("prosody", &["prosody", "lua-unbound", "lua-sec"]),
     ("ejabberdctl", &["ejabberd"]),
     ("profanity", &["profanity"]),
@@ -16,6 +16,8 @@ const NEEDED: [(&str, &[&str]); 7] = [
     ("cc", &["build-essential"]),
     ("openssl", &["openssl"]),
     ("python3", &["python3", "python3-venv"]),
+    // It looks into the C library.
+    ("valgrind", &["valgrind", "libc6-dbg"]),
 ];
 
 /// Debian starts a service when it is installed, unless this program says no.
@@ -117,6 +119,53 @@ fn python(place: &Place) -> Result<(), String> {
             .arg(&list),
     )?;
     fs::write(&marker, wanted).map_err(|error| format!("{}: {error}", marker.display()))
+}
+
+/// What runs the instruction counts, in the version that the benches are built with.
+pub(crate) fn gungraun_runner(place: &Place) -> Result<PathBuf, String> {
+    if !has("valgrind") {
+        packages()?;
+    }
+    let version = locked(place, "gungraun")?;
+    // Unoptimised: it only starts valgrind, and builds in half the time.
+    Ok(program(place, ("gungraun-runner", &version), &["--debug"])?.join("gungraun-runner"))
+}
+
+/// Where the programs are that draw flame graphs. A dependency of ours they can't be: their licence is the CDDL.
+pub(crate) fn inferno(place: &Place) -> Result<PathBuf, String> {
+    if !has("perf") {
+        return Err("perf is not installed (apt-get install linux-perf)".into());
+    }
+    program(place, ("inferno", "0.12.8"), &[])
+}
+
+/// Installs a crate's programs under the target directory, if they are not there; returns their directory.
+fn program(place: &Place, (name, version): (&str, &str), arguments: &[&str]) -> Result<PathBuf, String> {
+    let directory = place.target.join("tools").join(format!("{name}-{version}"));
+    // Written last by cargo.
+    if !directory.join(".crates.toml").exists() {
+        say(&format!("installing {name} {version}"));
+        let scratch = place.target.join("tools/build");
+        let mut install = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        install
+            .args(["install", name, "--version", version, "--locked", "--quiet", "--root"])
+            .arg(&directory);
+        install.args(arguments).env("CARGO_TARGET_DIR", &scratch).env("CARGO_PROFILE_DEV_DEBUG", "false");
+        checked(&mut install)?;
+        drop(fs::remove_dir_all(scratch));
+    }
+    Ok(directory.join("bin"))
+}
+
+/// The version of a crate in our lock file.
+fn locked(place: &Place, name: &str) -> Result<String, String> {
+    let file = place.root.join("Cargo.lock");
+    let text = fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+    let version = text
+        .split_once(&format!("name = \"{name}\"\nversion = \""))
+        .and_then(|(_, rest)| rest.split_once('"'))
+        .map(|(version, _)| version.to_owned());
+    version.ok_or_else(|| format!("{name} is not in Cargo.lock"))
 }
 
 /// Runs a command as root.
