@@ -30,9 +30,12 @@ use crate::route::{Later, Mail, Origin, Routed};
 const READ: usize = 32 * 1024;
 /// Bytes written at once: one TLS record.
 const WRITE: usize = 16 * 1024;
+/// What a thread keeps of its buffer for writing after a large stanza.
+const MOST_OUTPUT: usize = 64 * 1024;
 
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into_boxed_slice());
+    static OUTPUT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Why a connection ended.
@@ -215,43 +218,11 @@ impl Connection {
     /// Moves the outbox to the socket. True when something moved.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
         let mut moved = false;
-        loop {
-            if self.unsent.is_empty() {
-                let (drained, waits) = self.session.with_outbox(|outbox| {
-                    (outbox.drain(self.serial, &mut self.unsent, WRITE), outbox.waits_for_ack())
-                });
-                self.unsent_kept.extend(drained.kept);
-                if drained.stanzas != [0; 3] {
-                    self.exchange.metrics.stanzas(drained.stanzas, Direction::Out, Side::Inside);
-                    self.session.note_drained();
-                }
-                if waits {
-                    self.mark_blocked();
-                }
-            }
-            if self.unsent.is_empty() {
-                break;
-            }
-            match Pin::new(&mut self.transport).poll_write(cx, &self.unsent) {
-                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                Poll::Ready(Ok(written)) => {
-                    moved = true;
-                    self.flush = true;
-                    self.exchange.metrics.bytes(Link::Client, Direction::Out, written);
-                    if written == self.unsent.len() {
-                        // Dropped, not kept: an idle connection holds no buffer.
-                        self.unsent = Vec::new();
-                    } else {
-                        self.unsent.drain(..written);
-                    }
-                    self.unmark_blocked();
-                }
-                Poll::Ready(Err(error)) => return Err(error),
-                Poll::Pending => {
-                    self.mark_blocked();
-                    break;
-                }
-            }
+        while let Some(written) = self.write_some(cx)? {
+            moved = true;
+            self.flush = true;
+            self.exchange.metrics.bytes(Link::Client, Direction::Out, written);
+            self.unmark_blocked();
         }
         if self.flush {
             match Pin::new(&mut self.transport).poll_flush(cx) {
@@ -266,6 +237,53 @@ impl Connection {
             }
         }
         Ok(moved)
+    }
+
+    /// One write: of what was left, or of what is in the outbox. `None`: nothing to write, or no room.
+    fn write_some(&mut self, cx: &mut Context<'_>) -> io::Result<Option<usize>> {
+        if !self.unsent.is_empty() {
+            let mut unsent = std::mem::take(&mut self.unsent);
+            let written = self.write_once(cx, &unsent)?;
+            if written.is_none_or(|written| written < unsent.len()) {
+                unsent.drain(..written.unwrap_or(0));
+                self.unsent = unsent;
+            }
+            return Ok(written);
+        }
+        OUTPUT.with_borrow_mut(|out| {
+            out.clear();
+            let (drained, waits) = self
+                .session
+                .with_outbox(|outbox| (outbox.drain(self.serial, out, WRITE), outbox.waits_for_ack()));
+            self.unsent_kept.extend(drained.kept);
+            if drained.stanzas != [0; 3] {
+                self.exchange.metrics.stanzas(drained.stanzas, Direction::Out, Side::Inside);
+                self.session.note_drained();
+            }
+            if waits {
+                self.mark_blocked();
+            }
+            if out.is_empty() {
+                return Ok(None);
+            }
+            let written = self.write_once(cx, out)?;
+            // Only what the socket did not take is the connection's: an idle one holds no buffer.
+            self.unsent = out[written.unwrap_or(0)..].to_vec();
+            out.shrink_to(MOST_OUTPUT);
+            Ok(written)
+        })
+    }
+
+    fn write_once(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> io::Result<Option<usize>> {
+        match Pin::new(&mut self.transport).poll_write(cx, bytes) {
+            Poll::Ready(Ok(0)) => Err(io::ErrorKind::WriteZero.into()),
+            Poll::Ready(Ok(written)) => Ok(Some(written)),
+            Poll::Ready(Err(error)) => Err(error),
+            Poll::Pending => {
+                self.mark_blocked();
+                Ok(None)
+            }
+        }
     }
 
     fn mark_blocked(&self) {
