@@ -1,5 +1,6 @@
 //! What people type to develop: `cargo xtask test`, `tidy`, `fuzz`, `bench`, `profile`, `install-tools`.
 
+mod bench;
 mod fuzz;
 mod instructions;
 mod profile;
@@ -42,8 +43,7 @@ enum Command {
         #[arg(long, default_value_t = 300)]
         seconds: u64,
     },
-    /// Measure
-    #[command(arg_required_else_help = true)]
+    /// Measure the server, and with --peers Prosody and ejabberd beside it
     Bench(Bench),
     /// Draw where the server's time goes while trunkline-load works: docs/profiles/NAME.svg and .txt
     Profile(profile::Profile),
@@ -59,6 +59,8 @@ struct Bench {
     /// Commit to what was counted: write benches/instructions.json
     #[arg(long, requires = "instructions")]
     update: bool,
+    #[command(flatten)]
+    figures: bench::Options,
 }
 
 fn main() -> ExitCode {
@@ -76,7 +78,8 @@ fn main() -> ExitCode {
             if found.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Command::Fuzz { seconds } => fuzz::run(&place, seconds),
-        Command::Bench(Bench { instructions: _, update }) => instructions::run(&place, update),
+        Command::Bench(Bench { instructions: true, update, .. }) => instructions::run(&place, update),
+        Command::Bench(Bench { figures, .. }) => bench::run(&place, &figures),
         Command::Profile(profile) => profile::run(&place, &profile),
         Command::InstallTools => match tools::install(&place) {
             Ok(()) => ExitCode::SUCCESS,

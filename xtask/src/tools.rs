@@ -24,21 +24,26 @@ const NEEDED: [(&str, &[&str]); 8] = [
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 pub(crate) fn install(place: &Place) -> Result<(), String> {
-    packages()?;
+    packages(|_| true)?;
     components()?;
     python(place)
 }
 
-fn packages() -> Result<(), String> {
-    let mut missing: Vec<&str> = NEEDED
-        .iter()
-        .filter(|(program, _)| !has(program))
-        .flat_map(|(_, packages)| *packages)
-        .copied()
-        .collect();
+/// Only the servers that ours is compared with.
+pub(crate) fn servers() -> Result<(), String> {
+    packages(|program| ["prosody", "ejabberdctl", "openssl"].contains(&program))
+}
+
+fn packages(wanted: fn(&str) -> bool) -> Result<(), String> {
+    let needed = || NEEDED.iter().filter(|(program, _)| wanted(program));
+    let mut missing: Vec<&str> =
+        needed().filter(|(program, _)| !has(program)).flat_map(|(_, packages)| *packages).copied().collect();
     // Debian's python3 comes without what makes environments.
     let ensurepip = Command::new("python3").args(["-c", "import ensurepip, venv"]).output();
-    if !missing.contains(&"python3-venv") && !ensurepip.is_ok_and(|it| it.status.success()) {
+    if wanted("python3")
+        && !missing.contains(&"python3-venv")
+        && !ensurepip.is_ok_and(|it| it.status.success())
+    {
         missing.push("python3-venv");
     }
     if !lua_unbound() && !missing.contains(&"lua-unbound") {
@@ -74,7 +79,7 @@ fn packages() -> Result<(), String> {
             root("systemctl", &["disable", "--now", service])?;
         }
     }
-    match NEEDED.iter().find(|(program, _)| !has(program)) {
+    match needed().find(|(program, _)| !has(program)) {
         Some((program, _)) => Err(format!("{program} is still missing after installing")),
         None => Ok(()),
     }
@@ -124,7 +129,7 @@ fn python(place: &Place) -> Result<(), String> {
 /// What runs the instruction counts, in the version that the benches are built with.
 pub(crate) fn gungraun_runner(place: &Place) -> Result<PathBuf, String> {
     if !has("valgrind") {
-        packages()?;
+        packages(|program| ["valgrind", "cc"].contains(&program))?;
     }
     let version = locked(place, "gungraun")?;
     // Unoptimised: it only starts valgrind, and builds in half the time.
