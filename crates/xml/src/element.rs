@@ -113,29 +113,37 @@ impl Element {
         std::str::from_utf8(&self.bytes[range]).expect("invariant: what has been scanned is UTF-8")
     }
 
-    fn namespace(&self, ns: u16) -> &[u8] {
+    /// A namespace name: a string that is kept beside the element, or a place in its bytes.
+    fn namespace_place(&self, ns: u16) -> Result<&str, Range<usize>> {
         let bindings = self.scope.get();
         match ns {
-            NS_DEFAULT => bindings.default.as_bytes(),
-            NS_NONE => b"",
-            NS_XML => XML_NS.as_bytes(),
+            NS_DEFAULT => Ok(&bindings.default),
+            NS_NONE => Ok(""),
+            NS_XML => Ok(XML_NS),
             table => {
                 let at = self.nodes_end() + 2 * usize::from(table - NS_TABLE);
                 match words(&self.tape, at) {
                     [entry, _] if entry & NS_INHERITED != 0 => {
-                        bindings.prefixes[(entry & !NS_INHERITED) as usize].1.as_bytes()
+                        Ok(&bindings.prefixes[(entry & !NS_INHERITED) as usize].1)
                     }
                     [entry, _] if entry & NS_UNESCAPED != 0 => {
-                        bindings.unescaped[(entry & !NS_UNESCAPED) as usize].as_bytes()
+                        Ok(&bindings.unescaped[(entry & !NS_UNESCAPED) as usize])
                     }
-                    [offset, length] => &self.bytes[offset as usize..(offset + length) as usize],
+                    [offset, length] => Err(offset as usize..(offset + length) as usize),
                 }
             }
         }
     }
 
+    fn namespace(&self, ns: u16) -> &[u8] {
+        match self.namespace_place(ns) {
+            Ok(name) => name.as_bytes(),
+            Err(range) => &self.bytes[range],
+        }
+    }
+
     fn namespace_str(&self, ns: u16) -> &str {
-        std::str::from_utf8(self.namespace(ns)).expect("invariant: what has been scanned is UTF-8")
+        self.namespace_place(ns).unwrap_or_else(|range| self.str(range))
     }
 }
 

@@ -95,7 +95,7 @@ enum Matter {
     Empty,
 }
 
-/// For chat and normal messages. A letter stands for yes: s(tore) o(ffline) c(opy) w(ake) p(ush).
+/// For chat and normal messages. A letter at its place stands for yes: s(tore) o(ffline) c(opy) w(ake) p(ush).
 /// The reasons are the rows' names.
 const TABLE: &[(Matter, &str, &str)] = &[
     // XEP-0280 and XEP-0313 results: made by a server, for one device, which waits for them.
@@ -218,14 +218,11 @@ fn groupchat(marks: &Marks) -> Class {
 
 impl Class {
     fn of(answers: &str, reason: &'static str) -> Class {
-        let verdict = |letter: char| Verdict { yes: answers.contains(letter), reason };
-        Class {
-            store: verdict('s'),
-            offline: verdict('o'),
-            copy: verdict('c'),
-            wake: verdict('w'),
-            push: verdict('p'),
-        }
+        let verdict = |place: usize| Verdict {
+            yes: answers.as_bytes().get(place).is_some_and(|it| *it != b'-'),
+            reason,
+        };
+        Class { store: verdict(0), offline: verdict(1), copy: verdict(2), wake: verdict(3), push: verdict(4) }
     }
 }
 

@@ -44,7 +44,7 @@ const READ: usize = 16 * 1024;
 const CHUNK: usize = 16 * 1024;
 /// Stanzas that one of the pairs of a stream sends before it is another's turn.
 const TURN: usize = 64;
-/// How long the row of a message is held back while the peer may acknowledge it (design/007-federation-speed.md).
+/// How long the row of a message is held back while the peer may acknowledge it (design/009-federation-speed.md).
 const HOLD: Duration = Duration::from_millis(150);
 /// Beyond this many bytes of answers that the peer doesn't read, it isn't read either.
 const MOST_UNREAD: usize = 64 * 1024;

@@ -2,7 +2,7 @@
 //!
 //! A *kept* stanza has a row in the table `outbound` from the moment it enters until its peer has it; but a message that
 //! enters while a stream carries the queue is *held* first, since most peers have it before a row would pay (see
-//! design/007-federation-speed.md). It is in memory as long as the bounds allow; beyond them the rows stay on disk alone
+//! design/009-federation-speed.md). It is in memory as long as the bounds allow; beyond them the rows stay on disk alone
 //! and are read back, in order, as the queue drains. All others live in memory only, and only while a stream is there
 //! or being made.
 
