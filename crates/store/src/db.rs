@@ -181,7 +181,7 @@ impl Db {
         answer.await.unwrap_or(Err(StoreError::Closed))
     }
 
-    /// Queues a batch without waiting; it is committed together with others a few milliseconds later. `done` is called exactly once: on the writer thread after the commit or the
+    /// Queues a batch without waiting; it is committed together with others that come within 20 ms. `done` is called exactly once: on the writer thread after the commit or the
     /// failure, or at once on this one when the store is closed.
     ///
     /// `done` holds up everybody's next commit, and in inline mode it runs before this returns. So it must be short,

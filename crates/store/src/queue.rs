@@ -158,6 +158,8 @@ impl Queue {
     /// Puts a job back to the front of its lane, to be the next one.
     pub(crate) fn put_back(&self, job: Job) {
         let mut state = self.state.lock();
+        // It has waited already; what came meanwhile goes with it.
+        state.gathering = None;
         let lane = &mut state.lanes[index(job.batch.lane)];
         lane.statements += job.statements();
         lane.bytes += job.weight;

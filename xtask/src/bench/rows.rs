@@ -232,6 +232,10 @@ impl Row {
             return Verdict::NoTarget;
         }
         let Some(ours) = results.median(self.id, Subject::Ours) else { return Verdict::Unknown };
+        // A loss is an error, however good the other rounds were.
+        if results.failure(self.id, Subject::Ours).is_some() {
+            return Verdict::NotMet;
+        }
         let mut verdict = Verdict::Met;
         for bound in self.bounds {
             match bound.limit(self.id, results) {

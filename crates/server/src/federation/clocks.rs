@@ -131,10 +131,13 @@ impl Line {
 
     /// Nothing is on its way in either direction.
     fn is_settled(&self) -> bool {
-        let sent = match &self.sending {
+        let acknowledged = match &self.sending {
             Sending::Managed(unacked) => unacked.sent.is_empty(),
-            Sending::Unmanaged | Sending::Enabling(_) => self.writing.is_empty(),
+            Sending::Unmanaged | Sending::Enabling(_) => true,
         };
-        sent && self.out.is_empty() && self.ledger.as_ref().is_none_or(|ledger| ledger.is_settled())
+        acknowledged
+            && self.writing.is_empty()
+            && self.out.is_empty()
+            && self.ledger.as_ref().is_none_or(|ledger| ledger.is_settled())
     }
 }

@@ -14,6 +14,7 @@ use super::queue::Item;
 use super::shared::Shared;
 use crate::ids::LogId;
 use crate::route::Mail;
+use crate::session::ledger::Receipt;
 
 /// How often what has expired is looked for.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -34,6 +35,16 @@ impl From<Item> for Bounce {
 impl Shared {
     /// Tells senders, on the inside's threads, then removes the rows.
     pub(super) fn bounce(self: &Arc<Self>, bounces: Vec<Bounce>, error: StanzaError) {
+        self.bounce_then(bounces, error, None);
+    }
+
+    /// [`Shared::bounce`]; the sender's `receipt` goes after the errors: nobody may take for stored what was not.
+    pub(super) fn bounce_then(
+        self: &Arc<Self>,
+        bounces: Vec<Bounce>,
+        error: StanzaError,
+        receipt: Option<Receipt>,
+    ) {
         if bounces.is_empty() {
             return;
         }
@@ -51,6 +62,7 @@ impl Shared {
             }
             // After the errors: a crash in between repeats them, under the same ids.
             outbound::delete(&exchange.db, &gone);
+            drop(receipt);
         });
     }
 

@@ -580,10 +580,11 @@ impl Line {
     }
 
     fn part(&mut self, failure: Option<Failure>) {
-        let mut undelivered: Vec<(Arc<Pair>, Item)> = match &mut self.sending {
-            Sending::Managed(unacked) => unacked.sent.drain(..).collect(),
-            Sending::Unmanaged | Sending::Enabling(_) => self.writing.drain(..).collect(),
-        };
+        // What the socket had not taken when the peer enabled acknowledgements was written before what is counted.
+        let mut undelivered: Vec<(Arc<Pair>, Item)> = self.writing.drain(..).collect();
+        if let Sending::Managed(unacked) = &mut self.sending {
+            undelivered.extend(unacked.sent.drain(..));
+        }
         let lived = self.since.elapsed();
         for pair in std::mem::take(&mut self.carried) {
             let (its, rest): (Vec<_>, Vec<_>) =

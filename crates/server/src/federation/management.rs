@@ -53,8 +53,8 @@ impl Line {
             "enable" if self.role == Role::In && !self.proved.is_empty() && self.ledger.is_none() => {
                 self.count_received();
                 self.out.extend_from_slice(&enabled());
-                // From here on both sides count both ways. Nothing of ours is on its way: what was written
-                // before is delivered.
+                // From here on both sides count both ways. What was written before is not counted: it is
+                // delivered when the socket has taken it.
                 if matches!(self.sending, Sending::Unmanaged) {
                     self.sending = Sending::Managed(Unacked::default());
                 }

@@ -178,9 +178,7 @@ impl Pair {
                 let bounce = Bounce { stanza, kept: Some(id) };
                 let inside = shared.exchange.runtime.clone();
                 inside.spawn(async move {
-                    pair.not_written(&shared, bounce);
-                    // Only now: nobody may take it for stored before the error is on its way.
-                    drop(receipt);
+                    pair.not_written(&shared, bounce, receipt);
                 });
             }
         });
@@ -207,7 +205,7 @@ impl Pair {
     }
 
     /// The row could not be written: the sender must not believe that it was.
-    fn not_written(&self, shared: &Arc<Shared>, bounce: Bounce) {
+    fn not_written(&self, shared: &Arc<Shared>, bounce: Bounce, receipt: Option<Receipt>) {
         let mut state = self.state.lock();
         if let Some(id) = bounce.kept
             && !state.queue.remove(id)
@@ -218,7 +216,7 @@ impl Pair {
         drop(state);
         let error =
             StanzaError::new(Condition::ResourceConstraint).text("This server can't keep messages just now.");
-        shared.bounce(vec![Bounce { kept: None, ..bounce }], error);
+        shared.bounce_then(vec![Bounce { kept: None, ..bounce }], error, receipt);
     }
 
     /// Makes sure that somebody looks after what waits, from then on.

@@ -298,6 +298,9 @@ impl Records {
         if self.closed {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
+        if data.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
         while self.unsent.len() >= TLS_WRITE_BUFFER {
             ready!(self.send_unsent(cx))?;
         }

@@ -22,6 +22,7 @@ use crate::log::in_flight::InFlight;
 use crate::session::Session;
 
 const SHARDS: usize = 64;
+const BUCKETS: usize = 32;
 
 /// One account in memory.
 pub struct Account {
@@ -178,15 +179,16 @@ type Shard = Mutex<Seats>;
 #[derive(Default)]
 struct Seats {
     map: HashMap<Jid, Arc<Account>>,
-    /// Accounts that were taken out: what was read before may be older than what they wrote.
-    departures: u64,
+    /// Accounts that were taken out, by a part of their hash: what was read before may be older than what they wrote.
+    /// Counted for few accounts each, so that a crowd that comes and goes keeps nobody reading again and again.
+    departures: [u64; BUCKETS],
 }
 
 impl Seats {
-    fn remove(&mut self, account: &Arc<Account>) {
+    fn remove(&mut self, account: &Arc<Account>, bucket: usize) {
         if self.map.get(account.jid.as_str()).is_some_and(|held| Arc::ptr_eq(held, account)) {
             self.map.remove(account.jid.as_str());
-            self.departures += 1;
+            self.departures[bucket] += 1;
         }
     }
 }
@@ -209,6 +211,11 @@ impl Accounts {
     fn shard(&self, bare: &str) -> &Shard {
         let hash = self.hasher.hash_one(bare);
         &self.shards[usize::try_from(hash % SHARDS as u64).unwrap_or_default()]
+    }
+
+    fn bucket(&self, bare: &str) -> usize {
+        let hash = self.hasher.hash_one(bare) / SHARDS as u64;
+        usize::try_from(hash % BUCKETS as u64).unwrap_or_default()
     }
 
     /// The account if it is in memory.
@@ -236,14 +243,14 @@ impl Accounts {
     ) -> Result<Option<Loaded>, StoreError> {
         let bare = jid.bare();
         let Some(local) = bare.local() else { return Ok(None) };
-        let shard = self.shard(bare.as_str());
+        let (shard, bucket) = (self.shard(bare.as_str()), self.bucket(bare.as_str()));
         loop {
             let departures = {
                 let seats = shard.lock();
                 if let Some(account) = seats.map.get(bare.as_str()) {
                     return Ok(Some(self.hold(Arc::clone(account))));
                 }
-                seats.departures
+                seats.departures[bucket]
             };
             let Some((id, state)) = read(db, lane, bare.domain(), local).await? else { return Ok(None) };
             let mut seats = shard.lock();
@@ -252,7 +259,7 @@ impl Accounts {
                 return Ok(Some(self.hold(Arc::clone(account))));
             }
             // An account may have been loaded, changed and let go while this one was read: read again.
-            if seats.departures != departures {
+            if seats.departures[bucket] != departures {
                 continue;
             }
             let account = Arc::new(Account {
@@ -272,13 +279,14 @@ impl Accounts {
         let mut seats = self.shard(account.jid.as_str()).lock();
         // Two references: the map's and ours. New ones come from the map only, which is locked.
         if Arc::strong_count(&account) <= 2 && account.state.lock().resources.is_empty() {
-            seats.remove(&account);
+            seats.remove(&account, self.bucket(account.jid.as_str()));
         }
     }
 
     /// A removed account: whoever loads it from now on finds no rows. Sessions that hold it go on until they end.
     pub fn forget(&self, account: &Arc<Account>) {
-        self.shard(account.jid.as_str()).lock().remove(account);
+        let bucket = self.bucket(account.jid.as_str());
+        self.shard(account.jid.as_str()).lock().remove(account, bucket);
     }
 
     /// Keeps `account` loaded while the result is held; on its drop unused accounts go.

@@ -269,6 +269,7 @@ impl Connection {
             let written = self.write_once(cx, out)?;
             // Only what the socket did not take is the connection's: an idle one holds no buffer.
             self.unsent = out[written.unwrap_or(0)..].to_vec();
+            out.clear();
             out.shrink_to(MOST_OUTPUT);
             Ok(written)
         })
