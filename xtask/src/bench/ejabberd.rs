@@ -83,8 +83,9 @@ auth_scram_hash: sha256
 disable_sasl_mechanisms: ["digest-md5", "X-OAUTH2"]
 listen:
   - {{port: {clients}, ip: "{address}", module: ejabberd_c2s, max_stanza_size: 262144, starttls_required: true,
+     backlog: 1024, shaper: none}}
+  - {{port: {federation}, ip: "{address}", module: ejabberd_s2s_in, max_stanza_size: 524288, backlog: 1024,
      shaper: none}}
-  - {{port: {federation}, ip: "{address}", module: ejabberd_s2s_in, max_stanza_size: 524288, shaper: none}}
 shaper_rules:
   max_user_sessions: 10
   max_user_offline_messages: 5000

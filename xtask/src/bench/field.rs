@@ -82,22 +82,37 @@ impl Field {
         Ok(made)
     }
 
-    /// The server of `subject`, with the archive on or off. It goes on running, idle, while others are measured.
-    pub(super) fn server(&mut self, subject: Subject, archive: bool) -> Result<&Server, String> {
-        let fits = self.running.get(&subject).is_some_and(|it| it.plan.archive == archive);
-        if !fits {
-            self.fresh(subject, archive)?;
+    /// The server of `subject`, with the archive off. It goes on running, idle, while others are measured.
+    pub(super) fn server(&mut self, subject: Subject) -> Result<&Server, String> {
+        if self.running.get(&subject).is_none_or(|it| it.plan.archive) {
+            self.fresh(subject)?;
         }
         self.running.get(&subject).ok_or_else(|| "the server is gone".to_owned())
     }
 
     /// The same, but newly started.
-    pub(super) fn fresh(&mut self, subject: Subject, archive: bool) -> Result<&Server, String> {
+    pub(super) fn fresh(&mut self, subject: Subject) -> Result<(), String> {
+        self.run(Plan::new(subject, subject.name(), subject as u8 + 2)?)
+    }
+
+    /// With the archive on, in a store of its own that is empty: archives slow down as they grow, and later rounds
+    /// must not pay for earlier ones.
+    pub(super) fn archiving(&mut self, subject: Subject) -> Result<(), String> {
+        let plan = Plan::new(subject, &format!("{}-archive", subject.name()), subject as u8 + 2)?;
+        let directory = plan.directory(self);
         self.rest(subject);
-        let plan = Plan { archive, ..Plan::new(subject, subject.name(), subject as u8 + 2)? };
+        if directory.exists() {
+            fs::remove_dir_all(&directory).map_err(|error| format!("{}: {error}", directory.display()))?;
+        }
+        self.run(Plan { archive: true, ..plan })
+    }
+
+    fn run(&mut self, plan: Plan) -> Result<(), String> {
+        self.rest(plan.subject);
         self.prepare(&plan)?;
         let server = Server::start(plan, self)?;
-        Ok(self.running.entry(subject).or_insert(server))
+        self.running.insert(server.plan.subject, server);
+        Ok(())
     }
 
     /// Makes the accounts of a server that does not run.

@@ -71,7 +71,7 @@ fn chat(field: &mut Field, subject: Subject, options: &[&str]) -> Result<Report,
     if subject == Floor {
         return field.load(&[], &[&["floor"], &common[..], options].concat());
     }
-    field.server(subject, false)?;
+    field.server(subject)?;
     field.on(subject, &[&["chat"], &common[..], options].concat())
 }
 
@@ -100,25 +100,25 @@ fn rate(field: &mut Field, subject: Subject) -> Outcome {
 }
 
 fn archived(field: &mut Field, subject: Subject) -> Outcome {
-    field.server(subject, true)?;
+    field.archiving(subject)?;
     let report = field.on(subject, &["chat", "--pairs", "100", "--body", "100", "--window", "1", "--sm"])?;
     Ok(vec![found("archived", &report, CPU)?])
 }
 
 fn fanout(field: &mut Field, subject: Subject) -> Outcome {
-    field.server(subject, false)?;
+    field.server(subject)?;
     let report = field.on(subject, &["fanout", "--users", "fan", "--contacts", "1000"])?;
     Ok(vec![found("fanout", &report, "server_cpu_us_per_delivery")?])
 }
 
 fn login(field: &mut Field, subject: Subject) -> Outcome {
-    field.server(subject, false)?;
+    field.server(subject)?;
     let report = field.on(subject, &["login", "--mechanism", "SCRAM-SHA-256"])?;
     Ok(vec![found("login", &report, "server_cpu_us_per_login")?])
 }
 
 fn login_resumed(field: &mut Field, subject: Subject) -> Outcome {
-    field.server(subject, false)?;
+    field.server(subject)?;
     let report = field.on(subject, &["login", "--mechanism", "SCRAM-SHA-256", "--resume-tls"])?;
     let (resumed, logins) = (report.figure("resumed")?, report.figure("logins")?);
     if resumed < logins * 0.9 {
@@ -131,7 +131,7 @@ fn room(field: &mut Field, subject: Subject) -> Outcome {
     if subject == Ours {
         return Err("Trunkline has no rooms yet".to_owned());
     }
-    let service = format!("rooms.{}", field.server(subject, false)?.plan.domain);
+    let service = format!("rooms.{}", field.server(subject)?.plan.domain);
     let report = field.on(subject, &["room", "--occupants", "200", "--service", &service])?;
     Ok(vec![found("room", &report, "server_cpu_us_per_delivery")?])
 }
@@ -145,7 +145,7 @@ fn growth(field: &mut Field, subject: Subject) -> Outcome {
 
 /// The server is newly started, so that nothing that was freed before is used again.
 fn idle(field: &mut Field, subject: Subject) -> Outcome {
-    field.fresh(subject, false)?;
+    field.fresh(subject)?;
     let report = field.on(subject, &["idle", "--sessions", "10000", "--sm", "--presence"]);
     field.rest(subject);
     Ok(vec![found("idle", &report?, "kib_per_session")?])
@@ -157,7 +157,7 @@ fn many(field: &mut Field, subject: Subject) -> Outcome {
     let wanted = field.sessions;
     let room = u32::try_from(servers::files().saturating_sub(OTHER_FILES)).unwrap_or(u32::MAX);
     let sessions = wanted.min(room);
-    field.fresh(subject, false)?;
+    field.fresh(subject)?;
     let report = field.on(subject, &["idle", "--sessions", &sessions.to_string(), "--sm", "--presence"]);
     field.rest(subject);
     let mut found = found("many", &report?, "kib_per_session")?;
