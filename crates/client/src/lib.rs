@@ -112,11 +112,6 @@ impl Trust {
         tls::trust_pem(file).map(Trust)
     }
 
-    /// Anything: for tests in which certificates are not the point.
-    pub fn anything() -> Trust {
-        Trust(tls::trust_anything())
-    }
-
     /// Nothing.
     pub fn none() -> Trust {
         Trust(tls::trust_none())

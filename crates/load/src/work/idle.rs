@@ -101,7 +101,7 @@ fn await_quiet<T: Send + 'static>(crew: &Crew<T>, meter: &Meter) -> Result<bool,
     for _ in 0..60 {
         crew.pause(STEP)?;
         let now = meter.usage();
-        if meter.between(&before, &now).0 < STEP / 50 {
+        if meter.between(&before, &now).0 < STEP / 100 {
             return Ok(true);
         }
         before = now;
