@@ -161,12 +161,13 @@ fn many(field: &mut Field, subject: Subject) -> Outcome {
     let report = field.on(subject, &["idle", "--sessions", &sessions.to_string(), "--sm", "--presence"]);
     field.rest(subject);
     let mut found = found("many", &report?, "kib_per_session")?;
-    found.note = Some(if sessions < wanted {
-        let limit = servers::files();
-        format!("{sessions} sessions, not {wanted}: this machine lets a process have {limit} open files")
-    } else {
-        format!("{sessions} sessions")
-    });
+    if sessions < wanted {
+        let (each, limit) = (found.value, servers::files());
+        return Err(format!(
+            "{sessions} sessions at {each:.2} KiB each, not {wanted}: this machine lets a process have {limit} open files"
+        ));
+    }
+    found.note = Some(format!("{sessions} sessions"));
     Ok(vec![found])
 }
 

@@ -136,6 +136,19 @@ pub struct Page {
     pub bytes: i64,
 }
 
+/// A page of the stanzas whose ids are in this table: at most so many, and none after the bytes are reached.
+macro_rules! page_of {
+    ($table:literal) => {
+        sql(concat!(
+            "SELECT a.id, a.flags, a.stanza FROM (SELECT id, SUM(size) OVER (ORDER BY id) - size AS before FROM (",
+            "SELECT id, size FROM ",
+            $table,
+            " WHERE account = ?1 AND id > ?2 AND id < ?3 ORDER BY id LIMIT ?4) AS rows) AS page ",
+            "JOIN archive a ON a.id = page.id WHERE page.before < ?5 ORDER BY a.id",
+        ))
+    };
+}
+
 /// What waits for `account` after the start of `span` and before its end, oldest first, at most a page.
 ///
 /// # Errors
@@ -146,16 +159,7 @@ pub async fn pending(
     span: Range<LogId>,
     page: Page,
 ) -> Result<Vec<Logged>, StoreError> {
-    read(
-        db,
-        account,
-        sql("SELECT a.id, a.flags, a.stanza FROM (SELECT id, SUM(size) OVER (ORDER BY id) - size AS before \
-             FROM (SELECT id, size FROM pending WHERE account = ?1 AND id > ?2 AND id < ?3 \
-             ORDER BY id LIMIT ?4) AS rows) AS page \
-             JOIN archive a ON a.id = page.id WHERE page.before < ?5 ORDER BY a.id"),
-        (span, page),
-    )
-    .await
+    read(db, account, page_of!("pending"), (span, page)).await
 }
 
 /// The archive of `account` after the start of `span` and before its end, oldest first, at most a page; hidden rows
@@ -169,16 +173,7 @@ pub async fn since(
     span: Range<LogId>,
     page: Page,
 ) -> Result<Vec<Logged>, StoreError> {
-    read(
-        db,
-        account,
-        sql("SELECT a.id, a.flags, a.stanza FROM (SELECT id, SUM(size) OVER (ORDER BY id) - size AS before \
-             FROM (SELECT id, size FROM archive WHERE account = ?1 AND id > ?2 AND id < ?3 \
-             ORDER BY id LIMIT ?4) AS rows) AS page \
-             JOIN archive a ON a.id = page.id WHERE page.before < ?5 ORDER BY a.id"),
-        (span, page),
-    )
-    .await
+    read(db, account, page_of!("archive"), (span, page)).await
 }
 
 /// Reads behind everything about these stanzas that was submitted before: rows that are on their way are waited for,
