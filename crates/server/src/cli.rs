@@ -13,6 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use thiserror::Error;
 use trunkline_store::OpenError;
 
+use crate::admin::actor::Actor;
 use crate::admin::check::{self, Level};
 use crate::admin::init::{self, Certificate, Init, InitError};
 use crate::admin::offline::Offline;
@@ -423,7 +424,7 @@ impl Reached {
     async fn run(&mut self, operation: Operation) -> Result<Outcome, CliError> {
         match self {
             Reached::Server(control) => Ok(control.call(&operation).await?),
-            Reached::Store(offline) => Ok(offline.run(operation).await?),
+            Reached::Store(offline) => Ok(offline.run(&Actor::command_line(), operation).await?),
         }
     }
 }

@@ -54,6 +54,8 @@ pub struct Exchange {
     pub registrations: crate::session::attempts::Attempts,
     /// Ad-hoc commands under way.
     pub commands: crate::commands::Sessions,
+    /// What outsiders may do.
+    pub control: Arc<crate::control::Control>,
     /// Connected components.
     pub components: crate::route::components::Components,
     /// Failed logins, counted.

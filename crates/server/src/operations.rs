@@ -10,8 +10,10 @@ use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::stanza::{Kind, PresenceType, Stanza};
 
 use crate::admin::accounts::{self, NewAccount};
+use crate::admin::actor::Actor;
 use crate::admin::{Admin, DomainStatus, OpError, Operation, Outcome, Password, Status};
 use crate::config::{Config, Registration};
+use crate::control;
 use crate::exchange::Exchange;
 use crate::invites::{InviteError, Wish};
 use crate::route::Mail;
@@ -24,7 +26,11 @@ use crate::session::{Close, Session};
 pub struct Operator(pub Arc<Exchange>);
 
 impl Admin for Operator {
-    async fn run(&self, operation: Operation) -> Result<Outcome, OpError> {
+    async fn run(&self, actor: &Actor, operation: Operation) -> Result<Outcome, OpError> {
+        let needed = operation.scope();
+        if !actor.may(needed) {
+            return Err(OpError::Forbidden(needed.name().into()));
+        }
         let exchange = &self.0;
         let config = exchange.config.load_full();
         match operation {
@@ -63,6 +69,13 @@ impl Admin for Operator {
             Operation::FederationOpen { domain } => Ok(said(exchange.remote()?.open(domain.as_deref())?)),
             Operation::Kick { address } => exchange.kick(&address),
             Operation::InviteCreate { domain } => self.invite(&config, domain).await,
+            Operation::Policy(op) => control::policy::run(exchange, actor, op).await,
+            Operation::Breaker(op) => control::breaker::run(exchange, actor, op).await,
+            Operation::Audit(op) => control::audit::run(exchange, actor, op).await,
+            Operation::Requests(op) => control::requests::run(exchange, actor, op).await,
+            Operation::Reports(op) => control::reports::run(exchange, actor, op).await,
+            Operation::Lists(op) => control::lists::run(exchange, actor, op).await,
+            Operation::Domains(op) => control::traffic::run(exchange, actor, op).await,
         }
     }
 }
@@ -341,7 +354,8 @@ pub fn stanza_error(error: &OpError) -> StanzaError {
         OpError::BadAddress(_) => Condition::JidMalformed,
         OpError::UnknownDomain(_) => Condition::NotAllowed,
         OpError::Exists(_) => Condition::Conflict,
-        OpError::NoSuchUser(_) => Condition::ItemNotFound,
+        OpError::NoSuchUser(_) | OpError::NotFound(_) => Condition::ItemNotFound,
+        OpError::Forbidden(_) => Condition::Forbidden,
         OpError::BadPassword(_) => Condition::NotAcceptable,
         OpError::Config(_) | OpError::NotPossible(_) => Condition::NotAllowed,
         OpError::BadRequest(_) => Condition::BadRequest,

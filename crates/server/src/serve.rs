@@ -14,6 +14,7 @@ use trunkline_store::{Batch, Db, Lane, OpenError, Options, StoreError, sql};
 use trunkline_xmpp::error::{StreamCondition, StreamError};
 use trunkline_xmpp::jid::Jid;
 
+use crate::admin::actor::Actor;
 use crate::admin::socket::ControlSocket;
 use crate::admin::{Admin as _, ListenerStatus, Operation, Status};
 use crate::config::{Config, TlsPolicy};
@@ -563,7 +564,7 @@ async fn wait(server: &Arc<Server>) -> std::io::Result<()> {
             _ = beat.tick() => crate::notify::watchdog(),
             _ = hangup.recv() => {
                 let operator = Operator(Arc::clone(server.exchange()));
-                if let Err(error) = operator.run(Operation::Reload).await {
+                if let Err(error) = operator.run(&Actor::trigger("SIGHUP"), Operation::Reload).await {
                     tracing::error!(%error, "the configuration was not reloaded");
                 }
             }
@@ -602,6 +603,7 @@ async fn exchange(config: Config, parts: &Parts) -> Result<Arc<Exchange>, StartE
         needs_restart: Mutex::new(Vec::new()),
         registrations: Attempts::over(parts.clock.clone(), REGISTRATIONS),
         commands: crate::commands::Sessions::default(),
+        control: Arc::default(),
         components: crate::route::components::Components::default(),
         logins: Attempts::new(parts.clock.clone()),
         logging_in: crate::session::credentials::Credentials::default(),

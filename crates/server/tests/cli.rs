@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
+use trunkline_server::admin::actor::Actor;
 use trunkline_server::admin::socket::ControlSocket;
 use trunkline_server::admin::{Admin, OpError, Operation, Outcome, Status};
 
@@ -204,7 +205,7 @@ fn no_configuration_says_how_to_get_one() {
 struct Fake;
 
 impl Admin for Fake {
-    async fn run(&self, operation: Operation) -> Result<Outcome, OpError> {
+    async fn run(&self, _actor: &Actor, operation: Operation) -> Result<Outcome, OpError> {
         match operation {
             Operation::UserAdd { address, password } => {
                 assert_eq!(password.expose(), "wherefore");

@@ -5,28 +5,44 @@
 //! face has and another can't have.
 
 pub mod accounts;
+pub mod actor;
 pub mod check;
 pub mod init;
 pub mod offline;
 pub mod output;
 pub mod socket;
+pub mod table;
 
 use std::fmt;
 use std::future::Future;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::config::Reload;
+use crate::control::audit::{AuditEntry, AuditOp};
+use crate::control::breaker::{BreakerOp, BreakerView};
+use crate::control::lists::{ListEntry, ListView, ListsOp};
+use crate::control::policy::{PolicyOp, PolicyView, TestResult};
+use crate::control::reports::{ReportView, ReportsOp};
+use crate::control::requests::{RequestView, RequestsOp};
+use crate::control::traffic::{DomainDetail, DomainSummary, DomainsOp, HistoryPoint, NowView};
+
+use actor::{Actor, Scope};
 
 /// Runs operations: the exchange does, and [`offline::Offline`] for those that need no running server.
 pub trait Admin: Send + Sync + 'static {
-    /// Runs one operation to its end: when it returns `Ok`, what it did is durable.
-    fn run(&self, operation: Operation) -> impl Future<Output = Result<Outcome, OpError>> + Send;
+    /// Runs one operation to its end for `actor`: when it returns `Ok`, what it did is durable.
+    fn run(
+        &self,
+        actor: &Actor,
+        operation: Operation,
+    ) -> impl Future<Output = Result<Outcome, OpError>> + Send;
 }
 
 /// What can be asked for. Addresses are as people write them; whoever runs the operation parses them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Operation {
     /// Makes an account.
@@ -81,13 +97,41 @@ pub enum Operation {
         /// On this domain; `None`: the first.
         domain: Option<String>,
     },
+    /// The rules for outsiders.
+    Policy(PolicyOp),
+    /// The graded cut-off.
+    Breaker(BreakerOp),
+    /// The audit log.
+    Audit(AuditOp),
+    /// First contacts that wait for consent.
+    Requests(RequestsOp),
+    /// What users reported.
+    Reports(ReportsOp),
+    /// Block lists.
+    Lists(ListsOp),
+    /// Peer domains: counters and history.
+    Domains(DomainsOp),
+}
+
+impl Operation {
+    /// Its row in [`table::TABLE`].
+    pub fn row(&self) -> Option<&'static table::Row> {
+        let json = serde_json::to_value(self).ok()?;
+        let text = |name: &str| json.get(name).and_then(serde_json::Value::as_str).unwrap_or_default();
+        table::row(text("op"), text("do"))
+    }
+
+    /// What the caller needs.
+    pub fn scope(&self) -> Scope {
+        self.row().map_or(Scope::Accounts, |row| row.scope)
+    }
 }
 
 /// How many accounts one page of a list has at most.
 pub const PAGE: usize = 500;
 
 /// What an operation came to.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "outcome", rename_all = "kebab-case")]
 pub enum Outcome {
     /// It is done. The text says what.
@@ -119,10 +163,76 @@ pub enum Outcome {
         /// Milliseconds since 1970.
         expires_at: i64,
     },
+    /// The rules in force.
+    Policy(PolicyView),
+    /// What would become of a stanza.
+    Tested(TestResult),
+    /// A file.
+    File {
+        /// Its MIME type.
+        media_type: String,
+        /// What is in it.
+        text: String,
+    },
+    /// The levels in force.
+    Breaker(BreakerView),
+    /// A page of the audit log.
+    Audit {
+        /// Newest first.
+        entries: Vec<AuditEntry>,
+        /// Whether there are older ones.
+        more: bool,
+    },
+    /// A page of first contacts.
+    Requests {
+        /// Newest first.
+        requests: Vec<RequestView>,
+        /// Whether there are older ones.
+        more: bool,
+    },
+    /// A page of reports.
+    Reports {
+        /// Newest first.
+        reports: Vec<ReportView>,
+        /// Whether there are older ones.
+        more: bool,
+    },
+    /// One report.
+    Report(Box<ReportView>),
+    /// All lists.
+    Lists {
+        /// Our own last.
+        lists: Vec<ListView>,
+    },
+    /// A page of a list.
+    ListItems {
+        /// In order.
+        items: Vec<ListEntry>,
+        /// Whether there are more.
+        more: bool,
+    },
+    /// This moment.
+    Now(Box<NowView>),
+    /// A page of peer domains.
+    Domains {
+        /// In the order asked for.
+        domains: Vec<DomainSummary>,
+        /// How many there are in all.
+        total: u64,
+    },
+    /// One peer domain.
+    Domain(Box<DomainDetail>),
+    /// How it was.
+    History {
+        /// Milliseconds from one point to the next.
+        step: i64,
+        /// Oldest first.
+        points: Vec<HistoryPoint>,
+    },
 }
 
 /// One account.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct User {
     /// `user@domain`
     pub address: String,
@@ -135,7 +245,7 @@ pub struct User {
 }
 
 /// How the server is.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// Of the program.
     pub version: String,
@@ -168,7 +278,7 @@ pub struct Status {
 }
 
 /// One of our domains.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DomainStatus {
     /// Its name.
     pub name: String,
@@ -177,7 +287,7 @@ pub struct DomainStatus {
 }
 
 /// One listener.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListenerStatus {
     /// The key of the configuration, such as `clients.listen`.
     pub name: String,
@@ -186,7 +296,7 @@ pub struct ListenerStatus {
 }
 
 /// How federation is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FederationStatus {
     /// false: the outside is cut off.
     pub open: bool,
@@ -195,7 +305,7 @@ pub struct FederationStatus {
 }
 
 /// One peer domain.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PeerStatus {
     /// The peer's domain.
     pub domain: String,
@@ -216,7 +326,7 @@ pub struct PeerStatus {
 }
 
 /// One federation stream.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StreamStatus {
     /// `in`, `out` or `both` (XEP-0288).
     pub direction: String,
@@ -239,7 +349,7 @@ pub struct StreamStatus {
 }
 
 /// What went wrong.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LastError {
     /// Milliseconds since 1970.
     pub at: i64,
@@ -248,7 +358,7 @@ pub struct LastError {
 }
 
 /// Why an operation was not done. The texts are for the person who asked.
-#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "error", content = "about", rename_all = "kebab-case")]
 pub enum OpError {
     /// Theirs: not an address.
@@ -272,6 +382,12 @@ pub enum OpError {
     /// Theirs: not possible in this state.
     #[error("{0}")]
     NotPossible(String),
+    /// Theirs: the caller's role or token does not permit it.
+    #[error("this needs the scope {0}")]
+    Forbidden(String),
+    /// Theirs: there is no such thing.
+    #[error("there is no {0}")]
+    NotFound(String),
     /// Theirs: only a running server can do it.
     #[error("the server is not running: start it with `trunkline serve`")]
     NotRunning,
@@ -287,7 +403,7 @@ pub enum OpError {
 }
 
 /// A password on its way to becoming SCRAM keys. Never shown, never logged.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Password(String);
 

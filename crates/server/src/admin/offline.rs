@@ -3,6 +3,7 @@
 use trunkline_store::{Db, OpenError, Options};
 
 use super::accounts::{self, NewAccount};
+use super::actor::Actor;
 use super::{Admin, OpError, Operation, Outcome};
 use crate::config::Config;
 use crate::schema::MIGRATIONS;
@@ -28,7 +29,7 @@ impl Offline {
 }
 
 impl Admin for Offline {
-    async fn run(&self, operation: Operation) -> Result<Outcome, OpError> {
+    async fn run(&self, _actor: &Actor, operation: Operation) -> Result<Outcome, OpError> {
         match operation {
             Operation::UserAdd { address, password } => {
                 let jid = accounts::new_address(&address, &self.config)?;
@@ -60,7 +61,14 @@ impl Admin for Offline {
             | Operation::FederationClose { .. }
             | Operation::FederationOpen { .. }
             | Operation::Kick { .. }
-            | Operation::InviteCreate { .. } => Err(OpError::NotRunning),
+            | Operation::InviteCreate { .. }
+            | Operation::Policy(_)
+            | Operation::Breaker(_)
+            | Operation::Audit(_)
+            | Operation::Requests(_)
+            | Operation::Reports(_)
+            | Operation::Lists(_)
+            | Operation::Domains(_) => Err(OpError::NotRunning),
         }
     }
 }
@@ -91,13 +99,15 @@ mod tests {
 
         async fn add(&self, address: &str, password: &str) -> Result<Outcome, OpError> {
             let password = Password::new(password);
-            self.offline.run(Operation::UserAdd { address: address.into(), password }).await
+            self.offline
+                .run(&Actor::command_line(), Operation::UserAdd { address: address.into(), password })
+                .await
         }
 
         async fn list(&self, domain: Option<&str>, after: Option<&str>) -> (Vec<String>, bool) {
             let operation =
                 Operation::UserList { domain: domain.map(Into::into), after: after.map(Into::into) };
-            match self.offline.run(operation).await.unwrap() {
+            match self.offline.run(&Actor::command_line(), operation).await.unwrap() {
                 Outcome::Users { users, more } => {
                     (users.into_iter().map(|user| user.address).collect(), more)
                 }
@@ -127,15 +137,15 @@ mod tests {
 
         let passwd =
             |address: &str| Operation::UserPasswd { address: address.into(), password: Password::new("new") };
-        assert!(provider.offline.run(passwd("romeo@example.org")).await.is_ok());
+        assert!(provider.offline.run(&Actor::command_line(), passwd("romeo@example.org")).await.is_ok());
         assert_eq!(
-            provider.offline.run(passwd("nobody@example.org")).await,
+            provider.offline.run(&Actor::command_line(), passwd("nobody@example.org")).await,
             Err(OpError::NoSuchUser("nobody@example.org".into()))
         );
         let remove = || Operation::UserRemove { address: "romeo@example.org".into() };
-        assert!(provider.offline.run(remove()).await.is_ok());
+        assert!(provider.offline.run(&Actor::command_line(), remove()).await.is_ok());
         assert_eq!(
-            provider.offline.run(remove()).await,
+            provider.offline.run(&Actor::command_line(), remove()).await,
             Err(OpError::NoSuchUser("romeo@example.org".into()))
         );
         assert_eq!(provider.list(Some("example.org"), None).await.0, ["benvolio@example.org"]);
@@ -184,7 +194,10 @@ mod tests {
         assert!(matches!(provider.add("romeo@other.example", "x").await, Err(OpError::UnknownDomain(_))));
         assert!(matches!(provider.add("romeo@example.org", "").await, Err(OpError::BadPassword(_))));
         assert!(matches!(provider.add("stra\u{df}e@example.org", "x").await, Err(OpError::BadAddress(_))));
-        assert_eq!(provider.offline.run(Operation::Status).await, Err(OpError::NotRunning));
+        assert_eq!(
+            provider.offline.run(&Actor::command_line(), Operation::Status).await,
+            Err(OpError::NotRunning)
+        );
     }
 
     #[tokio::test]

@@ -30,6 +30,8 @@ pub fn human(outcome: &Outcome, now: i64) -> String {
         Outcome::Invitation { uri, expires_at } => {
             format!("{uri}\nIt can be used once, until {}.\n", time(*expires_at))
         }
+        Outcome::File { text, .. } => text.clone(),
+        other => serde_json::to_string_pretty(other).unwrap_or_default() + "\n",
     }
 }
 

@@ -19,6 +19,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::actor::Actor;
 use super::{Admin, OpError, Operation, Outcome};
 
 /// The longest request.
@@ -146,7 +147,7 @@ async fn converse<A: Admin>(mut stream: UnixStream, admin: &A) -> io::Result<()>
             return answer(&mut writer, &Answer::Failed(OpError::BadRequest(text))).await;
         }
         let outcome = match serde_json::from_slice::<Operation>(&line) {
-            Ok(operation) => admin.run(operation).await,
+            Ok(operation) => admin.run(&Actor::command_line(), operation).await,
             Err(error) => Err(OpError::BadRequest(without_values(&error))),
         };
         let outcome = match outcome {
@@ -267,7 +268,7 @@ mod tests {
     struct Fake;
 
     impl Admin for Fake {
-        async fn run(&self, operation: Operation) -> Result<Outcome, OpError> {
+        async fn run(&self, _actor: &Actor, operation: Operation) -> Result<Outcome, OpError> {
             match operation {
                 Operation::UserAdd { address, password } if password.expose() == "secret" => {
                     Ok(Outcome::Done { text: format!("{address} was added") })

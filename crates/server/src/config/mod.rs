@@ -560,7 +560,7 @@ impl Config {
 }
 
 /// What a reload does with each changed key. Certificates are read again in any case.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Reload {
     /// Keys with a new value that is in effect.
     pub applied: Vec<String>,

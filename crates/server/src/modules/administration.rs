@@ -9,6 +9,7 @@ use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::ns;
 
 use super::{Level, Module};
+use crate::admin::actor::Actor;
 use crate::admin::{Admin as _, Operation, Outcome, Password};
 use crate::commands::{Access, Answered, Call, Command, Report, Stage, bad_payload};
 use crate::exchange::Host;
@@ -126,11 +127,12 @@ async fn run(row: &'static Row, call: Call) -> Answered {
         Some(form) => (row.operations)(&Answer { form, host: &call.host })?,
     };
     let admin = Operator(std::sync::Arc::clone(&call.exchange));
+    let actor = Actor::ad_hoc(call.session.account.jid.as_str());
     let mut notes = Vec::new();
     let mut field = None;
     for operation in operations {
         // Durable operations one by one: when one fails, those before it are done, and the error says which failed.
-        let outcome = admin.run(operation).await.map_err(|error| stanza_error(&error))?;
+        let outcome = admin.run(&actor, operation).await.map_err(|error| stanza_error(&error))?;
         field = (row.report)(&outcome);
         if let Outcome::Done { text } = outcome {
             notes.push(text);
