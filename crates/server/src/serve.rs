@@ -603,7 +603,7 @@ async fn exchange(config: Config, parts: &Parts) -> Result<Arc<Exchange>, StartE
         needs_restart: Mutex::new(Vec::new()),
         registrations: Attempts::over(parts.clock.clone(), REGISTRATIONS),
         commands: crate::commands::Sessions::default(),
-        control: Arc::default(),
+        control: Arc::new(crate::control::Control::new(&parts.clock)),
         components: crate::route::components::Components::default(),
         logins: Attempts::new(parts.clock.clone()),
         logging_in: crate::session::credentials::Credentials::default(),

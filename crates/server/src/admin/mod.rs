@@ -319,6 +319,9 @@ pub struct PeerStatus {
     pub queue_bytes: u64,
     /// Messages that wait on disk.
     pub queue_kept: u64,
+    /// Since when the oldest kept message waits: milliseconds since 1970.
+    #[serde(default)]
+    pub queue_oldest: Option<i64>,
     /// The next attempt: milliseconds since 1970.
     pub retry_at: Option<i64>,
     /// The last thing that went wrong, in words.

@@ -49,3 +49,10 @@ pub struct Control {
     /// Counters for each peer domain.
     pub traffic: Traffic,
 }
+
+impl Control {
+    /// As it is before anything was seen or read.
+    pub fn new(clock: &crate::ids::Clock) -> Control {
+        Control { traffic: Traffic::new(clock.clone()), ..Control::default() }
+    }
+}

@@ -22,6 +22,7 @@ use super::crossing::Load;
 use super::failure::{Failure, certificate_label};
 use super::line::{End, Line, Role, Stage, kind_of};
 use super::wire::{self, Offers};
+use crate::control::traffic;
 use crate::metrics::{Direction, Side};
 use crate::route::{Mail, Origin};
 
@@ -186,7 +187,10 @@ impl Line {
             return Err(StreamCondition::ImproperAddressing.into());
         };
         let Some(peer) = self.check_pair(from, to)? else { return Ok(()) };
-        self.shared.exchange.metrics.stanza(kind_of(stanza.head.kind), Direction::In, Side::Outside);
+        let kind = kind_of(stanza.head.kind);
+        self.shared.exchange.metrics.stanza(kind, Direction::In, Side::Outside);
+        let event = traffic::Event::Stanza { direction: Direction::In, kind, bytes: stanza.size() };
+        self.shared.exchange.control.traffic.count(from.domain(), event);
         let mail = Mail { stanza, origin: Origin::Outside, receipt };
         if let Err(no_room) = self.shared.crossing.push(&peer, mail) {
             self.refused("crossing-full", "the inside did not take stanzas of this peer in time");

@@ -33,7 +33,9 @@ use super::peer::{Peer, Place};
 use super::queue::Item;
 use super::shared::Shared;
 use super::wire;
+use crate::control::traffic::Event;
 use crate::exchange::Host;
+use crate::logging::Refusal;
 use crate::metrics::{Direction, Link, Side, StanzaKind};
 use crate::net::{TlsInfo, Transport};
 use crate::session::ledger::Ledger;
@@ -349,9 +351,13 @@ impl Line {
             };
             sent.extend(items);
             let mut bytes = 0;
+            let traffic = &self.shared.exchange.control.traffic;
             for (_, item) in sent.range(sent.len() - count..) {
-                kinds[kind_of(item.stanza.head.kind) as usize] += 1;
+                let kind = kind_of(item.stanza.head.kind);
+                kinds[kind as usize] += 1;
                 bytes += item.size();
+                let (direction, bytes) = (Direction::Out, item.size());
+                traffic.count(pair.peer.as_str(), Event::Stanza { direction, kind, bytes });
                 item.stanza.write(&mut self.out);
             }
             if let Sending::Managed(unacked) = &mut self.sending {
@@ -518,6 +524,7 @@ impl Line {
         let wait = proved.peer.budget.lock().take(&config.limits, self.shared.now(), (elements, bytes));
         if !wait.is_zero() {
             self.shared.exchange.metrics.refused("peer-rate");
+            self.shared.exchange.control.traffic.count(&self.peer_domain(), Event::Refused("peer-rate"));
             self.clocks.brake = Some(Instant::now() + wait);
         }
     }
@@ -541,6 +548,7 @@ impl Line {
         };
         if let Some(failure) = &failure {
             tracing::debug!(conn = self.handle.serial, reason = %failure, "federation stream ended");
+            self.shared.exchange.control.traffic.count(&self.peer_domain(), Event::Failed(failure.label()));
         }
         let mut farewell = std::mem::take(&mut self.out);
         if !self.opened {
@@ -616,9 +624,21 @@ impl Line {
         }
     }
 
+    /// The domain that the peer has proved first, or none: what it merely claims counts for nobody.
+    fn peer_domain(&self) -> String {
+        let proved = self.proved.first().map(|proved| proved.peer.domain.as_str());
+        proved.or_else(|| self.carried.first().map(|pair| pair.peer.as_str())).unwrap_or_default().to_owned()
+    }
+
     /// Counts a refusal and writes its line.
     pub(super) fn refused(&self, name: &'static str, detail: &str) {
-        self.shared.refused(name, &self.peer_name(), self.handle.serial, detail);
+        self.shared.exchange.control.traffic.count(&self.peer_domain(), Event::Refused(name));
+        self.shared.refusals.report(Refusal {
+            name,
+            peer: &self.peer_name(),
+            conn: self.handle.serial,
+            detail,
+        });
     }
 }
 

@@ -15,6 +15,7 @@ use super::elements::printable;
 use super::line::{End, Line, Role};
 use super::pair::Pair;
 use super::queue::Item;
+use crate::control::traffic::Event;
 use crate::session::ledger::{Asked, Ledger};
 use crate::session::management::too_high;
 
@@ -137,6 +138,10 @@ impl Line {
             return Err(End::Error(too_high(h, sent)));
         }
         unacked.acked = h;
+        if let (Some(asked), true, Some((pair, _))) = (unacked.asked, count > 0, unacked.sent.front()) {
+            let event = Event::Acknowledged(asked.elapsed());
+            self.shared.exchange.control.traffic.count(pair.peer.as_str(), event);
+        }
         unacked.asked = None;
         let done: Vec<_> = unacked.sent.drain(..count).collect();
         unacked.bytes -= done.iter().map(|(_, item)| item.size()).sum::<usize>();

@@ -478,6 +478,7 @@ impl Pair {
             stanzas: state.queue.memory().0,
             bytes: state.queue.memory().1,
             kept: state.queue.kept(),
+            oldest: state.queue.oldest(),
             retry_at: waiting.then_some(state.not_before),
             last_error: state
                 .last
@@ -512,6 +513,8 @@ pub(super) struct Report {
     pub(super) stanzas: usize,
     pub(super) bytes: usize,
     pub(super) kept: usize,
+    /// Since when the oldest kept one waits: milliseconds since 1970.
+    pub(super) oldest: Option<i64>,
     pub(super) retry_at: Option<i64>,
     pub(super) last_error: Option<LastError>,
 }

@@ -136,6 +136,13 @@ impl Queue {
         self.kept
     }
 
+    /// When the oldest kept stanza here came: milliseconds since 1970.
+    pub(super) fn oldest(&self) -> Option<i64> {
+        let here = self.items.iter().find_map(|item| item.kept).map(LogId::millis);
+        let on_disk = self.disk.filter(|disk| disk.after != LogId::ZERO).map(|disk| disk.after.millis());
+        here.or(on_disk)
+    }
+
     pub(super) fn has_kept(&self) -> bool {
         self.disk.is_some() || self.items.iter().any(|item| item.kept.is_some())
     }

@@ -27,6 +27,7 @@ use super::policy::Cut;
 use super::queue::Bounds;
 use super::{MOST_INCOMING, MOST_PEERS};
 use crate::admin::StreamStatus;
+use crate::control::traffic::Event;
 use crate::exchange::Exchange;
 use crate::logging::{Refusal, Refusals};
 use crate::net::{CertStore, Gate, Resolver, TrustRoots, Verdict, verify_peer};
@@ -86,6 +87,7 @@ impl Shared {
         }
         if !self.may_talk(domain.as_str()) {
             self.exchange.metrics.refused("policy");
+            self.exchange.control.traffic.count(domain.as_str(), Event::Refused("policy"));
             return Err(Failure::Policy.stanza_error());
         }
         let most = if mail.is_answer() { MOST_INCOMING } else { MOST_PEERS };
@@ -208,6 +210,8 @@ impl Shared {
 
     /// Counts a refusal and writes its line, if it is its turn.
     pub(super) fn refused(&self, name: &'static str, peer: &str, conn: u64, detail: &str) {
+        // Who is refused before a proof may be anybody.
+        self.exchange.control.traffic.count("", Event::Refused(name));
         self.refusals.report(Refusal { name, peer, conn, detail });
     }
 }

@@ -65,6 +65,7 @@ impl Shared {
             status.queue_stanzas += report.stanzas as u64;
             status.queue_bytes += report.bytes as u64;
             status.queue_kept += report.kept as u64;
+            status.queue_oldest = [status.queue_oldest, report.oldest].into_iter().flatten().min();
             status.retry_at = match (status.retry_at, report.retry_at) {
                 (Some(a), Some(b)) => Some(a.min(b)),
                 (a, b) => a.or(b),

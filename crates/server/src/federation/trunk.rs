@@ -4,12 +4,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use rustls_pki_types::CertificateDer;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use trunkline_xmpp::jid::Jid;
 
 use super::MOST_PEERS;
 use super::clocks::Clocks;
 use super::dial::{self, Dialled};
+use super::elements::printable;
 use super::expiry::Bounce;
 use super::failure::Failure;
 use super::handle::{Command, Handle};
@@ -19,8 +22,11 @@ use super::pair::Pair;
 use super::shared::Shared;
 use super::wire::Wire;
 use crate::admin::StreamStatus;
+use crate::control::rule::Authentication;
+use crate::control::traffic::Event;
+use crate::logging::Refusal;
 use crate::metrics::Direction;
-use crate::net::TlsInfo;
+use crate::net::{CertInfo, TlsInfo};
 
 impl Shared {
     /// Starts looking after `pair`.
@@ -94,6 +100,8 @@ impl Shared {
         let proof = dialled.proof;
         let version = tls.as_ref().map_or("none", |tls| tls.version);
         self.exchange.metrics.federation_stream(Direction::Out, proof, version);
+        let chain = tls.as_ref().map_or(&[][..], |tls| &tls.peer_chain);
+        self.note_proof(&pair.peer, dialled.verdict.is_valid().then_some(Authentication::Certificate), chain);
         let status = StreamStatus {
             direction: if dialled.bidi { "both" } else { "out" }.into(),
             us: pair.local.domain.as_str().to_owned(),
@@ -178,9 +186,32 @@ impl Shared {
         }
     }
 
+    /// For the counters: a stream with the domain is proved.
+    pub(super) fn note_proof(
+        &self,
+        domain: &Jid,
+        authentication: Option<Authentication>,
+        chain: &[CertificateDer<'_>],
+    ) {
+        let words = chain.first().and_then(|certificate| CertInfo::read(certificate).ok());
+        let words = words.map_or_else(Vec::new, |certificate| {
+            let mut words = vec![
+                format!("subject: {}", printable(&certificate.subject)),
+                format!("issuer: {}", printable(&certificate.issuer)),
+                format!("valid until: {}", certificate.not_after),
+            ];
+            words.extend((!authentication.is_some_and(|by| by == Authentication::Certificate))
+                .then(|| format!("not enough: {}", self.verdict(chain, domain.as_str()))));
+            words
+        });
+        self.exchange.control.traffic.proved(domain.as_str(), authentication, words);
+    }
+
     fn note_failure(&self, pair: &Pair, failure: &Failure) {
         let detail = format!("{} to {}: {failure}", pair.local.domain, pair.peer);
-        self.refused(failure.label(), pair.peer.as_str(), 0, &detail);
+        self.exchange.control.traffic.count(pair.peer.as_str(), Event::Failed(failure.label()));
+        let (name, peer) = (failure.label(), pair.peer.as_str());
+        self.refusals.report(Refusal { name, peer, conn: 0, detail: &detail });
     }
 
     /// Bounces all that waits for a domain that does not exist, or must not be talked to.

@@ -1,5 +1,8 @@
 //! What each peer domain sends, gets and is refused: counters, and their history at falling resolution.
 
+mod counts;
+mod latency;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -12,9 +15,7 @@ use crate::admin::actor::Actor;
 use crate::admin::{OpError, Outcome};
 use crate::exchange::Exchange;
 
-/// The counters.
-#[derive(Debug, Default)]
-pub struct Traffic {}
+pub use counts::{Event, Facts, MOST_DOMAINS, MOST_SERIES, Traffic};
 
 /// What can be asked about peer domains.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
