@@ -13,6 +13,8 @@ export default defineConfig({
   server: { proxy: api ? { '/api': api } : {} },
   build: {
     target: 'es2022',
+    // dist/ itself is always there: cargo watches it (crates/server/build.rs).
+    outDir: 'dist/site',
     // Small pictures as data: URIs, and the preload helper as an inline script, would not pass the policy.
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
