@@ -65,8 +65,8 @@ impl Admin for Operator {
             Operation::Reload => exchange.reload(&config),
             Operation::Status => Ok(Outcome::Status(Box::new(exchange.status(&config).await?))),
             Operation::FederationStatus => Ok(Outcome::Federation(exchange.remote()?.status())),
-            Operation::FederationClose { domain } => Ok(said(exchange.remote()?.close(domain.as_deref())?)),
-            Operation::FederationOpen { domain } => Ok(said(exchange.remote()?.open(domain.as_deref())?)),
+            Operation::FederationClose { domain } => control::breaker::close(exchange, actor, domain).await,
+            Operation::FederationOpen { domain } => control::breaker::open(exchange, actor, domain).await,
             Operation::Kick { address } => exchange.kick(&address),
             Operation::InviteCreate { domain } => self.invite(&config, domain).await,
             Operation::Policy(op) => control::policy::run(exchange, actor, op).await,
@@ -238,6 +238,7 @@ impl Exchange {
         self.config.store(Arc::clone(&effective));
         *self.needs_restart.lock() = reload.needs_restart.clone();
         self.components.reconcile(&effective);
+        self.control.configured(&effective);
         if let Some(remote) = self.remote.get() {
             remote.reload(&effective);
         }

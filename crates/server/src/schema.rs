@@ -6,7 +6,7 @@
 use trunkline_store::Migration;
 
 /// Every migration, oldest first.
-pub const MIGRATIONS: &[Migration] = &[ACCOUNTS, MESSAGING, INVITES, BOUNDS, WAITING, ONE_INDEX];
+pub const MIGRATIONS: &[Migration] = &[ACCOUNTS, MESSAGING, INVITES, BOUNDS, WAITING, ONE_INDEX, CONTROL];
 
 const ACCOUNTS: Migration = Migration {
     name: "accounts",
@@ -165,3 +165,58 @@ const WAITING: Migration = Migration {
 /// Each index of the archive costs a page of the disk for almost every message, because neighbours in time are not
 /// neighbours in it. What nothing reads is not worth that.
 const ONE_INDEX: Migration = Migration { name: "one-index", sql: "DROP INDEX archive_by_peer;" };
+
+/// What outsiders may do: rules, blocks, levels of the breaker, and the log of every change of theirs. The log is
+/// append-only, and the database sees to it: not even `INSERT OR REPLACE` changes an entry.
+const CONTROL: Migration = Migration {
+    name: "control",
+    sql: "
+        CREATE TABLE audit (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            at INTEGER NOT NULL,
+            who TEXT NOT NULL,
+            face TEXT NOT NULL,
+            what TEXT NOT NULL,
+            why TEXT NOT NULL,
+            before TEXT,
+            after TEXT
+        ) STRICT;
+        CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit
+            BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
+        CREATE TRIGGER audit_is_not_deleted BEFORE DELETE ON audit
+            BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
+        CREATE TRIGGER audit_is_not_replaced BEFORE INSERT ON audit
+            WHEN EXISTS (SELECT 1 FROM audit WHERE id = NEW.id)
+            BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
+        CREATE TABLE federation_rules (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            position INTEGER NOT NULL,
+            rule TEXT NOT NULL,
+            set_by TEXT NOT NULL,
+            set_at INTEGER NOT NULL
+        ) STRICT;
+        CREATE TABLE federation_preset (
+            one INTEGER PRIMARY KEY CHECK (one = 1),
+            preset TEXT NOT NULL,
+            shadow INTEGER NOT NULL,
+            set_by TEXT NOT NULL,
+            set_at INTEGER NOT NULL
+        ) STRICT;
+        CREATE TABLE federation_blocks (
+            domain TEXT PRIMARY KEY,
+            subdomains INTEGER NOT NULL,
+            reason TEXT NOT NULL,
+            until INTEGER,
+            set_by TEXT NOT NULL,
+            set_at INTEGER NOT NULL
+        ) STRICT;
+        CREATE TABLE federation_levels (
+            domain TEXT PRIMARY KEY,
+            level TEXT NOT NULL,
+            reason TEXT NOT NULL,
+            until INTEGER,
+            set_by TEXT NOT NULL,
+            set_at INTEGER NOT NULL
+        ) STRICT;
+    ",
+};

@@ -144,6 +144,7 @@ impl Server {
         });
         let weak = Arc::downgrade(&server);
         let _ = exchange.surroundings.set(weak);
+        crate::control::Control::start(&exchange).await?;
         if !parts.in_memory {
             // Before anything moves: a port that is taken must not cost anybody a session.
             let bound = server.bind(&config)?;

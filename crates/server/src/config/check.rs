@@ -162,6 +162,7 @@ impl Found<'_> {
                 && key.next().is_some()
         });
         match row {
+            Some(row) if row.kind == Kind::Rules => self.rules(path, line, item, value),
             Some(row) if row.kind != Kind::Table => match row.kind.normalise(value) {
                 Ok(value) => self.insert(path, name, line, value),
                 Err(text) => self.problem(line, &name, text),
@@ -183,6 +184,52 @@ impl Found<'_> {
                 }
             },
         }
+    }
+
+    /// Rules: each problem with the line that it is about.
+    fn rules(&mut self, path: &[String], line: Option<usize>, item: &Item, value: &Value) {
+        let name = dotted(path);
+        let Some(rules) = value.as_array() else {
+            self.problem(line, &name, format!("write each rule as a section of its own: `[[{name}]]`"));
+            return;
+        };
+        let mut canonical = Vec::new();
+        for (index, rule) in rules.iter().enumerate() {
+            let table: Option<&dyn TableLike> = match item {
+                Item::ArrayOfTables(tables) => tables.get(index).map(|table| table as &dyn TableLike),
+                _ => item
+                    .as_array()
+                    .and_then(|array| array.get(index)?.as_inline_table())
+                    .map(|table| table as _),
+            };
+            let span = match item {
+                Item::ArrayOfTables(tables) => tables.get(index).and_then(toml_edit::Table::span),
+                _ => item.as_array().and_then(|array| array.get(index)?.span()),
+            };
+            match value::rule(rule) {
+                Ok(rule) => canonical.push(rule),
+                Err(error) => {
+                    let own = span.map(|span| line_at(self.text, span.start));
+                    let at = table.and_then(|table| self.line_of(table, &error.field)).or(own).or(line);
+                    let key = format!("{name}, rule {}", index + 1);
+                    self.problem(at, &key, error.to_string());
+                }
+            }
+        }
+        self.insert(path, name, line, Value::Array(canonical));
+    }
+
+    /// The line of `field` (`when.domain`, or a name alone) below `table`.
+    fn line_of(&self, table: &dyn TableLike, field: &str) -> Option<usize> {
+        let (first, rest) = field.split_once('.').unwrap_or((field, ""));
+        if let Some((key, item)) = table.get_key_value(first) {
+            let below = item.as_table_like().and_then(|table| self.line_of(table, rest));
+            return below.or_else(|| {
+                let span = key.span().or_else(|| item.span())?;
+                Some(line_at(self.text, span.start))
+            });
+        }
+        table.iter().find_map(|(_, item)| self.line_of(item.as_table_like()?, field))
     }
 
     fn insert(&mut self, path: &[String], name: String, line: Option<usize>, value: Value) {

@@ -199,6 +199,13 @@ pub const KEYS: &[Key] = &[
     key("federation.enabled", Bool).default("true").doc(
         "false cuts the outside off: no stream to or from another domain, while everything inside goes on.",
     ),
+    key("federation.preset", OneOf(&["open", "careful", "allow-list-only", "closed"])).default("\"careful\"").doc(
+        "What becomes of stanzas that no rule decides: \"open\" lets them pass, \"careful\" holds first contacts until the receiver consents, \"allow-list-only\" refuses them, \"closed\" refuses everything. What is set at run time (`trunkline federation policy preset`) counts instead.",
+    ),
+    key("federation.rules", Kind::Rules)
+        .default("[]")
+        .example("[{ when = { domain = \"noisy.example\", subdomains = true }, then = { do = \"limit\", per_minute = 60 }, reason = \"too much noise\" }]")
+        .doc("Rules for outside traffic, first match wins; better written as [[federation.rules]] sections. They come before those set at run time. docs/control/policy.md has the language."),
     key("federation.trust", Path)
         .example("\"/etc/trunkline/partners.pem\"")
         .doc("A PEM file with further root certificates for other servers, beside the system's."),

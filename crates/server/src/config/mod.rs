@@ -19,6 +19,9 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::Value;
 
+use crate::control::policy::Preset;
+use crate::control::rule::Rule;
+
 pub use keys::{Apply, KEYS};
 pub use write::{reference, template};
 
@@ -171,6 +174,11 @@ pub struct Federation {
     pub listen_tls: Vec<SocketAddr>,
     /// false: no stream to or from another domain.
     pub enabled: bool,
+    /// What stands behind the rules, until another one is set at run time.
+    pub preset: Preset,
+    /// The first rules, in order.
+    #[serde(default)]
+    pub rules: Vec<Rule>,
     /// PEM file with further roots.
     pub trust: Option<PathBuf>,
     /// Whether dialback may prove a domain; see [`Federation::dialback_with`].

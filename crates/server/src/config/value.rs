@@ -10,6 +10,8 @@ use std::time::Duration;
 use toml::Value;
 use trunkline_xmpp::jid::Jid;
 
+use crate::control::rule::Rule;
+
 /// The shape of one key's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -43,6 +45,8 @@ pub enum Kind {
     Uris,
     /// Where the data is kept.
     StoreUrl,
+    /// Rules for outside traffic.
+    Rules,
     /// A table whose own keys are listed separately; it may be empty.
     Table,
 }
@@ -69,6 +73,7 @@ impl Kind {
             Kind::Addresses => "list of addresses (\"user@domain\")".into(),
             Kind::Uris => "list of URIs (\"mailto:...\", \"xmpp:...\")".into(),
             Kind::StoreUrl => "\"sqlite:FILE\"".into(),
+            Kind::Rules => "list of rules".into(),
             Kind::Table => "table".into(),
         }
     }
@@ -130,7 +135,67 @@ impl Kind {
                     .map(Value::Array)
             }
             Kind::StoreUrl => store_url(text(value)?).map(Value::String),
+            Kind::Rules => {
+                let rules = value.as_array().ok_or_else(|| wrong("a list of rules", value))?;
+                let rules = rules.iter().map(|one| rule(one).map_err(|error| error.to_string()));
+                rules.collect::<Result<_, _>>().map(Value::Array)
+            }
             Kind::Table => value.as_table().cloned().map(Value::Table).ok_or_else(|| wrong("a table", value)),
+        }
+    }
+}
+
+/// A rule as people write it, in its canonical form. `then = "reject"` is short for `then = { do = "reject" }`; times may
+/// be written as dates, spans and sizes with their units.
+pub(super) fn rule(value: &Value) -> Result<Value, RuleError> {
+    let wrong_at = |field: &str, text: String| RuleError { field: field.to_owned(), text };
+    let mut table = value.as_table().cloned().ok_or_else(|| wrong_at("", wrong("a rule", value)))?;
+    if let Some(Value::String(name)) = table.get("then") {
+        let mut action = toml::Table::new();
+        action.insert("do".into(), name.clone().into());
+        table.insert("then".into(), action.into());
+    }
+    if let Some(until) = table.get_mut("until")
+        && !until.is_integer()
+    {
+        let text = until.as_str().map_or_else(|| until.to_string(), str::to_owned);
+        let stamp: jiff::Timestamp = text
+            .parse()
+            .map_err(|_| wrong_at("until", format!("{text} is not a time such as 2026-12-31T00:00:00Z")))?;
+        *until = Value::Integer(stamp.as_millisecond());
+    }
+    if let Some(when) = table.get_mut("when").and_then(Value::as_table_mut) {
+        if let Some(span) = when.get_mut("first_seen_within") {
+            let seconds = duration(span).map_err(|text| wrong_at("when.first_seen_within", text))?.as_secs();
+            *span = Value::Integer(i64::try_from(seconds).unwrap_or(i64::MAX));
+        }
+        if let Some(size) = when.get_mut("larger_than") {
+            *size = Value::Integer(bytes(size).map_err(|text| wrong_at("when.larger_than", text))?);
+        }
+    }
+    let rule: Rule = Value::Table(table).try_into().map_err(|error: toml::de::Error| {
+        let text = error.message().lines().next().unwrap_or_default().to_owned();
+        let field = text.split('`').nth(1).unwrap_or_default().to_owned();
+        RuleError { field, text }
+    })?;
+    let rule = rule.checked().map_err(|error| wrong_at(error.field, error.text))?;
+    Value::try_from(rule).map_err(|error| wrong_at("", error.to_string()))
+}
+
+/// What is wrong with a rule.
+#[derive(Debug)]
+pub(super) struct RuleError {
+    /// `when.domain`, or only the last name, or nothing: the rule as a whole.
+    pub(super) field: String,
+    pub(super) text: String,
+}
+
+impl std::fmt::Display for RuleError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.field.is_empty() {
+            f.write_str(&self.text)
+        } else {
+            write!(f, "{}: {}", self.field, self.text)
         }
     }
 }

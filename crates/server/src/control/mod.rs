@@ -7,7 +7,8 @@
 //! | part | what |
 //! |---|---|
 //! | `rule` | the language: one rule, its conditions and its action |
-//! | `policy` | the rules in force, presets, shadow; the judgement |
+//! | `judge`, `content` | the judgement; what is in a stanza, marks, text only |
+//! | `policy`, `blocks` | the rules in force, presets, shadow; domains that are blocked, and files of them |
 //! | `breaker` | the graded cut-off, for one domain and for all |
 //! | `audit` | who changed what, and why; append-only |
 //! | `requests` | first contacts that wait for consent |
@@ -15,7 +16,10 @@
 //! | `traffic` | counters for each peer domain, and their history |
 
 pub mod audit;
+pub mod blocks;
 pub mod breaker;
+pub mod content;
+pub mod judge;
 pub mod lists;
 pub mod policy;
 pub mod reports;
@@ -23,12 +27,23 @@ pub mod requests;
 pub mod rule;
 pub mod traffic;
 
+use std::sync::Arc;
+
+use trunkline_store::StoreError;
+
+use crate::config::Config;
+use crate::exchange::Exchange;
+use crate::ids::Clock;
+
 use audit::Audit;
 use breaker::Breaker;
+use judge::{Bench, Facts, Trial};
+pub use judge::{Case, Decision, Verdict};
 use lists::Lists;
 use policy::Policy;
 use reports::Reports;
 use requests::Requests;
+use rule::Authentication;
 use traffic::Traffic;
 
 /// What all parts of the server ask about outsiders. One value for each server, made at start.
@@ -48,11 +63,136 @@ pub struct Control {
     pub lists: Lists,
     /// Counters for each peer domain.
     pub traffic: Traffic,
+    clock: ControlClock,
+}
+
+/// The clock, which has no default of its own.
+#[derive(Debug)]
+struct ControlClock(Clock);
+
+impl Default for ControlClock {
+    fn default() -> ControlClock {
+        ControlClock(Clock::System)
+    }
+}
+
+/// Whether a domain is talked to at all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Stanzas are judged one by one.
+    Open,
+    /// The domain is blocked, for this reason.
+    Blocked(String),
+    /// The breaker is pulled, for this reason.
+    Closed(String),
 }
 
 impl Control {
     /// As it is before anything was seen or read.
-    pub fn new(clock: &crate::ids::Clock) -> Control {
-        Control { traffic: Traffic::new(clock.clone()), ..Control::default() }
+    pub fn new(clock: &Clock) -> Control {
+        Control {
+            traffic: Traffic::new(clock.clone()),
+            audit: Audit::new(clock.clone()),
+            clock: ControlClock(clock.clone()),
+            ..Control::default()
+        }
+    }
+
+    /// Reads what the store remembers. Called once, before anybody from outside is let in.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn start(exchange: &Arc<Exchange>) -> Result<(), StoreError> {
+        let control = &exchange.control;
+        let config = exchange.config.load_full();
+        policy::load(exchange).await?;
+        breaker::load(exchange).await?;
+        control.configured(&config);
+        Ok(())
+    }
+
+    /// A configuration is in effect.
+    pub fn configured(&self, config: &Config) {
+        self.policy.configured(config, self.now());
+        self.breaker.configured(config, self.now());
+    }
+
+    /// What becomes of a stanza. Never waits.
+    pub fn judge(&self, case: &Case<'_>) -> Decision {
+        self.with_bench(case, |bench| Trial::new(bench, case).judge())
+    }
+
+    /// [`Control::judge`] without any effect, and what was looked at.
+    pub(crate) fn rehearse(&self, case: &Case<'_>) -> (Decision, Vec<String>, String) {
+        self.with_bench(case, |bench| Trial::new(bench, case).rehearse())
+    }
+
+    fn with_bench<T>(&self, case: &Case<'_>, judge: impl FnOnce(&Bench<'_>) -> T) -> T {
+        let now = self.now();
+        let standing = self.policy.standing();
+        let set = self.breaker.of(case.domain, now);
+        let blocked = standing.blocked(case.domain, now);
+        judge(&Bench {
+            level: set.as_ref().map_or(breaker::Level::Normal, |set| set.level),
+            level_reason: set.as_ref().map_or("", |set| &set.reason),
+            blocked: blocked.as_deref(),
+            rules: standing.rules(),
+            preset: standing.preset_rule(),
+            facts: self,
+            now,
+        })
+    }
+
+    /// What was decided is carried out on the streams.
+    pub(crate) fn in_force(&self, exchange: &Exchange) {
+        if let Some(remote) = exchange.remote.get() {
+            remote.policy_changed();
+        }
+    }
+
+    /// Whether `domain` (canonical) is talked to at all.
+    pub fn access(&self, domain: &str) -> Access {
+        let now = self.now();
+        match self.breaker.of(domain, now) {
+            Some(set) if set.level == breaker::Level::Closed => return Access::Closed(set.reason.clone()),
+            _ => {}
+        }
+        let standing = self.policy.standing();
+        match standing.blocked(domain, now) {
+            Some(blocked) => Access::Blocked(blocked.reason.clone()),
+            None if standing.is_closed() => Access::Blocked("the preset is \"closed\"".into()),
+            None => Access::Open,
+        }
+    }
+
+    /// Anything at all goes in or out.
+    pub fn is_open(&self) -> bool {
+        !self.breaker.is_closed_for_all(self.now()) && !self.policy.standing().is_closed()
+    }
+
+    pub(crate) fn now(&self) -> i64 {
+        self.clock.0.now()
+    }
+}
+
+impl Facts for Control {
+    fn first_seen(&self, domain: &str) -> Option<i64> {
+        self.traffic.first_seen(domain)
+    }
+
+    fn authentication(&self, domain: &str) -> Option<Authentication> {
+        self.traffic.authentication(domain)
+    }
+
+    fn rate(&self, domain: &str) -> u32 {
+        self.traffic.rate(domain)
+    }
+
+    fn reputation(&self, _domain: &str) -> Option<u8> {
+        None
+    }
+
+    fn is_listed(&self, _list: &str, _who: &str) -> bool {
+        false
     }
 }

@@ -2,6 +2,11 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use trunkline_xmpp::error::Condition;
+use trunkline_xmpp::jid::Jid;
+
+/// Characters of a reason, a mark or an error's text.
+pub const MOST_TEXT: usize = 500;
 
 /// A rule as an operator writes it, in the configuration, over HTTP or on the command line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -142,6 +147,9 @@ pub enum Action {
         /// A condition of RFC 6120 s.8.3.3; `policy-violation` if absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         condition: Option<String>,
+        /// What the sender reads. Without it: local senders read the rule's reason, others that it is policy.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        text: Option<String>,
     },
     /// It vanishes.
     Drop,
@@ -159,4 +167,121 @@ pub enum Action {
     },
     /// Links and media are taken out, only the text passes.
     TextOnly,
+}
+
+impl Action {
+    /// As it is written.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Action::Allow => "allow",
+            Action::Reject { .. } => "reject",
+            Action::Drop => "drop",
+            Action::Hold => "hold",
+            Action::Limit { .. } => "limit",
+            Action::Mark { .. } => "mark",
+            Action::TextOnly => "text-only",
+        }
+    }
+}
+
+/// What is wrong with a rule: where, and why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {text}")]
+pub struct RuleError {
+    /// As in the rule: `when.domain`.
+    pub field: &'static str,
+    /// What is wrong and what to do.
+    pub text: String,
+}
+
+impl Rule {
+    /// The rule in canonical form: addresses as the server compares them, nothing that can't be true.
+    ///
+    /// # Errors
+    /// What the one who wrote it has to mend.
+    pub fn checked(mut self) -> Result<Rule, RuleError> {
+        let wrong = |field, text: String| RuleError { field, text };
+        let when = &mut self.when;
+        if let Some(name) = &when.domain {
+            when.domain = Some(domain(name).map_err(|text| wrong("when.domain", text))?);
+        } else if when.subdomains {
+            return Err(wrong("when.subdomains", "below which domain? Give `domain` too".into()));
+        }
+        if let Some(text) = &when.address {
+            let jid = Jid::parse(text).ok().filter(|jid| jid.local().is_some() && jid.resource().is_none());
+            let Some(jid) = jid else {
+                return Err(wrong(
+                    "when.address",
+                    format!("\"{text}\" is not an address such as user@example.org"),
+                ));
+            };
+            when.address = Some(jid.as_str().to_owned());
+        }
+        if when.first_seen_within == Some(0) {
+            return Err(wrong("when.first_seen_within", "0 seconds are never true".into()));
+        }
+        if when.reputation_below.is_some_and(|below| below == 0 || below > 100) {
+            return Err(wrong("when.reputation_below", "a number from 1 to 100".into()));
+        }
+        if when.listed_in.as_deref().is_some_and(|name| name.trim().is_empty()) {
+            return Err(wrong("when.listed_in", "the name of a list is missing".into()));
+        }
+        match &mut self.then {
+            Action::Reject { condition, text } => {
+                if let Some(name) = condition
+                    && Condition::parse(name).is_none()
+                {
+                    let text = format!(
+                        "\"{name}\" is not a condition of RFC 6120 s.8.3.3, such as policy-violation"
+                    );
+                    return Err(wrong("then.condition", text));
+                }
+                short(text.as_deref().unwrap_or_default()).map_err(|text| wrong("then.text", text))?;
+            }
+            Action::Limit { per_minute: 0 } => {
+                return Err(wrong(
+                    "then.per_minute",
+                    "0 lets nothing pass: use \"reject\" or \"drop\"".into(),
+                ));
+            }
+            Action::Hold if self.direction == Direction::Out => {
+                return Err(wrong("then", "what goes out can't be held: nobody is there to consent".into()));
+            }
+            Action::Mark { text } => {
+                if text.trim().is_empty() {
+                    return Err(wrong("then.text", "what should the mark say?".into()));
+                }
+                short(text).map_err(|text| wrong("then.text", text))?;
+            }
+            Action::Allow | Action::Drop | Action::Hold | Action::Limit { .. } | Action::TextOnly => {}
+        }
+        short(&self.reason).map_err(|text| wrong("reason", text))?;
+        if self.until.is_some_and(|until| until <= 0) {
+            return Err(wrong("until", "milliseconds since 1970, or a date".into()));
+        }
+        Ok(self)
+    }
+
+    /// The rule's time is over.
+    pub fn has_ended(&self, now: i64) -> bool {
+        self.until.is_some_and(|until| until <= now)
+    }
+}
+
+pub(super) fn short(text: &str) -> Result<(), String> {
+    if text.chars().count() > MOST_TEXT {
+        return Err(format!("longer than {MOST_TEXT} characters"));
+    }
+    if text.chars().any(|c| c.is_control()) {
+        return Err("contains control characters".into());
+    }
+    Ok(())
+}
+
+/// A domain in canonical form.
+pub(super) fn domain(name: &str) -> Result<String, String> {
+    match Jid::parse(name.trim()) {
+        Ok(jid) if jid.is_domain() => Ok(jid.as_str().to_owned()),
+        _ => Err(format!("\"{name}\" is not a domain")),
+    }
 }

@@ -119,7 +119,10 @@ pub(super) async fn dial(shared: &Arc<Shared>, local: &Arc<Host>, peer: &Jid) ->
 /// Asks the authoritative server of a domain whether a key is its own (XEP-0220 s.2.3).
 pub(super) async fn ask(shared: &Arc<Shared>, question: &Dialback) -> Result<bool, Failure> {
     let within = shared.exchange.config.load().federation.connect_timeout;
-    let local = shared.exchange.served(question.from.as_str()).ok_or(Failure::Policy)?;
+    let local = shared
+        .exchange
+        .served(question.from.as_str())
+        .ok_or_else(|| Failure::Policy("not a domain of ours".into()))?;
     let asking = async {
         let mut stream = reach(shared, &local, &question.to, Purpose::Ask).await?.wire;
         stream.send(&question.write()).await?;

@@ -21,10 +21,12 @@ use trunkline_xmpp::stanza::{Stanza, StanzaRefusal};
 use super::crossing::Load;
 use super::failure::{Failure, certificate_label};
 use super::line::{End, Line, Role, Stage, kind_of};
+use super::policy::Judged;
 use super::wire::{self, Offers};
 use crate::control::traffic;
 use crate::metrics::{Direction, Side};
 use crate::route::{Mail, Origin};
+use crate::session::ledger::Receipt;
 
 impl Line {
     pub(super) fn event(&mut self, event: Event) -> Result<(), End> {
@@ -191,6 +193,14 @@ impl Line {
         self.shared.exchange.metrics.stanza(kind, Direction::In, Side::Outside);
         let event = traffic::Event::Stanza { direction: Direction::In, kind, bytes: stanza.size() };
         self.shared.exchange.control.traffic.count(from.domain(), event);
+        let stanza = match self.judge(stanza) {
+            Judged::Pass(stanza) => stanza,
+            Judged::Answer(answer) => {
+                let answered = answer.is_none_or(|answer| self.shared.reply(answer));
+                // As below: what was neither taken nor answered is not acknowledged.
+                return if answered { Ok(()) } else { lose(receipt) };
+            }
+        };
         let mail = Mail { stanza, origin: Origin::Outside, receipt };
         if let Err(no_room) = self.shared.crossing.push(&peer, mail) {
             self.refused("crossing-full", "the inside did not take stanzas of this peer in time");
@@ -199,10 +209,7 @@ impl Line {
             let answered = no_room.0.stanza.error(&error).is_none_or(|answer| self.shared.reply(answer));
             // Promise 1: what was neither taken nor answered is not acknowledged. The peer still has it.
             if !answered {
-                if let Some(receipt) = no_room.0.receipt {
-                    receipt.lose();
-                }
-                return Err(StreamCondition::ResourceConstraint.into());
+                return lose(no_room.0.receipt);
             }
         }
         Ok(())
@@ -249,6 +256,14 @@ impl Line {
         self.shared.reply(answer);
         Ok(())
     }
+}
+
+/// Ends the stream, with a stanza that the peer still has to have.
+fn lose(receipt: Option<Receipt>) -> Result<(), End> {
+    if let Some(receipt) = receipt {
+        receipt.lose();
+    }
+    Err(StreamCondition::ResourceConstraint.into())
 }
 
 /// What a stream header between servers says.

@@ -33,12 +33,18 @@ pub(super) enum Failure {
     Dialback(String),
     #[error("the peer speaks no XMPP that we understand: {0}")]
     Protocol(String),
-    #[error("forbidden by this server's policy")]
-    Policy,
+    #[error("this server does not talk to that provider{}", because(.0))]
+    Policy(String),
+    #[error("this server is cut off from that provider for the time being{}", because(.0))]
+    CutOff(String),
     #[error("this server is shutting down")]
     Shutdown,
     #[error("a bug in this server ended the stream")]
     Internal,
+}
+
+fn because(reason: &str) -> String {
+    if reason.is_empty() { String::new() } else { format!(": {reason}") }
 }
 
 fn words(text: Option<&str>) -> String {
@@ -66,7 +72,8 @@ impl Failure {
             Failure::NoExternal { .. } => "peer-refused-our-certificate",
             Failure::Dialback(_) => "dialback-failed",
             Failure::Protocol(_) => "peer-protocol",
-            Failure::Policy => "policy",
+            Failure::Policy(_) => "policy",
+            Failure::CutOff(_) => "cut-off",
             Failure::Shutdown => "shutdown",
             Failure::Internal => "internal",
         }
@@ -82,7 +89,7 @@ impl Failure {
                 | Failure::Untrusted(_)
                 | Failure::NoProof { .. }
                 | Failure::NoExternal { .. }
-                | Failure::Policy
+                | Failure::Policy(_)
         )
     }
 
@@ -90,7 +97,7 @@ impl Failure {
     pub(super) fn stanza_error(&self) -> StanzaError {
         let condition = match self {
             Failure::NotFound(_) => Condition::RemoteServerNotFound,
-            Failure::Policy => Condition::PolicyViolation,
+            Failure::Policy(_) | Failure::CutOff(_) => Condition::PolicyViolation,
             Failure::Internal => Condition::InternalServerError,
             _ => Condition::RemoteServerTimeout,
         };
@@ -101,7 +108,7 @@ impl Failure {
     pub(super) fn dialback_condition(&self) -> Condition {
         match self {
             Failure::NotFound(_) => Condition::RemoteServerNotFound,
-            Failure::Policy => Condition::PolicyViolation,
+            Failure::Policy(_) | Failure::CutOff(_) => Condition::PolicyViolation,
             Failure::Untrusted(_) => Condition::NotAuthorized,
             // remote-connection-failed is a stream condition in RFC 6120; the stanza condition next to it is this.
             _ => Condition::RemoteServerTimeout,

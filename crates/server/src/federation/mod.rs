@@ -61,7 +61,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
 use trunkline_xmpp::error::StanzaError;
 
-use crate::admin::{FederationStatus, OpError};
+use crate::admin::FederationStatus;
 use crate::config::Config;
 use crate::exchange::Exchange;
 use crate::logging::Refusals;
@@ -250,7 +250,6 @@ impl Federation {
             gate: Gate::new(gate_limits(&config)),
             epoch: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
-            cut: Mutex::default(),
             running: Mutex::new(Some(watch::Sender::new(()))),
         });
         shared.crossing.drain(exchange);
@@ -312,12 +311,8 @@ impl Remote for Federation {
         self.shared.report()
     }
 
-    fn close(&self, domain: Option<&str>) -> Result<String, OpError> {
-        self.shared.close(domain)
-    }
-
-    fn open(&self, domain: Option<&str>) -> Result<String, OpError> {
-        self.shared.open(domain)
+    fn policy_changed(&self) {
+        self.shared.policy_changed();
     }
 
     fn entrance(&self) -> Option<Arc<dyn Entrance>> {

@@ -1,80 +1,68 @@
-//! Whom we talk to: the configuration, and what an administrator has cut off for the time being.
+//! Whom we talk to: what [`crate::control`] decided, carried out on the streams.
 
-use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
+use trunkline_xmpp::error::StanzaError;
 use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::stanza::Stanza;
 
+use super::failure::Failure;
+use super::line::Line;
 use super::shared::Shared;
-use crate::admin::OpError;
-
-/// What an administrator has cut off for the time being.
-#[derive(Debug, Default)]
-pub(super) struct Cut {
-    all: bool,
-    domains: BTreeSet<String>,
-}
+use crate::control::rule::Direction;
+use crate::control::traffic::Event;
+use crate::control::{Access, Case, Verdict};
+use crate::route::Mail;
 
 impl Shared {
-    /// Also what is below the domain, until opened again.
-    pub(super) fn close(&self, domain: Option<&str>) -> Result<String, OpError> {
-        let said = match known_domain(domain)? {
-            Some(domain) => {
-                let said =
-                    format!("{domain} is cut off until it is opened again, or the server starts again.");
-                self.cut.lock().domains.insert(domain);
-                said
-            }
-            None => {
-                self.cut.lock().all = true;
-                "The outside is cut off until it is opened again, or the server starts again.".into()
-            }
-        };
-        self.policy_changed();
-        Ok(said)
-    }
-
-    pub(super) fn open(&self, domain: Option<&str>) -> Result<String, OpError> {
-        let config = self.exchange.config.load_full();
-        let said = match known_domain(domain)? {
-            Some(domain) => {
-                if !self.cut.lock().domains.remove(&domain) {
-                    return Err(OpError::NotPossible(format!("{domain} was not closed")));
-                }
-                match config.federation.blocked(&domain) {
-                    true => format!("{domain} is open, but federation.domains blocks it."),
-                    false => format!("{domain} is open."),
-                }
-            }
-            None => {
-                self.cut.lock().all = false;
-                match config.federation.enabled {
-                    true => "Federation is open.".into(),
-                    false => "Federation is open, but federation.enabled is false.".into(),
-                }
-            }
-        };
-        self.policy_changed();
-        Ok(said)
-    }
-
     /// Anything at all goes in or out.
     pub(super) fn is_open(&self) -> bool {
-        self.exchange.config.load().federation.enabled && !self.cut.lock().all
+        self.exchange.control.is_open()
     }
 
     /// `domain` may be talked to.
     pub(super) fn may_talk(&self, domain: &str) -> bool {
-        let config = self.exchange.config.load();
-        if !config.federation.enabled || config.federation.blocked(domain) {
-            return false;
+        self.exchange.control.access(domain) == Access::Open
+    }
+
+    /// Why `domain` may not be talked to; `None`: it may.
+    pub(super) fn forbidden(&self, domain: &str) -> Option<Failure> {
+        match self.exchange.control.access(domain) {
+            Access::Open => None,
+            Access::Blocked(reason) => Some(Failure::Policy(reason)),
+            Access::Closed(reason) => Some(Failure::CutOff(reason)),
         }
-        let cut = self.cut.lock();
-        !cut.all
-            && !cut
-                .domains
-                .iter()
-                .any(|cut| domain == cut || domain.strip_suffix(cut).is_some_and(|rest| rest.ends_with('.')))
+    }
+
+    /// The edge, on the way out. The server's own answers are not judged: they are what the policy says.
+    pub(super) fn judge_outgoing(&self, domain: &Jid, mail: Mail) -> Result<Option<Mail>, StanzaError> {
+        if mail.is_answer() {
+            return Ok(Some(mail));
+        }
+        let case =
+            Case { direction: Direction::Out, domain: domain.as_str(), stanza: &mail.stanza, relation: None };
+        let decision = self.exchange.control.judge(&case);
+        let refused = |name| {
+            self.exchange.metrics.refused(name);
+            self.exchange.control.traffic.count(domain.as_str(), Event::Refused(name));
+        };
+        match decision.verdict {
+            Verdict::Reject(error) => {
+                refused("policy-rejected");
+                Err(error)
+            }
+            // It vanishes: its sender is not to know.
+            Verdict::Drop => {
+                refused("policy-dropped");
+                Ok(None)
+            }
+            Verdict::Allow | Verdict::Undecided | Verdict::Hold => {
+                let stanza = decision.carried_out(mail.stanza.clone(), Direction::Out).inspect_err(|_| {
+                    refused("policy-text-only");
+                })?;
+                Ok(Some(Mail { stanza, ..mail }))
+            }
+        }
     }
 
     /// Dialback may prove `domain`, and prove us to it.
@@ -101,10 +89,44 @@ impl Shared {
     }
 }
 
-fn known_domain(domain: Option<&str>) -> Result<Option<String>, OpError> {
-    let Some(name) = domain else { return Ok(None) };
-    match Jid::parse(name) {
-        Ok(jid) if jid.is_domain() => Ok(Some(jid.as_str().to_owned())),
-        _ => Err(OpError::NotPossible(format!("{name} is not a domain"))),
+/// What of a peer's stanza crosses into the inside.
+pub(super) enum Judged {
+    /// This.
+    Pass(Stanza),
+    /// Nothing: the sender gets this, if it is a stanza that is answered.
+    Answer(Option<Stanza>),
+}
+
+impl Line {
+    /// The edge: a stanza of a proved peer, before it crosses. Marks of others are taken off here.
+    pub(super) fn judge(&self, stanza: Stanza) -> Judged {
+        let stanza = crate::control::content::unmarked(stanza);
+        let Some(from) = stanza.head.from.clone() else { return Judged::Answer(None) };
+        let control = &self.shared.exchange.control;
+        let case = Case { direction: Direction::In, domain: from.domain(), stanza: &stanza, relation: None };
+        let decision = control.judge(&case);
+        let refused = |name: &'static str, detail: &str| {
+            self.refused(name, &format!("{}: {detail}", decision.by));
+        };
+        match &decision.verdict {
+            // Whom a stanza may be held for, only the account knows.
+            Verdict::Allow | Verdict::Undecided | Verdict::Hold => {
+                match decision.carried_out(stanza.clone(), Direction::In) {
+                    Ok(stanza) => Judged::Pass(stanza),
+                    Err(error) => {
+                        refused("policy-text-only", "nothing of it was text");
+                        Judged::Answer(stanza.error(&error))
+                    }
+                }
+            }
+            Verdict::Reject(error) => {
+                refused("policy-rejected", "a stanza was rejected");
+                Judged::Answer(stanza.error(error))
+            }
+            Verdict::Drop => {
+                refused("policy-dropped", "a stanza was dropped");
+                Judged::Answer(None)
+            }
+        }
     }
 }

@@ -23,7 +23,6 @@ use super::failure::Failure;
 use super::handle::Handle;
 use super::pair::keeps;
 use super::peer::{self, Budget, Peer, Peers, Places};
-use super::policy::Cut;
 use super::queue::Bounds;
 use super::{MOST_INCOMING, MOST_PEERS};
 use crate::admin::StreamStatus;
@@ -58,7 +57,6 @@ pub(crate) struct Shared {
     /// Grows when the policy may have changed.
     pub(super) epoch: AtomicU64,
     pub(super) stopping: AtomicBool,
-    pub(super) cut: Mutex<Cut>,
     /// Dropped to stop the listeners and sweepers.
     pub(super) running: Mutex<Option<watch::Sender<()>>>,
 }
@@ -85,11 +83,12 @@ impl Shared {
         if self.is_stopping() && !keeps(&mail) {
             return Err(Failure::Shutdown.stanza_error());
         }
-        if !self.may_talk(domain.as_str()) {
-            self.exchange.metrics.refused("policy");
-            self.exchange.control.traffic.count(domain.as_str(), Event::Refused("policy"));
-            return Err(Failure::Policy.stanza_error());
+        if let Some(failure) = self.forbidden(domain.as_str()) {
+            self.exchange.metrics.refused(failure.label());
+            self.exchange.control.traffic.count(domain.as_str(), Event::Refused(failure.label()));
+            return Err(failure.stanza_error());
         }
+        let Some(mail) = self.judge_outgoing(&domain, mail)? else { return Ok(()) };
         let most = if mail.is_answer() { MOST_INCOMING } else { MOST_PEERS };
         let Some(peer) = self.peer(&domain, most) else {
             self.exchange.metrics.refused("too-many-peers");

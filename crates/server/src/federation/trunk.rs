@@ -58,8 +58,8 @@ impl Shared {
 
     /// One attempt. `Ok`: a stream carries the pair.
     async fn attempt(self: &Arc<Self>, pair: &Arc<Pair>) -> Result<(), Failure> {
-        if !self.may_talk(pair.peer.as_str()) {
-            return Err(Failure::Policy);
+        if let Some(failure) = self.forbidden(pair.peer.as_str()) {
+            return Err(failure);
         }
         let Some(peer) = self.peer(&pair.peer, MOST_PEERS) else {
             return Err(Failure::Unreachable("too many domains at once".into()));
@@ -200,8 +200,10 @@ impl Shared {
                 format!("issuer: {}", printable(&certificate.issuer)),
                 format!("valid until: {}", certificate.not_after),
             ];
-            words.extend((!authentication.is_some_and(|by| by == Authentication::Certificate))
-                .then(|| format!("not enough: {}", self.verdict(chain, domain.as_str()))));
+            words.extend(
+                (!authentication.is_some_and(|by| by == Authentication::Certificate))
+                    .then(|| format!("not enough: {}", self.verdict(chain, domain.as_str()))),
+            );
             words
         });
         self.exchange.control.traffic.proved(domain.as_str(), authentication, words);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use trunkline_xmpp::error::StanzaError;
 
 use super::{Later, Mail};
-use crate::admin::{FederationStatus, OpError};
+use crate::admin::FederationStatus;
 use crate::config::Config;
 use crate::exchange::Exchange;
 
@@ -22,21 +22,8 @@ pub trait Remote: Send + Sync + 'static {
         FederationStatus::default()
     }
 
-    /// Cuts off one domain, or all; the answer is for the operator.
-    ///
-    /// # Errors
-    /// What the operator did wrong.
-    fn close(&self, _domain: Option<&str>) -> Result<String, OpError> {
-        Err(OpError::NotPossible("there is nothing to close".into()))
-    }
-
-    /// Takes a close back.
-    ///
-    /// # Errors
-    /// What the operator did wrong.
-    fn open(&self, _domain: Option<&str>) -> Result<String, OpError> {
-        Err(OpError::NotPossible("there is nothing to open".into()))
-    }
+    /// Who may be talked to may have changed: streams that must not be end at once.
+    fn policy_changed(&self) {}
 
     /// The bounded way from outside to inside, for one source that is not a stream of federation's own: a component on
     /// the outside. `None`: there is no federation, hence nothing to be bounded together with.

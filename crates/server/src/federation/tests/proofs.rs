@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::stage::{Site, World, leaf, settle};
+use crate::admin::Operation;
 use crate::route::remote::Remote as _;
 
 const NAMES: &[&str] = &["north.example", "south.example", "third.example"];
@@ -166,7 +167,7 @@ async fn closing_cuts_the_outside_off_and_opening_brings_it_back() {
     let mut juliet = south.person("juliet@south.example/b").await;
     romeo.send(CHAT).await;
     assert_eq!(juliet.bodies().await, ["hello"]);
-    north.federation.close(None).unwrap();
+    north.admin(Operation::FederationClose { domain: None }).await.unwrap();
     settle().await;
     assert_eq!(north.federation.status().peers[0].streams.len(), 0);
     assert!(!north.federation.status().open);
@@ -176,7 +177,7 @@ async fn closing_cuts_the_outside_off_and_opening_brings_it_back() {
     // What outsiders want meanwhile waits with them.
     juliet.send("<message to='romeo@north.example' type='chat'><body>are you there</body></message>").await;
     assert!(romeo.bodies().await.is_empty());
-    north.federation.open(None).unwrap();
+    north.admin(Operation::FederationOpen { domain: None }).await.unwrap();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(romeo.bodies().await, ["are you there"]);
 }

@@ -16,6 +16,8 @@ use trunkline_store::{Batch, Lane, sql};
 use trunkline_xml::{Element, Event, Limits, Scanner};
 use trunkline_xmpp::jid::Jid;
 
+use crate::admin::actor::Actor;
+use crate::admin::{Admin as _, OpError, Operation, Outcome};
 use crate::config::Config;
 use crate::config::overrides::Overrides;
 use crate::exchange::Exchange;
@@ -27,6 +29,7 @@ use crate::ids::Clock;
 use crate::net::dns::FakeResolver;
 use crate::net::pki::{Authority, Leaf};
 use crate::net::{CertSource, CertStore, Transport, TrustRoots};
+use crate::operations::Operator;
 use crate::serve::{self, Server};
 
 /// A network in memory: connections that can be cut.
@@ -216,6 +219,11 @@ fn ip(index: usize) -> IpAddr {
 impl Site {
     pub(crate) fn exchange(&self) -> &Arc<Exchange> {
         self.server.exchange()
+    }
+
+    /// An administrator at the command line.
+    pub(crate) async fn admin(&self, operation: Operation) -> Result<Outcome, OpError> {
+        Operator(Arc::clone(self.exchange())).run(&Actor::command_line(), operation).await
     }
 
     pub(crate) fn refusals(&self, name: &'static str) -> u64 {
