@@ -147,11 +147,13 @@ impl Exchange {
         let Some(account) = loaded else {
             // Disabled accounts are never loaded: nobody is connected, only the rows are there.
             accounts::remove(&self.db, jid).await?;
+            self.forget_consents();
             return Ok(Erased { exchange: Arc::clone(self), account: None });
         };
         // What changes roster and block list waits, and finds no rows afterwards.
         let writing = account.writes.lock().await;
         accounts::remove(&self.db, jid).await?;
+        self.forget_consents();
         account.state().removed = true;
         self.accounts.forget(&account);
         drop(writing);
@@ -293,6 +295,7 @@ impl Exchange {
             let mut item = account.state().roster.get(contact).cloned().unwrap_or_default();
             item.listed = true;
             item.request = None;
+            item.unasked = false;
             item.subscription =
                 crate::route::subscription::Subscription { to: true, from: true, ..Default::default() };
             self.change_item(&account, contact, Some(item), trunkline_store::Lane::Inside).await?;
@@ -323,7 +326,7 @@ impl Erased {
                 if subscription.to || subscription.pending_out {
                     farewells.push((contact.clone(), PresenceType::Unsubscribe));
                 }
-                if subscription.from || subscription.pending_in {
+                if subscription.from || (subscription.pending_in && !item.unasked) {
                     farewells.push((contact.clone(), PresenceType::Unsubscribed));
                 }
             }

@@ -6,7 +6,7 @@
 use trunkline_store::Migration;
 
 /// Every migration, oldest first.
-pub const MIGRATIONS: &[Migration] = &[ACCOUNTS, MESSAGING, INVITES, BOUNDS, WAITING, ONE_INDEX, CONTROL];
+pub const MIGRATIONS: &[Migration] = &[ACCOUNTS, MESSAGING, INVITES, BOUNDS, WAITING, ONE_INDEX, CONTROL, CONSENT];
 
 const ACCOUNTS: Migration = Migration {
     name: "accounts",
@@ -217,6 +217,56 @@ const CONTROL: Migration = Migration {
             until INTEGER,
             set_by TEXT NOT NULL,
             set_at INTEGER NOT NULL
+/// Consent before first contact (design/011): who may write to whom, what came from strangers and is not sorted yet,
+/// what is held, and how users of other domains were answered.
+const CONSENT: Migration = Migration {
+    name: "consent",
+    sql: "
+        CREATE TABLE consents (
+            hash BLOB NOT NULL,
+            why INTEGER NOT NULL,
+            account INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
+            peer TEXT NOT NULL,
+            domain TEXT NOT NULL,
+            relation INTEGER NOT NULL,
+            used_at INTEGER NOT NULL,
+            PRIMARY KEY (hash, why)
+        ) STRICT, WITHOUT ROWID;
+        CREATE INDEX consents_by_account ON consents (account, why, used_at);
+        CREATE TABLE consents_built (
+            id INTEGER PRIMARY KEY,
+            at INTEGER NOT NULL
+        ) STRICT;
+        CREATE TABLE intake (
+            id INTEGER PRIMARY KEY,
+            stanza BLOB NOT NULL
+        ) STRICT;
+        CREATE TABLE first_contacts (
+            id INTEGER PRIMARY KEY,
+            account INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
+            peer TEXT NOT NULL,
+            domain TEXT NOT NULL,
+            state INTEGER NOT NULL,
+            asks INTEGER NOT NULL,
+            stanzas INTEGER NOT NULL,
+            bytes INTEGER NOT NULL,
+            changed_at INTEGER NOT NULL,
+            UNIQUE (account, peer)
+        ) STRICT;
+        CREATE INDEX first_contacts_by_peer ON first_contacts (domain, state, peer);
+        CREATE INDEX first_contacts_by_age ON first_contacts (state, changed_at);
+        CREATE TABLE held (
+            id INTEGER PRIMARY KEY,
+            contact INTEGER NOT NULL REFERENCES first_contacts (id) ON DELETE CASCADE,
+            size INTEGER NOT NULL,
+            stanza BLOB NOT NULL
+        ) STRICT;
+        CREATE INDEX held_by_contact ON held (contact, id);
+        CREATE TABLE first_contact_answers (
+            domain TEXT PRIMARY KEY,
+            accepted INTEGER NOT NULL,
+            declined INTEGER NOT NULL,
+            changed_at INTEGER NOT NULL
         ) STRICT;
     ",
 };

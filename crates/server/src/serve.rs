@@ -145,6 +145,7 @@ impl Server {
         let weak = Arc::downgrade(&server);
         let _ = exchange.surroundings.set(weak);
         crate::control::Control::start(&exchange).await?;
+        exchange.start_consent().await?;
         if !parts.in_memory {
             // Before anything moves: a port that is taken must not cost anybody a session.
             let bound = server.bind(&config)?;
@@ -162,6 +163,7 @@ impl Server {
         });
         server.spawn(Arc::clone(&exchange).keep_sessions());
         server.spawn(crate::retention::keep(Arc::clone(&exchange)));
+        server.spawn(crate::route::consent::sort(Arc::clone(&exchange)));
         server.spawn({
             let exchange = Arc::clone(&exchange);
             async move {

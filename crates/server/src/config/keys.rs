@@ -88,6 +88,10 @@ pub const SECTIONS: &[(&str, &str)] = &[
     ),
     ("federation.routes", "Where a peer domain is reached, instead of asking DNS"),
     ("federation.domains.*", "Exceptions for one peer domain: [federation.domains.\"peer.example\"]"),
+    (
+        "consent",
+        "First contacts: what people elsewhere send to a user who does not know them waits for the user's consent",
+    ),
     ("components", "External components (XEP-0114): gateways and services in programs of their own"),
     ("components.entries.*", "One table for each component: [components.entries.\"gateway.example.org\"]"),
     ("web", "Metrics and health over HTTP"),
@@ -263,6 +267,37 @@ pub const KEYS: &[Key] = &[
     key("federation.domains.*.block", Bool)
         .example("true")
         .doc("true: nothing goes to this domain and nothing is accepted from it, its subdomains included."),
+    // --- first contacts
+    key("consent.conversations", Int(1, i64::MAX)).default("2000").doc(
+        "Addresses elsewhere that the server remembers one user to have written to, so that they may answer. Beyond it the one not written to for longest is forgotten.",
+    ),
+    key("consent.held_stanzas", Int(1, 1000))
+        .default("20")
+        .doc("Messages of one stranger to one user that wait for consent. Beyond it they are dropped."),
+    key("consent.held_bytes", Bytes)
+        .default("\"256 KiB\"")
+        .doc("Bytes of one stranger to one user that wait for consent. Beyond it they are dropped."),
+    key("consent.account_bytes", Bytes)
+        .default("\"2 MiB\"")
+        .doc("Bytes of all strangers to one user that wait for consent. How many strangers: limits.held_requests."),
+    key("consent.sender_requests", Int(1, i64::MAX)).default("10").doc(
+        "Users whose consent one stranger waits for. Fewer, down to a tenth, the more first contacts of its domain were declined.",
+    ),
+    key("consent.domain_requests", Int(1, i64::MAX)).default("200").doc(
+        "First contacts from one domain that wait for consent. Fewer, down to a tenth, the more of its first contacts were declined.",
+    ),
+    key("consent.age", Duration)
+        .default("\"30 days\"")
+        .doc("How long what a stranger wrote waits for consent; then it is thrown away."),
+    key("consent.declined_age", Duration)
+        .default("\"90 days\"")
+        .doc("How long a stranger who was declined is not shown again."),
+    key("consent.intake_stanzas", Int(16, i64::MAX)).default("4096").doc(
+        "Stanzas of strangers that wait to be sorted, for a fraction of a second. Beyond it strangers get an error.",
+    ),
+    key("consent.intake_peer_stanzas", Int(1, i64::MAX))
+        .default("512")
+        .doc("Stanzas of strangers from one domain that wait to be sorted."),
     // --- components
     key("components.listen", Listen)
         .restart()

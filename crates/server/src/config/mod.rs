@@ -44,6 +44,8 @@ pub struct Config {
     pub accounts: Accounts,
     /// Other providers' servers.
     pub federation: Federation,
+    /// First contacts.
+    pub consent: Consent,
     /// External components.
     pub components: Components,
     /// Metrics and health.
@@ -257,6 +259,32 @@ impl Federation {
         }
         false
     }
+}
+
+/// `[consent]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Consent {
+    /// Addresses that one user has written to.
+    pub conversations: usize,
+    /// Of one stranger to one user.
+    pub held_stanzas: usize,
+    /// Of one stranger to one user.
+    pub held_bytes: usize,
+    /// Of all strangers to one user.
+    pub account_bytes: usize,
+    /// Users that one stranger waits for.
+    pub sender_requests: usize,
+    /// First contacts of one domain that wait.
+    pub domain_requests: usize,
+    /// Until what waits goes.
+    pub age: Duration,
+    /// Until a declined stranger may ask again.
+    pub declined_age: Duration,
+    /// Stanzas not sorted yet.
+    pub intake_stanzas: usize,
+    /// Of one domain.
+    pub intake_peer_stanzas: usize,
 }
 
 /// `[components]`

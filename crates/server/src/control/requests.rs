@@ -4,14 +4,24 @@ use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use trunkline_store::{Batch, Lane, StoreError, Value, sql};
+use trunkline_xmpp::jid::Jid;
 
 use crate::admin::actor::Actor;
 use crate::admin::{OpError, Outcome};
 use crate::exchange::Exchange;
+use crate::route::consent::Intake;
+use crate::route::consent::index::Index;
 
-/// First contacts, counted.
+/// First contacts shown on one page.
+const PAGE: usize = 100;
+
+/// Who may write to whom, and what waits to be sorted: the state of [`crate::route::consent`].
 #[derive(Debug, Default)]
-pub struct Requests {}
+pub struct Requests {
+    pub(crate) index: Index,
+    pub(crate) intake: Intake,
+}
 
 /// What moderators can ask and do about first contacts. What people wrote is not shown to them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -52,10 +62,95 @@ pub struct RequestView {
     pub asks_subscription: bool,
 }
 
+impl Requests {
+    /// A stanza is held.
+    pub(crate) fn held(&self, exchange: &Exchange, domain: &str) {
+        let _ = (exchange, domain);
+    }
+
+    /// A user has answered a first contact: accepted, or not.
+    pub(crate) fn answered(&self, exchange: &Exchange, (domain, accepted): (&str, bool)) {
+        let _ = (exchange, domain, accepted);
+    }
+}
+
 /// Runs an operation.
 ///
 /// # Errors
 /// What the caller did wrong, or the store's.
-pub async fn run(_exchange: &Arc<Exchange>, _actor: &Actor, op: RequestsOp) -> Result<Outcome, OpError> {
-    Err(OpError::NotPossible(format!("{op:?} is not built yet")))
+pub async fn run(exchange: &Arc<Exchange>, actor: &Actor, op: RequestsOp) -> Result<Outcome, OpError> {
+    match op {
+        RequestsOp::List { domain, before } => {
+            let (requests, more) = list(exchange, domain.as_deref(), before).await?;
+            Ok(Outcome::Requests { requests, more })
+        }
+        RequestsOp::Drop { from, why } => throw_away(exchange, actor, (&from, &why)).await,
+    }
+}
+
+async fn list(
+    exchange: &Exchange,
+    domain: Option<&str>,
+    before: Option<i64>,
+) -> Result<(Vec<RequestView>, bool), OpError> {
+    let statement = sql("SELECT f.id, a.local, h.name, f.peer, f.stanzas, f.changed_at, f.asks FROM first_contacts f \
+         JOIN accounts a ON a.id = f.account JOIN hosts h ON h.id = a.host_id \
+         WHERE f.state = 0 AND (?1 IS NULL OR f.domain = ?1) AND f.id < ?2 ORDER BY f.id DESC LIMIT ?3")
+    .bind(domain.map_or(Value::Null, Into::into))
+    .bind(before.unwrap_or(i64::MAX))
+    .bind(i64::try_from(PAGE + 1).unwrap_or(i64::MAX));
+    let rows = exchange.db.read(statement).await.map_err(store)?;
+    let requests = rows.iter().take(PAGE).map(|row| RequestView {
+        id: row.int(0),
+        account: format!("{}@{}", row.text(1), row.text(2)),
+        from: row.text(3).to_owned(),
+        stanzas: u64::try_from(row.int(4)).unwrap_or(0),
+        since: row.int(5),
+        asks_subscription: row.bool(6),
+    });
+    Ok((requests.collect(), rows.len() > PAGE))
+}
+
+/// One after the other, oldest first: what comes meanwhile stays.
+async fn throw_away(
+    exchange: &Arc<Exchange>,
+    actor: &Actor,
+    (from, why): (&str, &str),
+) -> Result<Outcome, OpError> {
+    let whom = Jid::parse(from)
+        .ok()
+        .filter(Jid::is_bare)
+        .ok_or_else(|| OpError::BadAddress(format!("{} is no bare address and no domain", from.escape_debug())))?;
+    let peer = whom.local().map_or(Value::Null, |_| whom.as_str().into());
+    let last = exchange.ids.next().0;
+    let (mut after, mut dropped) = (i64::MIN, 0_u64);
+    loop {
+        let statement = sql("SELECT f.id, a.local, h.name, f.peer FROM first_contacts f \
+             JOIN accounts a ON a.id = f.account JOIN hosts h ON h.id = a.host_id \
+             WHERE f.state = 0 AND f.domain = ?1 AND (?2 IS NULL OR f.peer = ?2) AND f.id > ?3 AND f.id < ?4 \
+             ORDER BY f.id LIMIT ?5")
+        .bind(whom.domain())
+        .bind(peer.clone())
+        .bind(after)
+        .bind(last)
+        .bind(i64::try_from(PAGE).unwrap_or(i64::MAX));
+        let rows = exchange.db.read(statement).await.map_err(store)?;
+        for row in rows.iter() {
+            after = row.int(0);
+            let account = Jid::from_parts(Some(row.text(1)), row.text(2), None);
+            let (Ok(account), Ok(peer)) = (account, Jid::parse(row.text(3))) else { continue };
+            let batch = Batch::new(Lane::Inside);
+            let gone = exchange.drop_first_contact((&account, &peer), batch).await.map_err(store)?;
+            dropped += u64::from(gone);
+        }
+        if rows.len() < PAGE {
+            break;
+        }
+    }
+    let _ = (actor, why);
+    Ok(Outcome::Done { text: format!("{dropped} first contacts from {whom} were thrown away.") })
+}
+
+fn store(error: StoreError) -> OpError {
+    OpError::Store(error.to_string())
 }

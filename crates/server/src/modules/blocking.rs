@@ -99,7 +99,8 @@ async fn block(request: Request) -> Answer {
     for contact in newly(&account, &new, true) {
         request.exchange.hide_presence(&account, &contact);
     }
-    account.state().blocked.extend(new);
+    account.state().blocked.extend(new.iter().cloned());
+    request.exchange.block_strangers(&account, &new).await.map_err(|error| store_trouble(&error))?;
     drop(writing);
     push(&request, &account, "block", &jids);
     Ok(Reply::Empty)

@@ -8,7 +8,7 @@ use trunkline_xmpp::stanza::{IqType, Kind, Stanza};
 
 use super::account::Loaded;
 use super::message::store_trouble;
-use super::{Mail, Routed, has_consent};
+use super::{Mail, Routed};
 use crate::exchange::{Exchange, Host};
 use crate::modules::{Reply, Request, Scope};
 use crate::session::{Push, Queued};
@@ -46,7 +46,7 @@ impl Exchange {
         let state = account.state();
         // Promise 5: a stranger from outside learns nothing, not even that a device is there. Answers to
         // the user's own requests pass.
-        let stranger = mail.is_outside() && request && !has_consent(&state, from);
+        let stranger = request && mail.is_strange_to(&state);
         // XEP-0191 s.3.2: requests of blocked contacts get service-unavailable.
         let blocked = request && state.blocks(from);
         let session = state
@@ -84,7 +84,7 @@ impl Exchange {
         };
         if !own {
             let state = loaded.state();
-            let stranger = mail.is_outside() && !has_consent(&state, &from);
+            let stranger = mail.is_strange_to(&state);
             let closed = stranger || state.blocks(&from);
             drop(state);
             if closed {

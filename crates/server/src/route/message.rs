@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use smallvec::SmallVec;
-use trunkline_store::{Batch, Lane, sql};
+use trunkline_store::{Batch, Lane, Statement, sql};
 use trunkline_xmpp::classify::{classify, classify_sent};
 use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::stanza::{Kind, MessageType, Stanza};
@@ -12,7 +12,6 @@ use super::account::{Account, AccountState, Resource, Waiting};
 use super::presence::delayed;
 use super::{Mail, Routed};
 use crate::exchange::Exchange;
-use crate::ids::LogId;
 use crate::modules::{Flow, Passage, Step, Way};
 use crate::session::ledger::Receipt;
 use crate::session::{Push, Queued, Session};
@@ -67,6 +66,7 @@ impl Exchange {
                 }
             }
         }
+        self.note_writing(account, (passage.state, &passage.stanza), passage.batch);
         let stanza = passage.stanza;
         if !batch.is_empty() {
             self.commit(batch, mail.receipt.clone(), &stanza);
@@ -96,8 +96,13 @@ impl Exchange {
 
     /// The steps of the recipient's account, and the fan-out.
     fn receive_message(self: &Arc<Self>, account: &Arc<Account>, mail: Mail) {
+        let batch = Batch::new(mail.lane());
+        self.receive_with(account, mail, batch);
+    }
+
+    /// [`Exchange::receive_message`], with statements that happen together with its rows, if it is delivered or kept.
+    pub(super) fn receive_with(self: &Arc<Self>, account: &Arc<Account>, mail: Mail, mut batch: Batch) {
         let outside = mail.is_outside();
-        let mut batch = Batch::new(mail.lane());
         let mut guard = account.state();
         let state = &mut *guard;
         if state.removed {
@@ -127,7 +132,7 @@ impl Exchange {
             Flow::Drop(name) => return self.metrics.refused(name),
         }
         // Promise 5: to a stranger from outside group chat has one answer, whoever is there.
-        let stranger = outside && !mail.from().is_some_and(|from| super::has_consent(passage.state, from));
+        let stranger = mail.is_strange_to(passage.state);
         let open = !(stranger && mail.stanza.head.kind == Kind::Message(MessageType::Groupchat));
         let found = if open { targets(passage.state, &passage.stanza) } else { Targets::Unavailable };
         passage.targets = match found {
@@ -175,6 +180,11 @@ impl Exchange {
         if let Some(id) = passage.id {
             passage.state.last_kept = Some(id);
         }
+        if stranger && !passage.batch.is_empty() {
+            // Promise 5: who is there may have it before the store has come to its rows, which then are not written.
+            // The acknowledgement must not come sooner for that.
+            passage.batch.push(a_page());
+        }
         let kept = passage.id.filter(|_| passage.class.offline.yes);
         if !passage.batch.is_empty() {
             // Under the lock, so that what this account is sent is committed in the order of its ids; and before
@@ -184,7 +194,11 @@ impl Exchange {
                 account.in_flight.submitted(id, mail.lane(), ticket);
                 (Arc::clone(account), id)
             });
-            self.commit_kept(rows, (mail.receipt.clone(), &mail.stanza), waits);
+            self.commit_then(rows, (mail.receipt.clone(), &mail.stanza), move |_| {
+                if let Some((account, id)) = waits {
+                    account.in_flight.landed(id);
+                }
+            });
         }
         for session in &passage.targets {
             let queued =
@@ -210,13 +224,8 @@ impl Exchange {
     fn offline_room(&self, state: &AccountState, mail: &Mail) -> Waiting {
         let limits = &self.config.load().limits;
         let share = match &mail.stanza.head.from {
-            Some(from) if mail.is_outside() => {
-                if super::has_consent(state, from) {
-                    2
-                } else {
-                    8
-                }
-            }
+            Some(_) if mail.is_strange_to(state) => 8,
+            Some(_) if mail.is_outside() => 2,
             _ => 1,
         };
         Waiting { messages: limits.offline_messages / share, bytes: limits.offline_bytes / share }
@@ -230,27 +239,27 @@ impl Exchange {
     ) {
         // Bouncing to a local sender takes that account's lock: never two at once. What `refuse` reads of
         // the state is the consent, so that is all that is kept.
-        let known = mail.stanza.head.from.as_ref().is_some_and(|from| super::has_consent(&guard, from));
+        let stranger = mail.is_strange_to(&guard);
         drop(guard);
-        if !mail.is_outside() || known {
-            self.bounce(&mail.stanza, error);
+        if stranger {
+            self.answer_stranger(&mail.stanza);
         } else {
-            self.refuse(mail, None, error);
+            self.bounce(&mail.stanza, error);
         }
     }
 
     /// Gives `batch` to the store. If that fails the sender gets an error: the message may have reached
     /// somebody, but it is not on disk (promise 1).
     pub(crate) fn commit(self: &Arc<Self>, batch: Batch, receipt: Option<Receipt>, stanza: &Stanza) {
-        self.commit_kept(batch, (receipt, stanza), None);
+        self.commit_then(batch, (receipt, stanza), |_| {});
     }
 
-    /// [`Exchange::commit`] with the row of a stanza that waits for its delivery.
-    fn commit_kept(
+    /// [`Exchange::commit`]; `landed` is called when it is done, with whether it worked.
+    pub(super) fn commit_then(
         self: &Arc<Self>,
         batch: Batch,
         (receipt, stanza): (Option<Receipt>, &Stanza),
-        kept: Option<(Arc<Account>, LogId)>,
+        landed: impl FnOnce(bool) + Send + 'static,
     ) {
         let exchange = Arc::clone(self);
         let stanza = stanza.clone();
@@ -258,9 +267,7 @@ impl Exchange {
             receipt.note_commit();
         }
         self.db.submit(batch, move |result| {
-            if let Some((account, id)) = kept {
-                account.in_flight.landed(id);
-            }
+            landed(result.is_ok());
             if let Err(error) = result {
                 exchange.metrics.refused("store-failed");
                 tracing::error!(%error, "a message could not be stored; its sender is told");
@@ -358,9 +365,12 @@ impl Failed {
 
 /// Changes nothing that matters, but a page: the commit waits for the disk as every other one does. A row that is
 /// written as it was would not.
+fn a_page() -> Statement {
+    sql("INSERT INTO heartbeat (id, at, ballast) VALUES (2, 1, x'') ON CONFLICT (id) DO UPDATE SET at = at + 1")
+}
+
 fn nothing() -> Batch {
-    Batch::new(Lane::Outside).with(sql("INSERT INTO heartbeat (id, at, ballast) VALUES (2, 1, x'') \
-         ON CONFLICT (id) DO UPDATE SET at = at + 1"))
+    Batch::new(Lane::Outside).with(a_page())
 }
 
 /// RFC 6121 s.8.5.2 and s.8.5.3: who gets a message to this account.

@@ -6,6 +6,7 @@
 
 pub mod account;
 pub mod components;
+pub(crate) mod consent;
 pub mod iq;
 pub mod message;
 pub mod presence;
@@ -49,8 +50,10 @@ pub enum Origin {
     Client(Arc<Session>),
     /// This server, or a component that counts as inside.
     Inside,
-    /// Another provider, or a component that counts as outside.
+    /// Another provider, or a component that counts as outside: somebody of whom nothing is known.
     Outside,
+    /// The same, and our user has consented: see [`consent`].
+    Known,
     /// This server, which merely answers. An answer to another domain is never kept: outsiders must not fill
     /// the disk by asking.
     Answer,
@@ -80,7 +83,12 @@ impl Mail {
 
     /// It came from another provider.
     pub fn is_outside(&self) -> bool {
-        matches!(self.origin, Origin::Outside)
+        matches!(self.origin, Origin::Outside | Origin::Known)
+    }
+
+    /// It came from another provider, from somebody without consent of the account's user.
+    fn is_strange_to(&self, state: &AccountState) -> bool {
+        matches!(self.origin, Origin::Outside) && !self.from().is_some_and(|from| has_consent(state, from))
     }
 
     /// It is a mere answer, see [`Origin::Answer`].
@@ -122,6 +130,14 @@ impl Exchange {
         if to.local().is_none() {
             return self.route_to_host(Arc::clone(host), &to, mail);
         }
+        if matches!(mail.origin, Origin::Outside) {
+            return self.ask_for_consent(host, mail);
+        }
+        self.route_to_account(mail)
+    }
+
+    /// Routes a stanza that may go to a local account.
+    fn route_to_account(self: &Arc<Self>, mail: Mail) -> Routed {
         match mail.stanza.head.kind {
             Kind::Message(_) => self.route_message(mail),
             Kind::Presence(kind) => self.route_presence(kind, mail),
@@ -229,22 +245,16 @@ impl Exchange {
     /// Refuses a stanza on behalf of a local account, existing or not.
     ///
     /// Promise 5: a sender from another domain without consent gets the same answer for every address:
-    /// silence for messages and presence, `service-unavailable` for group chat and IQ. Consent is a
-    /// subscription in either direction, or directed presence.
+    /// silence for messages and presence, `service-unavailable` for group chat and IQ. Most of them never get here:
+    /// [`consent`] has answered. Those who do have consent of an account that is gone, or write where the policy
+    /// lets strangers in.
     pub(crate) fn refuse(self: &Arc<Self>, mail: &Mail, state: Option<&AccountState>, error: &StanzaError) {
-        let known = match (state, mail.from()) {
-            (Some(state), Some(from)) => has_consent(state, from),
-            _ => false,
+        let known = match mail.origin {
+            Origin::Outside => state.is_some_and(|state| !mail.is_strange_to(state)),
+            Origin::Known => state.is_some(),
+            _ => true,
         };
-        if !mail.is_outside() || known {
-            return self.bounce(&mail.stanza, error);
-        }
-        match mail.stanza.head.kind {
-            Kind::Message(MessageType::Groupchat) | Kind::Iq(_) => {
-                self.bounce(&mail.stanza, &StanzaError::new(Condition::ServiceUnavailable));
-            }
-            Kind::Message(_) | Kind::Presence(_) => {}
-        }
+        if known { self.bounce(&mail.stanza, error) } else { self.answer_stranger(&mail.stanza) }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use trunkline_store::{Batch, Lane};
+use trunkline_store::{Batch, Lane, StoreError};
 use trunkline_xml::Writer;
 use trunkline_xmpp::classify::classify;
 use trunkline_xmpp::error::{Condition, StanzaError};
@@ -13,6 +13,7 @@ use trunkline_xmpp::stanza::{Kind, PresenceType, Stanza};
 use super::account::{Account, AccountState, Loaded, Resource, Waiting};
 use super::message::store_trouble;
 use super::roster::{self, Item};
+use super::subscription::{Outbound, Subscription};
 use super::{Mail, Origin, Routed};
 use crate::exchange::Exchange;
 use crate::ids::LogId;
@@ -178,6 +179,9 @@ impl Exchange {
         let was_available = resource.presence.take().is_some();
         resource.priority = 0;
         let directed = std::mem::take(&mut resource.directed);
+        for to in &directed {
+            self.undirect(&account.jid, to);
+        }
         let mut to = if was_available { audience(&state) } else { Vec::new() };
         for jid in directed {
             let told = to.contains(&jid) || (was_available && state.shows_presence_to(&jid));
@@ -238,10 +242,14 @@ impl Exchange {
                     refuse(session, &mail.stanza, &error);
                     return Routed::Done;
                 }
-                resource.directed.insert(to.clone());
+                if resource.directed.insert(to.clone()) {
+                    self.direct(&session.account.jid, to);
+                }
             }
             _ => {
-                resource.directed.remove(to);
+                if resource.directed.remove(to) {
+                    self.undirect(&session.account.jid, to);
+                }
             }
         }
         drop(state);
@@ -356,7 +364,7 @@ impl Exchange {
         let Some(contact) = mail.stanza.head.to.as_ref().map(Jid::bare) else { return };
         let refused = |error: &StanzaError| match &mail.origin {
             Origin::Client(session) => refuse(session, &mail.stanza, error),
-            Origin::Inside | Origin::Outside | Origin::Answer => self.bounce(&mail.stanza, error),
+            Origin::Inside | Origin::Outside | Origin::Known | Origin::Answer => self.bounce(&mail.stanza, error),
         };
         if contact == account.jid {
             return refused(&StanzaError::new(Condition::NotAllowed));
@@ -373,7 +381,14 @@ impl Exchange {
         // given again. A request is the other way round: it can always be made again.
         let answers = matches!(kind, PresenceType::Subscribed | PresenceType::Unsubscribed);
         let mut passed = Some(passed);
-        if answers && account.state().roster.subscription(&contact).outbound(kind).route {
+        // The answer to a request that was never made stays here: what a stranger wrote waits for it.
+        let is_unasked = |item: Option<&Item>| answers && item.is_some_and(|item| item.unasked);
+        let forwarded = answers && {
+            let state = account.state();
+            !is_unasked(state.roster.get(&contact))
+                && state.roster.subscription(&contact).outbound(kind).route
+        };
+        if forwarded {
             self.deliver_once(&mut passed).await;
         }
         let writing = account.writes.lock().await;
@@ -383,7 +398,11 @@ impl Exchange {
             let full = state.roster.len() >= self.config.load().limits.roster_items;
             (item.as_ref().map(|item| item.subscription).unwrap_or_default(), item, full)
         };
-        let outcome = before.outbound(kind);
+        let unasked = is_unasked(item.as_ref());
+        let outcome = match unasked {
+            true => Outbound { next: Subscription { pending_in: false, ..before }, route: false },
+            false => before.outbound(kind),
+        };
         if item.is_none() && full && outcome.next != before {
             let text = "Your roster is full.";
             return refused(&StanzaError::new(Condition::ResourceConstraint).text(text));
@@ -394,10 +413,26 @@ impl Exchange {
             next.listed |= outcome.next.in_roster();
             if !outcome.next.pending_in {
                 next.request = None;
+                next.unasked = false;
             }
             let next = (next.listed || next.subscription.pending_in).then_some(next);
-            if let Err(error) = self.change_item(&account, &contact, next, Lane::Inside).await {
-                return refused(&error);
+            let mut batch = Batch::new(Lane::Inside);
+            let answered = answers && before.pending_in && self.host(contact.domain()).is_none();
+            // Who really asked becomes a contact by it, see `change_item_with`.
+            let accepts = answered && unasked && kind == PresenceType::Subscribed;
+            let declines = answered && kind == PresenceType::Unsubscribed;
+            if accepts {
+                self.note_accepted(&mut batch, &account, &contact);
+            } else if declines {
+                self.note_declined(&mut batch, &account, &contact);
+            }
+            if let Err(error) = self.change_item_with(&account, &contact, next, batch).await {
+                return refused(&store_trouble(&error));
+            }
+            if accepts {
+                self.release_soon(&account, &contact);
+            } else if declines {
+                self.control.requests.answered(self, (contact.domain(), false));
             }
         }
         // Never hold one account's writes while another's are wanted.
@@ -425,16 +460,26 @@ impl Exchange {
 
     /// A contact sends subscribe, subscribed, unsubscribe or unsubscribed (RFC 6121 s.3, A.3).
     async fn subscribe_in(self: &Arc<Self>, kind: PresenceType, mail: Mail) {
-        let (Some(to), Some(from)) = (mail.stanza.head.to.clone(), mail.stanza.head.from.clone()) else {
-            return;
-        };
-        let contact = from.bare();
+        let Some(to) = mail.stanza.head.to.clone() else { return };
         let account = match self.accounts.load_in(mail.lane(), &self.db, &to).await {
             Ok(Some(account)) => account,
             // s.3.1.3, s.8.5.1: silence, as for every stranger.
             Ok(None) => return self.pretend_to_commit(&mail).await,
             Err(error) => return self.bounce(&mail.stanza, &store_trouble(&error)),
         };
+        self.subscribe_to(account, kind, (mail, None)).await;
+    }
+
+    /// [`Exchange::subscribe_in`] for an account that is there. What comes from a stranger has an id in the intake, and
+    /// is held.
+    pub(super) async fn subscribe_to(
+        self: &Arc<Self>,
+        account: Loaded,
+        kind: PresenceType,
+        (mail, sorted): (Mail, Option<LogId>),
+    ) {
+        let Some(from) = mail.stanza.head.from.clone() else { return };
+        let contact = from.bare();
         let writing = account.writes.lock().await;
         let (mut before, item, blocked, crowded) = {
             let state = account.state();
@@ -451,6 +496,10 @@ impl Exchange {
             kind == PresenceType::Subscribe && !before.from && self.is_invited(&account, &mail.stanza).await;
         if invited {
             before.approved = true;
+        }
+        let strange = !before.in_roster() && !item.as_ref().is_some_and(|item| item.listed);
+        if let Some(id) = sorted.filter(|_| strange) {
+            return self.first_subscription(&account, kind, (id, &mail.stanza)).await;
         }
         let mut outcome = before.inbound(kind);
         if invited && !outcome.next.to {
@@ -474,6 +523,7 @@ impl Exchange {
             next.subscription = outcome.next;
             next.listed |= outcome.next.in_roster();
             next.request = outcome.next.pending_in.then(|| worth_keeping(&stanza));
+            next.unasked = false;
             let next = (next.listed || next.subscription.pending_in).then_some(next);
             if let Err(error) = self.change_item(&account, &contact, next, mail.lane()).await {
                 return self.bounce(&mail.stanza, &error);
@@ -508,6 +558,34 @@ impl Exchange {
         // s.3.3.3: who unsubscribes sees us go.
         if kind == PresenceType::Unsubscribe && before.from {
             self.hide_presence(&account, &contact);
+        }
+    }
+
+    /// A stranger asks for a subscription, or takes that back. The caller holds [`Account::writes`].
+    async fn first_subscription(
+        self: &Arc<Self>,
+        account: &Arc<Account>,
+        kind: PresenceType,
+        (id, stanza): (LogId, &Stanza),
+    ) {
+        let Some(contact) = stanza.head.from.as_ref().map(Jid::bare) else { return };
+        let done = match kind {
+            PresenceType::Subscribe => {
+                self.hold_subscription(account, (id, stanza)).await.map(|()| false)
+            }
+            _ => self.withdraw(account, &contact).await,
+        };
+        match done {
+            Ok(false) => {}
+            // RFC 6121 A.3.2: the request that the clients show is no more.
+            Ok(true) => {
+                let gone = Stanza::build(Kind::Presence(kind)).from(contact).to(account.jid.clone()).done();
+                let state = account.state();
+                for resource in state.resources.iter().filter(|resource| resource.presence.is_some()) {
+                    resource.session.push(Queued::plain(gone.clone()));
+                }
+            }
+            Err(error) => tracing::error!(%error, "a first contact could not be held"),
         }
     }
 
@@ -564,17 +642,43 @@ impl Exchange {
         item: Option<Item>,
         lane: Lane,
     ) -> Result<(), StanzaError> {
+        self.change_item_with(account, contact, item, Batch::new(lane))
+            .await
+            .map_err(|error| store_trouble(&error))
+    }
+
+    /// [`Exchange::change_item`], with statements that happen together with it.
+    pub(super) async fn change_item_with(
+        self: &Arc<Self>,
+        account: &Arc<Account>,
+        contact: &Jid,
+        item: Option<Item>,
+        mut batch: Batch,
+    ) -> Result<(), StoreError> {
         let (version, before) = {
             let state = account.state();
-            (state.roster.version + 1, state.roster.get(contact).filter(|item| item.listed).cloned())
+            (state.roster.version + 1, state.roster.get(contact).cloned())
         };
         let mut item = item;
         if let Some(item) = &mut item {
             item.version = version;
         }
-        let mut batch = Batch::new(lane);
         roster::save(&mut batch, account.id, contact, item.as_ref(), version);
-        self.db.run(batch).await.map_err(|error| store_trouble(&error))?;
+        let consent = self.note_item(&mut batch, account, contact, (before.as_ref(), item.as_ref()));
+        // Who asks a stranger, or puts one into the roster, has answered what waits from there.
+        let opens = consent.is_some_and(|(_, opens)| opens)
+            && before.as_ref().is_some_and(|item| item.subscription.pending_in);
+        if opens {
+            self.note_accepted(&mut batch, account, contact);
+        }
+        self.db.run(batch).await?;
+        if let Some((key, _)) = consent {
+            self.changed_consent(&key);
+        }
+        if opens {
+            self.release_soon(account, contact);
+        }
+        let before = before.filter(|item| item.listed);
         let mut state = account.state();
         state.roster.apply(contact, item.clone(), version);
         let after = item.as_ref().filter(|item| item.listed);

@@ -11,6 +11,7 @@ use super::subscription::Subscription;
 
 /// Bit of the `state` column beside those of [`Subscription::to_bits`].
 const LISTED: i64 = 1 << 5;
+const UNASKED: i64 = 1 << 6;
 /// Deletions that one account's roster remembers.
 const MOST_DELETIONS: i64 = 200;
 
@@ -28,11 +29,23 @@ pub struct Item {
     /// The contact's request, as it came, while `pending_in` (RFC 6121 s.3.1.3: it is shown again at
     /// each login).
     pub request: Option<Stanza>,
+    /// The request stands for what a stranger wrote, who did not ask for a subscription: see [`super::consent`].
+    pub unasked: bool,
     /// Roster version of the last change (RFC 6121 s.2.6).
     pub version: i64,
 }
 
 impl Item {
+    /// What the `state` column says.
+    pub fn of_state(state: i64) -> Item {
+        Item {
+            subscription: Subscription::from_bits(state),
+            listed: state & LISTED != 0,
+            unasked: state & UNASKED != 0,
+            ..Item::default()
+        }
+    }
+
     /// What a client is shown of the item.
     pub fn shown(&self) -> (Option<&str>, &[String], Subscription) {
         let subscription = Subscription { pending_in: false, ..self.subscription };
@@ -59,11 +72,10 @@ impl Roster {
             };
             let item = Item {
                 name: row.opt_text(1).map(str::to_owned),
-                subscription: Subscription::from_bits(row.int(2)),
-                listed: row.int(2) & LISTED != 0,
                 groups: serde_json::from_str(row.text(3)).unwrap_or_default(),
                 version: row.int(4),
                 request: row.opt_blob(5).and_then(|bytes| Stanza::parse(bytes).ok()),
+                ..Item::of_state(row.int(2))
             };
             roster.items.insert(jid, item);
         }
@@ -123,7 +135,9 @@ pub fn save(batch: &mut Batch, account: i64, jid: &Jid, item: Option<&Item>, ver
     let (name, state, groups, request) = match item {
         Some(item) => (
             item.name.clone(),
-            item.subscription.to_bits() | if item.listed { LISTED } else { 0 },
+            item.subscription.to_bits()
+                | if item.listed { LISTED } else { 0 }
+                | if item.unasked { UNASKED } else { 0 },
             serde_json::to_string(&item.groups).unwrap_or_else(|_| "[]".to_owned()),
             item.request.as_ref().map(|stanza| {
                 let mut bytes = Vec::new();

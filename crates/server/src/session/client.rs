@@ -549,6 +549,7 @@ impl Exchange {
                     refuse(session, &mail.stanza, &crate::route::blocked_error());
                     return Routed::Done;
                 }
+                self.note_request(&session.account, &mail.stanza);
                 self.route(mail)
             }
         }

@@ -292,6 +292,9 @@ impl Exchange {
         resource.presence = snapshot.presence.and_then(|xml| Stanza::parse(xml.as_bytes()).ok());
         resource.priority = snapshot.priority;
         resource.directed = snapshot.directed.iter().filter_map(|jid| Jid::parse(jid).ok()).collect();
+        for to in &resource.directed {
+            self.direct(&account.jid, to);
+        }
         resource.interested = snapshot.interested;
         resource.block_interested = snapshot.block_interested;
         resource.carbons = snapshot.carbons;

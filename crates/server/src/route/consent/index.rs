@@ -1,0 +1,487 @@
+//! Who may write to whom, asked without looking at an account: design/011-consent.md.
+//!
+//! The table `consents` is the truth; before it stand a cache of answers, positive and negative alike, and what lives
+//! in memory only: directed presence, and the requests that our clients have sent.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::mem;
+
+use aws_lc_rs::hmac;
+use parking_lot::Mutex;
+use trunkline_store::{Batch, Db, Lane, Rows, Statement, StoreError, sql};
+use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::stanza::Stanza;
+
+use crate::control::rule::Relation;
+use crate::exchange::Host;
+
+/// Names a pair of addresses in table and cache. Keyed with the host's secret, so that nobody outside can choose two
+/// pairs that meet.
+pub(crate) type Key = [u8; 16];
+
+/// Parts of the cache, each with a lock of its own.
+const SHARDS: usize = 16;
+/// Answers in one half of a part; there are two, so this is some 2 MB altogether.
+const HALF: usize = 2048;
+/// Requests remembered in one half; there are two.
+const ASKED: usize = 16 * 1024;
+/// A conversation is noted once a day.
+const DAY: i64 = 24 * 3600 * 1000;
+
+/// Why somebody has consent. The numbers are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// The roster.
+    Roster = 1,
+    /// Our user wrote, or accepted a first contact.
+    Conversation = 2,
+    /// Our user registered with that gateway: the whole domain.
+    Gateway = 3,
+}
+
+/// What is known about a pair.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Known {
+    /// `None`: strangers.
+    pub(crate) relation: Option<Relation>,
+    /// The day on which our user's writing was noted; 0: it was not.
+    day: i64,
+}
+
+/// What an answer to a request of our client's means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// It is let in.
+    Plain,
+    /// XEP-0077: the account with this id is registered with that gateway.
+    Registers(i64),
+    /// XEP-0077 s.3.2: and no longer.
+    Leaves,
+}
+
+/// A half-and-half approximation of "least recently used": what is found in the older half moves to the younger.
+#[derive(Debug)]
+struct Halves<K, V> {
+    young: HashMap<K, V>,
+    old: HashMap<K, V>,
+    most: usize,
+}
+
+impl<K: std::hash::Hash + Eq + Copy, V: Copy> Halves<K, V> {
+    fn new(most: usize) -> Halves<K, V> {
+        Halves { young: HashMap::new(), old: HashMap::new(), most }
+    }
+
+    fn get(&mut self, key: &K) -> Option<V> {
+        if let Some(value) = self.young.get(key) {
+            return Some(*value);
+        }
+        let value = self.old.remove(key)?;
+        self.put(*key, value);
+        Some(value)
+    }
+
+    fn put(&mut self, key: K, value: V) {
+        self.old.remove(&key);
+        if self.young.len() >= self.most && !self.young.contains_key(&key) {
+            self.old = mem::take(&mut self.young);
+        }
+        self.young.insert(key, value);
+    }
+
+    fn take(&mut self, key: &K) -> Option<V> {
+        let young = self.young.remove(key);
+        let old = self.old.remove(key);
+        young.or(old)
+    }
+
+    fn clear(&mut self) {
+        self.young.clear();
+        self.old.clear();
+    }
+}
+
+#[derive(Debug)]
+struct Shard {
+    answers: Halves<Key, Known>,
+    /// Counts changes: what was read before one may be older than it.
+    changes: u64,
+}
+
+/// The index of consents.
+#[derive(Debug)]
+pub(crate) struct Index {
+    shards: Box<[Mutex<Shard>]>,
+    /// Sessions' directed presence, counted: a room's occupants share its bare address.
+    directed: Mutex<HashMap<Key, u32>>,
+    asked: Mutex<Halves<u64, Asked>>,
+    hasher: RandomState,
+}
+
+impl Default for Index {
+    fn default() -> Index {
+        let shard = || Mutex::new(Shard { answers: Halves::new(HALF), changes: 0 });
+        Index {
+            shards: (0..SHARDS).map(|_| shard()).collect(),
+            directed: Mutex::default(),
+            asked: Mutex::new(Halves::new(ASKED)),
+            hasher: RandomState::new(),
+        }
+    }
+}
+
+/// The two keys under which `peer` may have consent of `local`: its address, and its domain.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pair {
+    pub(crate) address: Key,
+    pub(crate) domain: Key,
+}
+
+impl Pair {
+    pub(crate) fn of(host: &Host, local: &Jid, peer: &Jid) -> Pair {
+        Pair { address: address_key(host, local, peer), domain: domain_key(host, local, peer.domain()) }
+    }
+}
+
+/// The key of one address of the other side.
+pub(crate) fn address_key(host: &Host, local: &Jid, peer: &Jid) -> Key {
+    keyed(host, local, ("=", peer.bare_str()))
+}
+
+/// The key of a whole domain.
+pub(crate) fn domain_key(host: &Host, local: &Jid, domain: &str) -> Key {
+    keyed(host, local, ("@", domain))
+}
+
+/// No address contains what stands between the parts.
+fn keyed(host: &Host, local: &Jid, (sort, peer): (&str, &str)) -> Key {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, &host.secret);
+    let mut context = hmac::Context::with_key(&key);
+    for part in ["consent\0", local.bare_str(), "\0", sort, peer] {
+        context.update(part.as_bytes());
+    }
+    let mut out = Key::default();
+    let tag = context.sign();
+    for (to, from) in out.iter_mut().zip(tag.as_ref()) {
+        *to = *from;
+    }
+    out
+}
+
+impl Index {
+    fn shard(&self, key: &Key) -> &Mutex<Shard> {
+        &self.shards[usize::from(key[0]) % SHARDS]
+    }
+
+    /// The answer without the store. `None`: the store has to be asked ([`Index::read`]).
+    pub(crate) fn now(&self, pair: &Pair) -> Option<Option<Relation>> {
+        let address = self.shard(&pair.address).lock().answers.get(&pair.address);
+        if let Some(relation) = address.and_then(|known| known.relation) {
+            return Some(Some(relation));
+        }
+        if self.directed.lock().contains_key(&pair.address) {
+            return Some(Some(Relation::Conversation));
+        }
+        let domain = self.shard(&pair.domain).lock().answers.get(&pair.domain);
+        match (address, domain) {
+            (_, Some(Known { relation: Some(relation), .. })) => Some(Some(relation)),
+            (Some(_), Some(_)) => Some(None),
+            _ => None,
+        }
+    }
+
+    /// The answer of the store, remembered.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub(crate) async fn read(&self, db: &Db, pair: &Pair) -> Result<Option<Relation>, StoreError> {
+        let keys = [pair.address, pair.domain];
+        let before = keys.map(|key| self.shard(&key).lock().changes);
+        let of = |key: Key| sql("SELECT relation, why, used_at FROM consents WHERE hash = ?1").bind(key.to_vec());
+        let results = db.read_all(Lane::Outside, keys.map(of).to_vec()).await?;
+        let mut answer = None;
+        for ((key, rows), changes) in keys.into_iter().zip(&results).zip(before) {
+            let known = known(rows);
+            answer = answer.max(known.relation);
+            let mut shard = self.shard(&key).lock();
+            if shard.changes == changes {
+                shard.answers.put(key, known);
+            }
+        }
+        Ok(answer)
+    }
+
+    /// Consent was given; its row is on its way or written.
+    pub(crate) fn grant(&self, key: &Key, relation: Relation) {
+        let mut shard = self.shard(key).lock();
+        shard.changes += 1;
+        let known = shard.answers.get(key).unwrap_or_default();
+        let relation = known.relation.max(Some(relation));
+        shard.answers.put(*key, Known { relation, ..known });
+    }
+
+    /// The rows of this pair have changed: they are asked again.
+    pub(crate) fn forget(&self, key: &Key) {
+        let mut shard = self.shard(key).lock();
+        shard.changes += 1;
+        shard.answers.take(key);
+    }
+
+    /// Many rows have changed.
+    pub(crate) fn forget_all(&self) {
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            shard.changes += 1;
+            shard.answers.clear();
+        }
+    }
+
+    /// Our user writes to the other side at `now`. True: it has to be noted in the store.
+    pub(crate) fn writes(&self, key: &Key, now: i64) -> bool {
+        let today = now / DAY;
+        let mut shard = self.shard(key).lock();
+        let known = shard.answers.get(key).unwrap_or_default();
+        if known.day == today && known.relation.is_some() {
+            return false;
+        }
+        shard.changes += 1;
+        let relation = known.relation.max(Some(Relation::Conversation));
+        shard.answers.put(*key, Known { relation, day: today });
+        true
+    }
+
+    /// A session sends directed presence.
+    pub(crate) fn direct(&self, key: Key) {
+        *self.directed.lock().entry(key).or_default() += 1;
+    }
+
+    /// And takes it back.
+    pub(crate) fn undirect(&self, key: &Key) {
+        let mut directed = self.directed.lock();
+        if let Some(count) = directed.get_mut(key) {
+            *count -= 1;
+            if *count == 0 {
+                directed.remove(key);
+            }
+        }
+    }
+
+    fn request(&self, (ours, theirs): (&Jid, &Jid), id: &str) -> u64 {
+        self.hasher.hash_one((ours.as_str(), theirs.as_str(), id))
+    }
+
+    /// A client of ours sends an IQ request to the outside.
+    pub(crate) fn asks(&self, stanza: &Stanza, what: Asked) {
+        if let (Some(from), Some(to), Some(id)) = (&stanza.head.from, &stanza.head.to, &stanza.head.id) {
+            let request = self.request((from, to), id);
+            self.asked.lock().put(request, what);
+        }
+    }
+
+    /// An IQ result or error from outside is the answer to a request of our client's. Each request has one answer.
+    pub(crate) fn answered(&self, stanza: &Stanza) -> Option<Asked> {
+        let (from, to, id) =
+            (stanza.head.from.as_ref()?, stanza.head.to.as_ref()?, stanza.head.id.as_ref()?);
+        let request = self.request((to, from), id);
+        self.asked.lock().take(&request)
+    }
+}
+
+fn known(rows: &Rows) -> Known {
+    let mut known = Known::default();
+    for row in rows.iter() {
+        let relation = if row.int(0) == CONTACT { Relation::Contact } else { Relation::Conversation };
+        known.relation = known.relation.max(Some(relation));
+        if row.int(1) == Why::Conversation as i64 {
+            known.day = row.int(2) / DAY;
+        }
+    }
+    known
+}
+
+const CONTACT: i64 = 2;
+
+/// A consent to be written.
+#[derive(Debug)]
+pub(crate) struct Grant<'a> {
+    pub(crate) key: Key,
+    pub(crate) why: Why,
+    pub(crate) relation: Relation,
+    pub(crate) account: i64,
+    pub(crate) peer: &'a Jid,
+    pub(crate) now: i64,
+}
+
+/// The statement that writes a consent.
+pub(crate) fn granted(grant: &Grant<'_>) -> Statement {
+    let relation = if grant.relation == Relation::Contact { CONTACT } else { CONTACT - 1 };
+    sql("INSERT INTO consents (hash, why, account, peer, domain, relation, used_at) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (hash, why) DO UPDATE SET account = excluded.account, \
+         relation = excluded.relation, used_at = excluded.used_at")
+    .bind(grant.key.to_vec())
+    .bind(grant.why as i64)
+    .bind(grant.account)
+    .bind(grant.peer.bare_str())
+    .bind(grant.peer.domain())
+    .bind(relation)
+    .bind(grant.now)
+}
+
+/// The statement that takes a consent back.
+pub(crate) fn revoked(key: &Key, why: Why) -> Statement {
+    sql("DELETE FROM consents WHERE hash = ?1 AND why = ?2").bind(key.to_vec()).bind(why as i64)
+}
+
+/// Adds a conversation, and lets the oldest of the account go beyond `most`.
+pub(crate) fn note_conversation(batch: &mut Batch, grant: &Grant<'_>, most: usize) {
+    batch.push(granted(grant));
+    batch.push(
+        sql("DELETE FROM consents WHERE account = ?1 AND why = 2 AND used_at <= (SELECT used_at FROM consents \
+             WHERE account = ?1 AND why = 2 ORDER BY used_at DESC LIMIT 1 OFFSET ?2)")
+        .bind(grant.account)
+        .bind(i64::try_from(most).unwrap_or(i64::MAX)),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::MIGRATIONS;
+    use trunkline_store::Options;
+    use trunkline_xmpp::stanza::{IqType, Kind};
+
+    fn jid(text: &str) -> Jid {
+        Jid::parse(text).unwrap()
+    }
+
+    fn host(secret: u8) -> Host {
+        Host { id: 1, domain: jid("north.example"), secret: [secret; 32] }
+    }
+
+    fn pair(local: &str, peer: &str) -> Pair {
+        Pair::of(&host(1), &jid(local), &jid(peer))
+    }
+
+    async fn db() -> Db {
+        let db = Db::open(Options::memory(MIGRATIONS)).unwrap();
+        let batch = Batch::new(Lane::Inside)
+            .with(sql("INSERT INTO hosts (id, name) VALUES (1, 'north.example')"))
+            .with(sql("INSERT INTO accounts (id, host_id, local, created_at) VALUES (1, 1, 'juliet', 0)"));
+        db.run(batch).await.unwrap();
+        db
+    }
+
+    fn grant<'a>(key: Key, why: Why, peer: &'a Jid, now: i64) -> Grant<'a> {
+        Grant { key, why, relation: Relation::Conversation, account: 1, peer, now }
+    }
+
+    #[test]
+    fn keys_differ_with_each_part_and_not_with_the_resource() {
+        let (juliet, iago) = (jid("juliet@north.example/a"), jid("iago@evil.example/x"));
+        let key = address_key(&host(1), &juliet, &iago);
+        assert_eq!(key, address_key(&host(1), &juliet.bare(), &iago.bare()));
+        assert_ne!(key, address_key(&host(2), &juliet, &iago));
+        assert_ne!(key, address_key(&host(1), &iago, &juliet));
+        assert_ne!(key, domain_key(&host(1), &juliet, "evil.example"));
+        // A service's address and its domain are two things.
+        let service = jid("evil.example");
+        assert_ne!(address_key(&host(1), &juliet, &service), domain_key(&host(1), &juliet, "evil.example"));
+    }
+
+    #[tokio::test]
+    async fn answers_come_from_rows_and_are_remembered() {
+        let (db, index, iago) = (db().await, Index::default(), jid("iago@evil.example"));
+        let one = pair("juliet@north.example", "iago@evil.example");
+        assert_eq!(index.now(&one), None);
+        assert_eq!(index.read(&db, &one).await.unwrap(), None);
+        assert_eq!(index.now(&one), Some(None));
+        let batch = Batch::new(Lane::Inside).with(granted(&grant(one.domain, Why::Gateway, &iago, 0)));
+        db.run(batch).await.unwrap();
+        assert_eq!(index.now(&one), Some(None), "the cache is told of changes, it does not guess them");
+        index.forget(&one.domain);
+        assert_eq!(index.now(&one), None);
+        assert_eq!(index.read(&db, &one).await.unwrap(), Some(Relation::Conversation));
+        assert_eq!(index.now(&one), Some(Some(Relation::Conversation)));
+        let other = pair("juliet@north.example", "emilia@evil.example");
+        assert_eq!(index.read(&db, &other).await.unwrap(), Some(Relation::Conversation));
+        let elsewhere = pair("romeo@north.example", "emilia@evil.example");
+        assert_eq!(index.read(&db, &elsewhere).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn what_was_read_before_a_change_is_not_remembered() {
+        let (db, index) = (db().await, Index::default());
+        let one = pair("juliet@north.example", "iago@evil.example");
+        let reading = index.read(&db, &one);
+        // The grant comes while the store is asked: its answer is the older one.
+        index.grant(&one.address, Relation::Contact);
+        index.forget(&one.domain);
+        let mut reading = Box::pin(reading);
+        let _ = (&mut reading).await.unwrap();
+        assert_eq!(index.now(&one), Some(Some(Relation::Contact)));
+    }
+
+    #[tokio::test]
+    async fn the_conversation_not_renewed_for_longest_goes() {
+        let (db, peers) = (db().await, ["a@x.example", "b@x.example", "c@x.example"].map(jid));
+        for (now, peer) in [(1, 0), (2, 1), (3, 0), (4, 2)] {
+            let key = address_key(&host(1), &jid("juliet@north.example"), &peers[peer]);
+            let mut batch = Batch::new(Lane::Inside);
+            note_conversation(&mut batch, &grant(key, Why::Conversation, &peers[peer], now), 2);
+            db.run(batch).await.unwrap();
+        }
+        let rows = db.read(sql("SELECT peer FROM consents ORDER BY peer")).await.unwrap();
+        let left: Vec<String> = rows.iter().map(|row| row.text(0).to_owned()).collect();
+        assert_eq!(left, ["a@x.example", "c@x.example"]);
+    }
+
+    #[test]
+    fn writing_is_noted_once_a_day() {
+        let (index, one) = (Index::default(), pair("juliet@north.example", "iago@evil.example"));
+        assert!(index.writes(&one.address, DAY));
+        assert!(!index.writes(&one.address, DAY + 5));
+        assert_eq!(index.now(&one), Some(Some(Relation::Conversation)));
+        assert!(index.writes(&one.address, 2 * DAY));
+        index.forget(&one.address);
+        assert!(index.writes(&one.address, 2 * DAY), "it may have been taken back");
+    }
+
+    #[test]
+    fn directed_presence_is_counted() {
+        let (index, one) = (Index::default(), pair("juliet@north.example", "room@rooms.example"));
+        index.direct(one.address);
+        index.direct(one.address);
+        index.undirect(&one.address);
+        assert_eq!(index.now(&one), Some(Some(Relation::Conversation)));
+        index.undirect(&one.address);
+        assert_eq!(index.now(&one), None);
+        assert!(index.directed.lock().is_empty(), "nothing is left behind");
+    }
+
+    #[test]
+    fn each_request_has_one_answer() {
+        let index = Index::default();
+        let request = |from: &str, to: &str, id: &str, kind| {
+            Stanza::build(Kind::Iq(kind)).from(jid(from)).to(jid(to)).id(id).done()
+        };
+        index.asks(&request("juliet@north.example/a", "evil.example", "1", IqType::Get), Asked::Plain);
+        let answer =
+            |from, id| index.answered(&request(from, "juliet@north.example/a", id, IqType::Result));
+        assert_eq!(answer("other.example", "1"), None);
+        assert_eq!(answer("evil.example", "2"), None);
+        assert_eq!(answer("evil.example", "1"), Some(Asked::Plain));
+        assert_eq!(answer("evil.example", "1"), None);
+    }
+
+    #[test]
+    fn the_cache_is_bounded() {
+        let mut halves = Halves::new(10);
+        for n in 0..1000_u32 {
+            halves.put(n, n);
+            assert!(halves.young.len() + halves.old.len() <= 20);
+            assert_eq!(halves.get(&0), Some(0), "what is asked for stays");
+        }
+        assert_eq!(halves.get(&500), None);
+    }
+}

@@ -1,0 +1,330 @@
+//! Consent before first contact: what somebody at another provider sends to a user who does not know them waits for the
+//! user's consent, and is answered in a way that says nothing about the address. design/011-consent.md.
+//!
+//! | part | what |
+//! |---|---|
+//! | here | the gate: asked for each stanza from outside to an account; and what gives consent |
+//! | `index` | who may write to whom, asked without looking at an account |
+//! | `intake` | what strangers sent and nobody has looked at yet; the worker that sorts it |
+//! | `hold` | what waits for one user, and what becomes of it |
+//! | `text` | what a request says |
+
+mod hold;
+pub(crate) mod index;
+mod intake;
+mod text;
+
+use std::sync::Arc;
+
+use trunkline_store::{Batch, Lane, StoreError, sql};
+use trunkline_xmpp::classify::classify;
+use trunkline_xmpp::error::{Condition, StanzaError};
+use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::ns;
+use trunkline_xmpp::stanza::{IqType, Kind, MessageType, PresenceType, Stanza};
+
+pub(crate) use intake::{Intake, sort};
+
+use self::index::{Asked, Grant, Index, Key, Pair, Why};
+use super::account::{Account, AccountState};
+use super::message::store_trouble;
+use super::roster::Item;
+use super::{Mail, Origin, Routed};
+use crate::control::rule::Relation;
+use crate::exchange::{Exchange, Host};
+
+/// What becomes of a stanza from outside.
+enum Passage {
+    /// It goes on as it is.
+    Pass(Stanza),
+    /// Its sender gets an error, or nothing.
+    Refused(Option<StanzaError>),
+    /// Its sender has to have consent and does not.
+    Hold,
+}
+
+impl Exchange {
+    fn consents(&self) -> &Index {
+        &self.control.requests.index
+    }
+
+    /// The gate. What it answers to strangers is fixed by the stanza's kind, before anybody looks for the account.
+    pub(super) fn ask_for_consent(self: &Arc<Self>, host: &Host, mail: Mail) -> Routed {
+        let (Some(to), Some(from)) = (&mail.stanza.head.to, &mail.stanza.head.from) else { return Routed::Done };
+        if matches!(mail.stanza.head.kind, Kind::Iq(IqType::Result | IqType::Error))
+            && let Some(asked) = self.consents().answered(&mail.stanza)
+        {
+            self.note_answer(asked, &mail.stanza);
+            return self.let_in(Some(Relation::Conversation), mail);
+        }
+        let pair = Pair::of(host, to, from);
+        if let Some(relation) = self.consents().now(&pair) {
+            return self.let_in(relation, mail);
+        }
+        let exchange = Arc::clone(self);
+        Routed::Later(Box::pin(async move {
+            let relation = match exchange.consents().read(&exchange.db, &pair).await {
+                Ok(relation) => relation,
+                Err(error) => return exchange.bounce(&mail.stanza, &store_trouble(&error)),
+            };
+            if let Routed::Later(later) = exchange.let_in(relation, mail) {
+                later.await;
+            }
+        }))
+    }
+
+    fn let_in(self: &Arc<Self>, relation: Option<Relation>, mail: Mail) -> Routed {
+        match self.judged(relation, mail.stanza.clone()) {
+            Passage::Pass(stanza) => {
+                let origin = if relation.is_some() { Origin::Known } else { Origin::Outside };
+                self.route_to_account(Mail { stanza, origin, receipt: mail.receipt })
+            }
+            Passage::Refused(Some(error)) => {
+                self.bounce(&mail.stanza, &error);
+                Routed::Done
+            }
+            Passage::Refused(None) => Routed::Done,
+            Passage::Hold => {
+                self.hold(mail);
+                Routed::Done
+            }
+        }
+    }
+
+    /// What the policy says now that it is known how the two stand to each other.
+    fn judged(&self, relation: Option<Relation>, stanza: Stanza) -> Passage {
+        if relation.is_some() { Passage::Pass(stanza) } else { Passage::Hold }
+    }
+
+    /// A stranger's stanza: the answer that everybody gets, and what is worth a request is kept.
+    fn hold(self: &Arc<Self>, mail: Mail) {
+        let keep = match mail.stanza.head.kind {
+            Kind::Message(MessageType::Chat | MessageType::Normal) => classify(&mail.stanza).offline.yes,
+            Kind::Presence(PresenceType::Subscribe | PresenceType::Unsubscribe) => true,
+            _ => false,
+        };
+        if keep { self.take_in(mail) } else { self.answer_stranger(&mail.stanza) }
+    }
+
+    /// THE TABLE of answers to strangers: promise 5.
+    pub(super) fn answer_stranger(self: &Arc<Self>, stanza: &Stanza) {
+        match stanza.head.kind {
+            Kind::Message(MessageType::Groupchat) | Kind::Iq(IqType::Get | IqType::Set) => {
+                self.bounce(stanza, &StanzaError::new(Condition::ServiceUnavailable));
+            }
+            Kind::Presence(PresenceType::Probe) => {
+                let (to, from) = (stanza.head.to.as_ref(), stanza.head.from.as_ref());
+                self.answer_with(
+                    Stanza::build(Kind::Presence(PresenceType::Unsubscribed))
+                        .from(to.map(Jid::bare))
+                        .to(from.map(Jid::bare))
+                        .done(),
+                );
+            }
+            Kind::Message(_) | Kind::Presence(_) | Kind::Iq(_) => {}
+        }
+    }
+
+    // ---- what gives consent
+
+    fn is_elsewhere(&self, jid: &Jid) -> bool {
+        self.host(jid.domain()).is_none()
+    }
+
+    fn address_key(&self, local: &Jid, peer: &Jid) -> Option<Key> {
+        Some(index::address_key(self.host(local.domain())?, local, peer))
+    }
+
+    /// Our user sends directed presence: whoever is behind that address may write while it lasts. A room's occupants.
+    pub(crate) fn direct(&self, local: &Jid, to: &Jid) {
+        if let Some(key) = self.address_key(local, to).filter(|_| self.is_elsewhere(to)) {
+            self.consents().direct(key);
+        }
+    }
+
+    /// The end of [`Exchange::direct`].
+    pub(crate) fn undirect(&self, local: &Jid, to: &Jid) {
+        if let Some(key) = self.address_key(local, to).filter(|_| self.is_elsewhere(to)) {
+            self.consents().undirect(&key);
+        }
+    }
+
+    /// A client of ours sends an IQ stanza: the answer to a request is let in.
+    pub(crate) fn note_request(&self, account: &Account, stanza: &Stanza) {
+        let Some(to) = stanza.head.to.as_ref().filter(|to| self.is_elsewhere(to)) else { return };
+        let asked = match stanza.head.kind {
+            Kind::Iq(IqType::Get) => Asked::Plain,
+            Kind::Iq(IqType::Set) => match stanza.child(ns::REGISTER, "query").filter(|_| to.is_domain()) {
+                Some(query) if query.child(ns::REGISTER, "remove").is_some() => Asked::Leaves,
+                Some(_) => Asked::Registers(account.id),
+                None => Asked::Plain,
+            },
+            _ => return,
+        };
+        self.consents().asks(stanza, asked);
+    }
+
+    /// XEP-0100 s.4.1: a gateway speaks with the addresses of its domain.
+    fn note_answer(self: &Arc<Self>, asked: Asked, stanza: &Stanza) {
+        let (Some(from), Some(to)) = (stanza.head.from.as_ref(), stanza.head.to.as_ref()) else { return };
+        if stanza.head.kind != Kind::Iq(IqType::Result) {
+            return;
+        }
+        let Some(host) = self.host(to.domain()) else { return };
+        let key = index::domain_key(host, to, from.domain());
+        let statement = match asked {
+            Asked::Plain => return,
+            Asked::Registers(account) => {
+                self.consents().grant(&key, Relation::Conversation);
+                index::granted(&Grant {
+                    key,
+                    why: Why::Gateway,
+                    relation: Relation::Conversation,
+                    account,
+                    peer: from,
+                    now: self.clock().now(),
+                })
+            }
+            Asked::Leaves => index::revoked(&key, Why::Gateway),
+        };
+        let exchange = Arc::clone(self);
+        self.db.submit(Batch::new(Lane::Inside).with(statement), move |result| {
+            exchange.consents().forget(&key);
+            if let Err(error) = result {
+                tracing::error!(%error, "a registration with a gateway could not be noted");
+            }
+        });
+    }
+
+    /// Our user sends a message: whoever gets it may answer, and what waits from there is let in. Under the account's
+    /// lock; the row goes with the message's own.
+    pub(super) fn note_writing(
+        self: &Arc<Self>,
+        account: &Arc<Account>,
+        (state, stanza): (&AccountState, &Stanza),
+        batch: &mut Batch,
+    ) {
+        let Some(to) = stanza.head.to.as_ref().filter(|to| self.is_elsewhere(to)) else { return };
+        if stanza.head.kind == Kind::Message(MessageType::Error) {
+            return;
+        }
+        let Some(key) = self.address_key(&account.jid, to) else { return };
+        let now = self.clock().now();
+        if !self.consents().writes(&key, now) {
+            return;
+        }
+        let most = self.config.load().consent.conversations;
+        let (why, relation) = (Why::Conversation, Relation::Conversation);
+        let grant = Grant { key, why, relation, account: account.id, peer: to, now };
+        index::note_conversation(batch, &grant, most);
+        if state.roster.subscription(to).pending_in {
+            let (exchange, account) = (Arc::clone(self), self.accounts.hold(Arc::clone(account)));
+            let contact = to.bare();
+            self.spawn(async move { exchange.accept_by_writing(&account, &contact).await });
+        }
+    }
+
+    /// Adds what a changed roster item means for consent to the transaction that changes it. The key, and whether the
+    /// stranger becomes known by it while something of theirs is held.
+    pub(super) fn note_item(
+        &self,
+        batch: &mut Batch,
+        account: &Account,
+        contact: &Jid,
+        (before, after): (Option<&Item>, Option<&Item>),
+    ) -> Option<(Key, bool)> {
+        let key = self.address_key(&account.jid, contact)?;
+        let (before, after) = (before.map(relation), after.map(relation));
+        let (before, now) = (before.flatten(), after.flatten());
+        if before == now {
+            return None;
+        }
+        batch.push(match now {
+            Some(relation) => index::granted(&Grant {
+                key,
+                why: Why::Roster,
+                relation,
+                account: account.id,
+                peer: contact,
+                now: self.clock().now(),
+            }),
+            None => index::revoked(&key, Why::Roster),
+        });
+        Some((key, before.is_none() && self.is_elsewhere(contact)))
+    }
+
+    /// The row of that pair was written or deleted.
+    pub(super) fn changed_consent(&self, key: &Key) {
+        self.consents().forget(key);
+    }
+
+    /// An account is gone: nothing of what it allowed may be remembered for the next of that name.
+    pub(crate) fn forget_consents(&self) {
+        self.consents().forget_all();
+    }
+
+    /// Reads what the last run left behind; the first time, what was there before there was consent.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub(crate) async fn start_consent(self: &Arc<Self>) -> Result<(), StoreError> {
+        if self.db.read(sql("SELECT 1 FROM consents_built")).await?.is_empty() {
+            self.build_index().await?;
+        }
+        let rows = self.db.read(sql("SELECT stanza FROM intake")).await?;
+        for row in rows.iter() {
+            let domain = Stanza::parse(row.blob(0)).ok().and_then(|stanza| stanza.head.from);
+            self.control.requests.intake.enter(domain.as_ref().map_or("", |from| from.domain()));
+        }
+        self.finish_releases().await
+    }
+
+    /// Everybody in a roster, and everybody whom a user wrote to as far as the archive says.
+    async fn build_index(self: &Arc<Self>) -> Result<(), StoreError> {
+        const PAGE: i64 = 1000;
+        let last = self.db.read(sql("SELECT COALESCE(MAX(id), 0) FROM accounts")).await?;
+        let last = last.first().map_or(0, |row| row.int(0));
+        let now = self.clock().now();
+        let mut from = 0;
+        while from < last {
+            let of = |statement: trunkline_store::Statement| statement.bind(from).bind(from + PAGE);
+            let queries = vec![
+                of(sql("SELECT r.account, a.local, h.name, r.jid, r.state FROM roster r \
+                        JOIN accounts a ON a.id = r.account JOIN hosts h ON h.id = a.host_id \
+                        WHERE r.removed = 0 AND r.account > ?1 AND r.account <= ?2")),
+                of(sql("SELECT DISTINCT r.account, a.local, h.name, r.peer FROM archive r \
+                        JOIN accounts a ON a.id = r.account JOIN hosts h ON h.id = a.host_id \
+                        WHERE r.flags & 1 <> 0 AND r.account > ?1 AND r.account <= ?2")),
+            ];
+            let results = self.db.read_all(Lane::Inside, queries).await?;
+            let mut batch = Batch::new(Lane::Inside);
+            for (rows, is_roster) in results.iter().zip([true, false]) {
+                for row in rows.iter() {
+                    let local = Jid::from_parts(Some(row.text(1)), row.text(2), None);
+                    let (Ok(local), Ok(peer)) = (local, Jid::parse(row.text(3))) else { continue };
+                    let (why, relation) = match is_roster {
+                        true => (Why::Roster, relation(&Item::of_state(row.int(4)))),
+                        false => (Why::Conversation, self.is_elsewhere(&peer).then_some(Relation::Conversation)),
+                    };
+                    if let (Some(key), Some(relation)) = (self.address_key(&local, &peer), relation) {
+                        let grant = Grant { key, why, relation, account: row.int(0), peer: &peer, now };
+                        batch.push(index::granted(&grant));
+                    }
+                }
+            }
+            self.db.run(batch).await?;
+            from += PAGE;
+        }
+        let done = sql("INSERT INTO consents_built (id, at) VALUES (1, ?1)").bind(now);
+        self.db.run(Batch::new(Lane::Inside).with(done)).await.map(drop)
+    }
+}
+
+/// What a roster item says about the two. One that only holds a request says nothing.
+fn relation(item: &Item) -> Option<Relation> {
+    if item.subscription.in_roster() {
+        Some(Relation::Contact)
+    } else {
+        item.listed.then_some(Relation::Conversation)
+    }
+}
