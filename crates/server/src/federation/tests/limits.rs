@@ -23,21 +23,8 @@ async fn here() -> (World, Site) {
     (world, here)
 }
 
-/// A peer that has proved `rogue.example`, on a stream that goes both ways and is acknowledged both ways.
 async fn both_ways(world: &World, here: &Site) -> Rogue {
-    let certs = world.certs("rogue", &leaf("rogue.example"));
-    let mut rogue = Rogue::connect(world, here, &certs, ME).await;
-    assert!(rogue.next().await.unwrap().contains("EXTERNAL"));
-    rogue.send("<bidi xmlns='urn:xmpp:bidi'/>").await;
-    rogue.send(&auth(ME.0)).await;
-    assert!(rogue.next().await.unwrap().contains("success"));
-    rogue.wire.restart();
-    // In one go: what waits for the rogue is sent after acknowledgements are on.
-    rogue.send(&format!("{HELLO} from='{}' to='{}'><enable xmlns='urn:xmpp:sm:3'/>", ME.0, ME.1)).await;
-    assert!(matches!(rogue.wire.next().await, Ok(Event::Open(_))));
-    assert!(rogue.next().await.unwrap().contains("features"));
-    assert!(rogue.next().await.unwrap().contains("enabled"));
-    rogue
+    Rogue::both_ways(world, here, ME).await
 }
 
 /// What the rogue reads up to and with the next message; requests for acknowledgements count it.

@@ -159,6 +159,8 @@ impl World {
             "clients.listen=[]".into(),
             "federation.listen=[]".into(),
             "federation.allow_private=true".into(),
+            // Whoever writes is let in; what is about strangers says so.
+            "federation.preset=open".into(),
         ];
         for setting in fixed.iter().map(String::as_str).chain(settings.iter().copied()) {
             presets.set(setting).unwrap();
@@ -244,6 +246,14 @@ impl Site {
             .bind(host.id)
             .bind(jid.local().unwrap());
         self.exchange().db.run(Batch::new(Lane::Inside).with(insert)).await.unwrap();
+        let mut person = self.device(address).await;
+        person.arrived().await;
+        person
+    }
+
+    /// A further client of an account, online.
+    pub(crate) async fn device(&self, address: &str) -> Person {
+        let jid: Jid = address.parse().unwrap();
         let (ours, theirs) = tokio::io::duplex(1024 * 1024);
         self.server.seat(Transport::from(theirs), &jid.bare());
         let mut person = Person { stream: ours, scanner: Scanner::new(Limits::default()), input: Vec::new() };
@@ -260,7 +270,6 @@ impl Site {
                 jid.resource().unwrap()
             ))
             .await;
-        person.arrived().await;
         person
     }
 }
@@ -375,6 +384,34 @@ impl Rogue {
         let mut rogue = Rogue { wire: Wire::new(transport, Limits::default()) };
         rogue.hello(from, to).await;
         rogue
+    }
+
+    /// Connects and proves its domain, on a stream that goes both ways and is acknowledged both ways.
+    pub(crate) async fn both_ways(world: &World, site: &Site, (from, to): (&str, &str)) -> Rogue {
+        let certs = world.certs(from, &leaf(from));
+        let mut rogue = Rogue::connect(world, site, &certs, (from, to)).await;
+        assert!(rogue.next().await.unwrap().contains("EXTERNAL"));
+        rogue.send("<bidi xmlns='urn:xmpp:bidi'/>").await;
+        rogue.send(&auth(from)).await;
+        assert!(rogue.next().await.unwrap().contains("success"));
+        rogue.wire.restart();
+        // In one go: what waits for the rogue is sent after acknowledgements are on.
+        rogue.send(&format!("{HELLO} from='{from}' to='{to}'><enable xmlns='urn:xmpp:sm:3'/>")).await;
+        assert!(matches!(rogue.wire.next().await, Ok(Event::Open(_))));
+        assert!(rogue.next().await.unwrap().contains("features"));
+        assert!(rogue.next().await.unwrap().contains("enabled"));
+        rogue
+    }
+
+    /// Everything that has come until nobody moves any more.
+    pub(crate) async fn heard(&mut self) -> Vec<String> {
+        let mut heard = Vec::new();
+        while let Ok(Ok(event)) = tokio::time::timeout(Duration::from_secs(2), self.wire.next()).await {
+            if let Event::Element(element) = event {
+                heard.push(show(&element));
+            }
+        }
+        heard
     }
 
     /// Connects and sends bytes, without TLS.
