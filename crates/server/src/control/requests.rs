@@ -119,7 +119,7 @@ async fn throw_away(
 ) -> Result<Outcome, OpError> {
     let whom = Jid::parse(from)
         .ok()
-        .filter(Jid::is_bare)
+        .filter(|whom| whom.resource().is_none())
         .ok_or_else(|| OpError::BadAddress(format!("{} is no bare address and no domain", from.escape_debug())))?;
     let peer = whom.local().map_or(Value::Null, |_| whom.as_str().into());
     let last = exchange.ids.next().0;

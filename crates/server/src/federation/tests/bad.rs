@@ -20,7 +20,11 @@ async fn here(settings: &[&str]) -> (World, Site) {
 
 /// A peer that has proved `rogue.example`.
 async fn proved() -> (World, Site, Rogue) {
-    let (world, here) = here(&[]).await;
+    proved_at(&[]).await
+}
+
+async fn proved_at(settings: &[&str]) -> (World, Site, Rogue) {
+    let (world, here) = here(settings).await;
     let certs = world.certs("rogue", &leaf("rogue.example"));
     let mut rogue = Rogue::connect(&world, &here, &certs, ME).await;
     assert!(rogue.next().await.unwrap().contains("EXTERNAL"));
@@ -469,7 +473,7 @@ async fn an_acknowledgement_costs_the_same_for_addresses_that_do_not_exist() {
             let before = here.exchange().db.stats();
             rogue.send(&stanza.replace("TO", to)).await;
             // What is kept is sorted later than that.
-            tokio::time::sleep(Duration::from_millis(40)).await;
+            tokio::time::sleep(std::time::Duration::from_millis(40)).await;
             let after = here.exchange().db.stats();
             settle().await;
             costs.push((after.reads - before.reads, after.commits - before.commits));

@@ -259,6 +259,7 @@ async fn who_is_declined_is_heard_no_more() {
     // Not for ever.
     tokio::time::sleep(std::time::Duration::from_secs(2 * 24 * 3600)).await;
     let mut iago = Rogue::both_ways(&_world, &here, ME).await;
+    let mut juliet = here.device("juliet@here.example/c").await;
     juliet.arrived().await;
     iago.send(&says("m3", "sorry")).await;
     assert!(juliet.arrived().await.join("").contains("<status>sorry</status>"));

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use trunkline_xml::Event;
 
-use super::stage::{HELLO, Rogue, Site, World, auth, leaf, settle};
+use super::stage::{Rogue, Site, World, auth, leaf, settle};
 use crate::federation::MOST_WAITING;
 use crate::federation::handle::Command;
 use crate::federation::peer::MOST_FAULTS;

@@ -2,6 +2,7 @@
 
 mod bad;
 mod components;
+mod consent;
 mod invitations;
 mod limits;
 mod proofs;
