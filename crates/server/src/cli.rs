@@ -21,6 +21,7 @@ use crate::admin::socket::{CallError, Control};
 use crate::admin::{Admin as _, OpError, Operation, Outcome, Password, User, output};
 use crate::config::overrides::{OverrideError, Overrides};
 use crate::config::{self, Config, ConfigError};
+use crate::control::requests::RequestsOp;
 use crate::demo::{self, Demo, DemoError};
 use crate::logging::LogError;
 
@@ -183,6 +184,34 @@ enum FederationCommand {
         #[command(flatten)]
         common: Common,
     },
+    /// First contacts that wait for the consent of whom they are for: list, drop
+    #[command(subcommand)]
+    Requests(RequestsCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum RequestsCommand {
+    /// Who waits for whom, newest first; never what was written
+    List {
+        /// From this domain only
+        #[arg(long)]
+        domain: Option<String>,
+        /// Older than this id: the last one of the page before
+        #[arg(long)]
+        before: Option<i64>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Throw away what waits from an address or from a whole domain
+    Drop {
+        /// A bare address or a domain
+        from: String,
+        /// For the audit log
+        #[arg(long)]
+        why: String,
+        #[command(flatten)]
+        common: Common,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -292,6 +321,14 @@ fn run(command: Command) -> Result<(), CliError> {
         Command::Federation(FederationCommand::Open { domain, common }) => {
             ask(&common, Operation::FederationOpen { domain })
         }
+        Command::Federation(FederationCommand::Requests(command)) => match command {
+            RequestsCommand::List { domain, before, common } => {
+                ask(&common, Operation::Requests(RequestsOp::List { domain, before }))
+            }
+            RequestsCommand::Drop { from, why, common } => {
+                ask(&common, Operation::Requests(RequestsOp::Drop { from, why }))
+            }
+        },
         Command::Invite(InviteCommand::Create { domain, common }) => {
             ask(&common, Operation::InviteCreate { domain })
         }

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::{FederationStatus, Outcome, PeerStatus, Status, StreamStatus, User};
+use crate::control::requests::RequestView;
 
 /// An outcome for people, at the time `now` (milliseconds since 1970).
 pub fn human(outcome: &Outcome, now: i64) -> String {
@@ -31,6 +32,7 @@ pub fn human(outcome: &Outcome, now: i64) -> String {
             format!("{uri}\nIt can be used once, until {}.\n", time(*expires_at))
         }
         Outcome::File { text, .. } => text.clone(),
+        Outcome::Requests { requests, more } => requests_text(requests, *more, now),
         other => serde_json::to_string_pretty(other).unwrap_or_default() + "\n",
     }
 }
@@ -109,6 +111,27 @@ fn federation_text(status: &FederationStatus, now: i64) -> String {
         if let Some(error) = &peer.last_error {
             let _ = writeln!(out, "  last error, {} ago: {}", span(now - error.at), printable(&error.text));
         }
+    }
+    out
+}
+
+fn requests_text(requests: &[RequestView], more: bool, now: i64) -> String {
+    if requests.is_empty() {
+        return "Nobody waits for consent.\n".into();
+    }
+    let mut rows = vec![vec!["FROM".to_owned(), "TO".into(), "STANZAS".into(), "SINCE".into(), String::new()]];
+    for request in requests {
+        rows.push(vec![
+            printable(&request.from),
+            printable(&request.account),
+            request.stanzas.to_string(),
+            span(now - request.since),
+            if request.asks_subscription { "asks for a subscription".into() } else { String::new() },
+        ]);
+    }
+    let mut out = table(&rows);
+    if let Some(last) = requests.last().filter(|_| more) {
+        let _ = writeln!(out, "There are older ones: --before {}", last.id);
     }
     out
 }
@@ -225,6 +248,24 @@ mod tests {
              romeo@example.org           2023-11-14 22:13 UTC  2\n\
              juliet.capulet@example.org  2023-11-14 22:13 UTC  -        disabled\n"
         );
+    }
+
+    #[test]
+    fn first_contacts() {
+        let request = RequestView {
+            id: 7,
+            account: "juliet@example.org".into(),
+            from: "iago@evil.example".into(),
+            stanzas: 3,
+            since: NOW - 3_725_000,
+            asks_subscription: true,
+        };
+        let text = human(&Outcome::Requests { requests: vec![request], more: true }, NOW);
+        for part in ["iago@evil.example", "juliet@example.org", "3", "1 h 2 min", "asks for", "--before 7"] {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+        let text = human(&Outcome::Requests { requests: Vec::new(), more: false }, NOW);
+        assert_eq!(text, "Nobody waits for consent.\n");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use trunkline_xmpp::jid::Jid;
 
 use crate::admin::actor::Actor;
 use crate::admin::{OpError, Outcome};
+use crate::control::traffic::Event;
 use crate::exchange::Exchange;
 use crate::route::consent::Intake;
 use crate::route::consent::index::Index;
@@ -65,12 +66,12 @@ pub struct RequestView {
 impl Requests {
     /// A stanza is held.
     pub(crate) fn held(&self, exchange: &Exchange, domain: &str) {
-        let _ = (exchange, domain);
+        exchange.control.traffic.count(domain, Event::Held);
     }
 
     /// A user has answered a first contact: accepted, or not.
     pub(crate) fn answered(&self, exchange: &Exchange, (domain, accepted): (&str, bool)) {
-        let _ = (exchange, domain, accepted);
+        exchange.control.traffic.count(domain, if accepted { Event::Accepted } else { Event::Declined });
     }
 }
 

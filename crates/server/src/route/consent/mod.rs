@@ -30,7 +30,8 @@ use super::account::{Account, AccountState};
 use super::message::store_trouble;
 use super::roster::Item;
 use super::{Mail, Origin, Routed};
-use crate::control::rule::Relation;
+use crate::control::judge::{Case, Verdict};
+use crate::control::rule::{Direction, Relation};
 use crate::exchange::{Exchange, Host};
 
 /// What becomes of a stanza from outside.
@@ -93,7 +94,25 @@ impl Exchange {
 
     /// What the policy says now that it is known how the two stand to each other.
     fn judged(&self, relation: Option<Relation>, stanza: Stanza) -> Passage {
-        if relation.is_some() { Passage::Pass(stanza) } else { Passage::Hold }
+        let Some(from) = &stanza.head.from else { return Passage::Refused(None) };
+        let case = Case {
+            direction: Direction::In,
+            domain: from.domain(),
+            stanza: &stanza,
+            relation: Some(relation.unwrap_or(Relation::Stranger)),
+        };
+        let decision = self.control.judge(&case);
+        match &decision.verdict {
+            Verdict::Allow => match decision.carried_out(stanza, Direction::In) {
+                Ok(stanza) => Passage::Pass(stanza),
+                Err(error) => Passage::Refused(Some(error)),
+            },
+            Verdict::Reject(error) => Passage::Refused(Some(error.clone())),
+            Verdict::Drop => Passage::Refused(None),
+            // What can't be decided is held: nobody gets in by a gap between two rules.
+            Verdict::Hold | Verdict::Undecided if relation.is_none() => Passage::Hold,
+            Verdict::Hold | Verdict::Undecided => Passage::Pass(stanza),
+        }
     }
 
     /// A stranger's stanza: the answer that everybody gets, and what is worth a request is kept.
