@@ -217,6 +217,10 @@ const CONTROL: Migration = Migration {
             until INTEGER,
             set_by TEXT NOT NULL,
             set_at INTEGER NOT NULL
+        ) STRICT;
+    ",
+};
+
 /// Consent before first contact (design/011): who may write to whom, what came from strangers and is not sorted yet,
 /// what is held, and how users of other domains were answered.
 const CONSENT: Migration = Migration {

@@ -119,7 +119,8 @@ fn requests_text(requests: &[RequestView], more: bool, now: i64) -> String {
     if requests.is_empty() {
         return "Nobody waits for consent.\n".into();
     }
-    let mut rows = vec![vec!["FROM".to_owned(), "TO".into(), "STANZAS".into(), "SINCE".into(), String::new()]];
+    let mut rows =
+        vec![vec!["FROM".to_owned(), "TO".into(), "STANZAS".into(), "SINCE".into(), String::new()]];
     for request in requests {
         rows.push(vec![
             printable(&request.from),

@@ -174,12 +174,13 @@ fn directions_are_told_apart() {
 }
 
 #[test]
-fn careful_holds_strangers_first_contacts_and_nothing_else() {
+fn careful_holds_strangers_and_nobody_else() {
     let court = Court::new(Preset::Careful, &[]);
     assert_eq!(court.judge(HELLO, None).verdict, Verdict::Undecided);
     assert_eq!(court.judge(HELLO, Some(Relation::Stranger)).verdict, Verdict::Hold);
     assert_eq!(court.judge(HELLO, Some(Relation::Conversation)).verdict, Verdict::Allow);
-    assert_eq!(court.judge(PRESENCE, None).verdict, Verdict::Allow);
+    assert_eq!(court.judge(PRESENCE, None).verdict, Verdict::Undecided, "of every kind");
+    assert_eq!(court.judge(PRESENCE, Some(Relation::Stranger)).verdict, Verdict::Hold);
     let service = "<message from='a@sub.bad.example/r' to='south.example'><body>hi</body></message>";
     assert_eq!(court.judge(service, None).verdict, Verdict::Allow, "no account, nobody to consent");
     let out = "<message from='b@south.example/x' to='a@bad.example'><body>hi</body></message>";

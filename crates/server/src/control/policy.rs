@@ -16,7 +16,7 @@ use trunkline_xmpp::stanza::Stanza;
 use super::blocks::{self, Block, MOST_BLOCKS};
 use super::breaker::above;
 use super::judge::{Armed, Blocked, Case, Verdict, is_below};
-use super::rule::{self, Action, Conditions, Direction, Relation, Rule, StanzaKind};
+use super::rule::{self, Action, Conditions, Direction, Relation, Rule};
 use crate::admin::actor::Actor;
 use crate::admin::{OpError, Outcome};
 use crate::config::Config;
@@ -149,16 +149,8 @@ impl Preset {
         match self {
             Preset::Open => None,
             Preset::Careful => {
-                let when = Conditions {
-                    relation: vec![Relation::Stranger],
-                    kind: vec![
-                        StanzaKind::Message,
-                        StanzaKind::Subscribe,
-                        StanzaKind::Call,
-                        StanzaKind::Invitation,
-                    ],
-                    ..Conditions::default()
-                };
+                // Of every kind: what can't wait gets an answer that says nothing (design/011-consent.md).
+                let when = Conditions { relation: vec![Relation::Stranger], ..Conditions::default() };
                 rule(when, Direction::In, Action::Hold, "first contacts wait for consent")
             }
             Preset::AllowListOnly => rule(

@@ -94,12 +94,13 @@ async fn list(
     domain: Option<&str>,
     before: Option<i64>,
 ) -> Result<(Vec<RequestView>, bool), OpError> {
-    let statement = sql("SELECT f.id, a.local, h.name, f.peer, f.stanzas, f.changed_at, f.asks FROM first_contacts f \
+    let statement =
+        sql("SELECT f.id, a.local, h.name, f.peer, f.stanzas, f.changed_at, f.asks FROM first_contacts f \
          JOIN accounts a ON a.id = f.account JOIN hosts h ON h.id = a.host_id \
          WHERE f.state = 0 AND (?1 IS NULL OR f.domain = ?1) AND f.id < ?2 ORDER BY f.id DESC LIMIT ?3")
-    .bind(domain.map_or(Value::Null, Into::into))
-    .bind(before.unwrap_or(i64::MAX))
-    .bind(i64::try_from(PAGE + 1).unwrap_or(i64::MAX));
+        .bind(domain.map_or(Value::Null, Into::into))
+        .bind(before.unwrap_or(i64::MAX))
+        .bind(i64::try_from(PAGE + 1).unwrap_or(i64::MAX));
     let rows = exchange.db.read(statement).await.map_err(store)?;
     let requests = rows.iter().take(PAGE).map(|row| RequestView {
         id: row.int(0),
@@ -118,12 +119,13 @@ async fn throw_away(
     actor: &Actor,
     (from, why): (&str, &str),
 ) -> Result<Outcome, OpError> {
-    let whom = Jid::parse(from)
-        .ok()
-        .filter(|whom| whom.resource().is_none())
-        .ok_or_else(|| OpError::BadAddress(format!("{} is no bare address and no domain", from.escape_debug())))?;
+    let whom = Jid::parse(from).ok().filter(|whom| whom.resource().is_none()).ok_or_else(|| {
+        OpError::BadAddress(format!("{} is no bare address and no domain", from.escape_debug()))
+    })?;
     let peer = whom.local().map_or(Value::Null, |_| whom.as_str().into());
     let last = exchange.ids.next().0;
+    let what = serde_json::json!({ "from": whom.as_str() }).to_string();
+    let entry = exchange.control.audit.entry(actor, "requests drop", why, (Some(what), None));
     let (mut after, mut dropped) = (i64::MIN, 0_u64);
     loop {
         let statement = sql("SELECT f.id, a.local, h.name, f.peer FROM first_contacts f \
@@ -140,7 +142,11 @@ async fn throw_away(
             after = row.int(0);
             let account = Jid::from_parts(Some(row.text(1)), row.text(2), None);
             let (Ok(account), Ok(peer)) = (account, Jid::parse(row.text(3))) else { continue };
-            let batch = Batch::new(Lane::Inside);
+            let mut batch = Batch::new(Lane::Inside);
+            // One entry for all, with the first that goes.
+            if dropped == 0 {
+                batch.push(entry.clone());
+            }
             let gone = exchange.drop_first_contact((&account, &peer), batch).await.map_err(store)?;
             dropped += u64::from(gone);
         }
@@ -148,7 +154,6 @@ async fn throw_away(
             break;
         }
     }
-    let _ = (actor, why);
     Ok(Outcome::Done { text: format!("{dropped} first contacts from {whom} were thrown away.") })
 }
 

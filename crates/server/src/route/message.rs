@@ -366,7 +366,9 @@ impl Failed {
 /// Changes nothing that matters, but a page: the commit waits for the disk as every other one does. A row that is
 /// written as it was would not.
 fn a_page() -> Statement {
-    sql("INSERT INTO heartbeat (id, at, ballast) VALUES (2, 1, x'') ON CONFLICT (id) DO UPDATE SET at = at + 1")
+    sql(
+        "INSERT INTO heartbeat (id, at, ballast) VALUES (2, 1, x'') ON CONFLICT (id) DO UPDATE SET at = at + 1",
+    )
 }
 
 fn nothing() -> Batch {

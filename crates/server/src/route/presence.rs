@@ -364,7 +364,9 @@ impl Exchange {
         let Some(contact) = mail.stanza.head.to.as_ref().map(Jid::bare) else { return };
         let refused = |error: &StanzaError| match &mail.origin {
             Origin::Client(session) => refuse(session, &mail.stanza, error),
-            Origin::Inside | Origin::Outside | Origin::Known | Origin::Answer => self.bounce(&mail.stanza, error),
+            Origin::Inside | Origin::Outside | Origin::Known | Origin::Answer => {
+                self.bounce(&mail.stanza, error)
+            }
         };
         if contact == account.jid {
             return refused(&StanzaError::new(Condition::NotAllowed));
@@ -570,9 +572,7 @@ impl Exchange {
     ) {
         let Some(contact) = stanza.head.from.as_ref().map(Jid::bare) else { return };
         let done = match kind {
-            PresenceType::Subscribe => {
-                self.hold_subscription(account, (id, stanza)).await.map(|()| false)
-            }
+            PresenceType::Subscribe => self.hold_subscription(account, (id, stanza)).await.map(|()| false),
             _ => self.withdraw(account, &contact).await,
         };
         match done {

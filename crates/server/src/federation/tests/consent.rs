@@ -131,10 +131,14 @@ async fn existing_missing_blocked_and_offline_addresses_are_told_apart_by_nothin
             let mut transcript = Vec::new();
             // Twice: what the first round leaves behind must not show in the second.
             for kind in KINDS.iter().chain(KINDS) {
-                let stanza = kind.replace("NAME", name).replacen(" to=", " from='iago@evil.example/x' to=", 1);
+                let stanza =
+                    kind.replace("NAME", name).replacen(" to=", " from='iago@evil.example/x' to=", 1);
                 rogue.send(&format!("{stanza}<r xmlns='urn:xmpp:sm:3'/>")).await;
                 let heard = rogue.heard().await;
-                assert!(heard.iter().any(|xml| xml.starts_with("<a ")), "{stanza} is acknowledged: {heard:?}");
+                assert!(
+                    heard.iter().any(|xml| xml.starts_with("<a ")),
+                    "{stanza} is acknowledged: {heard:?}"
+                );
                 transcript.push((*kind, heard.join("").replace(name, "NAME")));
             }
             transcripts.push(transcript);
@@ -211,7 +215,10 @@ async fn who_really_asked_gets_the_answer_and_presence() {
     iago.send(SUBSCRIBE).await;
     let seen = juliet.arrived().await;
     assert_eq!(seen.len(), 1, "one request: {seen:?}");
-    assert_eq!(waiting(&here).await.iter().map(|r| (r.stanzas, r.asks_subscription)).collect::<Vec<_>>(), [(1, true)]);
+    assert_eq!(
+        waiting(&here).await.iter().map(|r| (r.stanzas, r.asks_subscription)).collect::<Vec<_>>(),
+        [(1, true)]
+    );
     juliet.send(&answer("subscribed")).await;
     let heard = stanzas(&mut iago).await.join("");
     assert!(heard.contains("type='subscribed'") && heard.contains("from='juliet@here.example/b'"), "{heard}");
@@ -244,8 +251,7 @@ async fn a_request_says_what_was_asked_and_nothing_that_can_be_clicked_on() {
 
 #[tokio::test(start_paused = true)]
 async fn who_is_declined_is_heard_no_more() {
-    let (_world, here, mut juliet, mut iago) =
-        juliet_and_iago(&["consent.declined_age=\"1 day\""]).await;
+    let (_world, here, mut juliet, mut iago) = juliet_and_iago(&["consent.declined_age=\"1 day\""]).await;
     iago.send(&says("m1", "hello")).await;
     assert_eq!(juliet.arrived().await.len(), 1);
     juliet.send(&answer("unsubscribed")).await;
@@ -279,7 +285,9 @@ async fn a_block_drops_what_is_held_and_ends_conversations() {
     for blocked in ["iago@evil.example", "evil.example"] {
         let (_world, here, mut juliet, mut iago) = juliet_and_iago(&[]).await;
         let block = |what: &str| {
-            format!("<iq type='set' id='b'><{what} xmlns='urn:xmpp:blocking'><item jid='{blocked}'/></{what}></iq>")
+            format!(
+                "<iq type='set' id='b'><{what} xmlns='urn:xmpp:blocking'><item jid='{blocked}'/></{what}></iq>"
+            )
         };
         iago.send(&says("m1", "hello")).await;
         assert_eq!(juliet.arrived().await.len(), 1);
@@ -290,7 +298,9 @@ async fn a_block_drops_what_is_held_and_ends_conversations() {
         }
         // She takes it back, writes, and blocks again: what she wrote does not count any more.
         juliet.send(&block("unblock")).await;
-        juliet.send("<message to='iago@evil.example' type='chat' id='j1'><body>who are you?</body></message>").await;
+        juliet
+            .send("<message to='iago@evil.example' type='chat' id='j1'><body>who are you?</body></message>")
+            .await;
         settle().await;
         iago.send(&says("m2", "me")).await;
         assert!(juliet.arrived().await.join("").contains("id='m2'"));
@@ -337,7 +347,9 @@ async fn adding_a_stranger_to_the_roster_is_an_answer_and_removing_a_contact_tak
     assert_eq!(waiting(&here).await.len(), 0);
     // Somebody else, without a word between them.
     let set = |extra: &str| {
-        format!("<iq type='set' id='s'><query xmlns='jabber:iq:roster'><item jid='emilia@evil.example'{extra}/></query></iq>")
+        format!(
+            "<iq type='set' id='s'><query xmlns='jabber:iq:roster'><item jid='emilia@evil.example'{extra}/></query></iq>"
+        )
     };
     let emilia = |id: &str| says(id, "dear").replace("iago", "emilia");
     juliet.send(&set("")).await;
@@ -355,7 +367,9 @@ async fn adding_a_stranger_to_the_roster_is_an_answer_and_removing_a_contact_tak
 async fn answers_rooms_services_and_gateways_pass() {
     let (_world, here, mut juliet, mut evil) = juliet_and_iago(&[]).await;
     // The answer to a request, once.
-    juliet.send("<iq type='get' id='v1' to='iago@evil.example/x'><query xmlns='jabber:iq:version'/></iq>").await;
+    juliet
+        .send("<iq type='get' id='v1' to='iago@evil.example/x'><query xmlns='jabber:iq:version'/></iq>")
+        .await;
     let result = "<iq from='iago@evil.example/x' to='juliet@here.example/b' type='result' id='v1'/>";
     settle().await;
     evil.send(&format!("{result}{result}")).await;
@@ -378,7 +392,8 @@ async fn answers_rooms_services_and_gateways_pass() {
     // A service that she asked for its presence.
     juliet.send("<presence to='evil.example' type='subscribe'/>").await;
     settle().await;
-    evil.send("<message from='evil.example' to='juliet@here.example' id='s1'><body>news</body></message>").await;
+    evil.send("<message from='evil.example' to='juliet@here.example' id='s1'><body>news</body></message>")
+        .await;
     assert!(juliet.arrived().await.join("").contains("id='s1'"));
     // That is one address; a gateway is all of its domain, from the moment it says that she is registered.
     evil.send(&says("w1", "hi").replace("iago", "whale")).await;
@@ -470,6 +485,9 @@ async fn moderators_see_who_waits_and_throw_it_away() {
     let mut other = here.device("juliet@here.example/c").await;
     assert!(!other.arrived().await.join("").contains("evil.example"), "not shown any more");
     assert!(operator.run(&Actor::command_line(), throw("not an address")).await.is_err());
+    let audit = here.exchange().db.read(sql("SELECT what, why FROM audit ORDER BY id")).await.unwrap();
+    let entries: Vec<_> = audit.iter().map(|row| (row.text(0).to_owned(), row.text(1).to_owned())).collect();
+    assert_eq!(entries, vec![("requests drop".to_owned(), "spam".to_owned()); 2]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -499,9 +517,11 @@ async fn what_a_stop_interrupted_is_done_at_the_next_start() {
     juliet.arrived().await;
     // As if it had stopped between the answer and the delivery, and between an acknowledgement and the sorting.
     let stanza = says("m2", "hello").replace("iago", "emilia");
-    let batch = Batch::new(Lane::Inside)
-        .with(sql("UPDATE first_contacts SET state = 2"))
-        .with(sql("INSERT INTO intake (id, stanza) VALUES (?1, ?2)").bind(here.exchange().ids.next().0).bind(stanza.into_bytes()));
+    let batch = Batch::new(Lane::Inside).with(sql("UPDATE first_contacts SET state = 2")).with(
+        sql("INSERT INTO intake (id, stanza) VALUES (?1, ?2)")
+            .bind(here.exchange().ids.next().0)
+            .bind(stanza.into_bytes()),
+    );
     here.exchange().db.run(batch).await.unwrap();
     here.exchange().start_consent().await.unwrap();
     settle().await;

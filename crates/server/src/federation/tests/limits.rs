@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-
 use super::stage::{Rogue, Site, World, auth, leaf, settle};
 use crate::federation::MOST_WAITING;
 use crate::federation::handle::Command;

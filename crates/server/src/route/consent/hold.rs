@@ -15,9 +15,9 @@ use super::index::{self, Grant, Pair, Why};
 use super::intake::sorted_row;
 use super::text;
 use crate::config::Consent;
+use crate::control::rule::Relation;
 use crate::exchange::Exchange;
 use crate::ids::LogId;
-use crate::control::rule::Relation;
 use crate::route::account::Account;
 use crate::route::presence::delayed;
 use crate::route::roster::Item;
@@ -151,7 +151,9 @@ impl Exchange {
             sql("SELECT accepted, declined FROM first_contact_answers WHERE domain = ?1").bind(peer.domain()),
         ];
         let results = self.db.read_all(Lane::Outside, statements).await?;
-        let [contact, bytes, sender, domain, answers] = results.as_slice() else { return Err(StoreError::Closed) };
+        let [contact, bytes, sender, domain, answers] = results.as_slice() else {
+            return Err(StoreError::Closed);
+        };
         Ok(Before {
             contact: contact.first().map(|row| (row.int(0), number(&row, 1), number(&row, 2))),
             account_bytes: first_number(bytes, 0),
@@ -265,8 +267,10 @@ impl Exchange {
         batch.push(of(sql("DELETE FROM held WHERE contact IN \
                            (SELECT id FROM first_contacts WHERE account = ?1 AND peer = ?2)")));
         batch.push(
-            of(sql("UPDATE first_contacts SET state = ?3, asks = 0, stanzas = 0, bytes = 0, changed_at = ?4 \
-                    WHERE account = ?1 AND peer = ?2"))
+            of(sql(
+                "UPDATE first_contacts SET state = ?3, asks = 0, stanzas = 0, bytes = 0, changed_at = ?4 \
+                    WHERE account = ?1 AND peer = ?2",
+            ))
             .bind(DECLINED)
             .bind(now),
         );
@@ -438,7 +442,8 @@ impl Exchange {
             (consent.age, consent.declined_age)
         };
         let now = self.clock().now();
-        let before = |age: std::time::Duration| now - i64::try_from(age.as_millis()).unwrap_or(i64::MAX).min(now);
+        let before =
+            |age: std::time::Duration| now - i64::try_from(age.as_millis()).unwrap_or(i64::MAX).min(now);
         loop {
             let rows = self
                 .db
@@ -543,7 +548,11 @@ mod tests {
         for (accepted, declined, slots) in
             [(0, 0, 200), (0, 1, 100), (1, 1, 133), (9, 1, 181), (0, 9, 20), (0, 1000, 20), (50, 0, 200)]
         {
-            assert_eq!(before(accepted, declined).slots(200), slots, "{accepted} accepted, {declined} declined");
+            assert_eq!(
+                before(accepted, declined).slots(200),
+                slots,
+                "{accepted} accepted, {declined} declined"
+            );
         }
         assert_eq!(before(0, 1000).slots(1), 1);
     }

@@ -198,7 +198,8 @@ impl Index {
     pub(crate) async fn read(&self, db: &Db, pair: &Pair) -> Result<Option<Relation>, StoreError> {
         let keys = [pair.address, pair.domain];
         let before = keys.map(|key| self.shard(&key).lock().changes);
-        let of = |key: Key| sql("SELECT relation, why, used_at FROM consents WHERE hash = ?1").bind(key.to_vec());
+        let of =
+            |key: Key| sql("SELECT relation, why, used_at FROM consents WHERE hash = ?1").bind(key.to_vec());
         let results = db.read_all(Lane::Outside, keys.map(of).to_vec()).await?;
         let mut answer = None;
         for ((key, rows), changes) in keys.into_iter().zip(&results).zip(before) {
@@ -286,8 +287,7 @@ impl Index {
 
     /// An IQ result or error from outside is the answer to a request of our client's. Each request has one answer.
     pub(crate) fn answered(&self, stanza: &Stanza) -> Option<Asked> {
-        let (from, to, id) =
-            (stanza.head.from.as_ref()?, stanza.head.to.as_ref()?, stanza.head.id.as_ref()?);
+        let (from, to, id) = (stanza.head.from.as_ref()?, stanza.head.to.as_ref()?, stanza.head.id.as_ref()?);
         let request = self.request((to, from), id);
         self.asked.lock().take(&request)
     }
@@ -473,8 +473,7 @@ mod tests {
             Stanza::build(Kind::Iq(kind)).from(jid(from)).to(jid(to)).id(id).done()
         };
         index.asks(&request("juliet@north.example/a", "evil.example", "1", IqType::Get), Asked::Plain);
-        let answer =
-            |from, id| index.answered(&request(from, "juliet@north.example/a", id, IqType::Result));
+        let answer = |from, id| index.answered(&request(from, "juliet@north.example/a", id, IqType::Result));
         assert_eq!(answer("other.example", "1"), None);
         assert_eq!(answer("evil.example", "2"), None);
         assert_eq!(answer("evil.example", "1"), Some(Asked::Plain));

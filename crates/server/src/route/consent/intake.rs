@@ -93,7 +93,8 @@ impl Exchange {
         };
         if !self.control.requests.intake.admit(&domain, bounds) {
             self.first_contact_refused("first-contacts-unsorted", &domain);
-            let error = StanzaError::new(Condition::ResourceConstraint).text("Too much at once. Try again later.");
+            let error =
+                StanzaError::new(Condition::ResourceConstraint).text("Too much at once. Try again later.");
             return self.bounce(&mail.stanza, &error);
         }
         let mut bytes = Vec::with_capacity(mail.stanza.size() + 32);
@@ -143,11 +144,7 @@ impl Exchange {
         failed.map_or(Ok(()), Err)
     }
 
-    async fn sort_one(
-        self: &Arc<Self>,
-        (id, stanza): (LogId, Stanza),
-        from: &Jid,
-    ) -> Result<(), StoreError> {
+    async fn sort_one(self: &Arc<Self>, (id, stanza): (LogId, Stanza), from: &Jid) -> Result<(), StoreError> {
         let Some(to) = stanza.head.to.clone() else { return Ok(()) };
         let Some(host) = self.host(to.domain()) else { return Ok(()) };
         let pair = Pair::of(host, &to, from);

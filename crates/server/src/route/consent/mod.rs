@@ -30,8 +30,8 @@ use super::account::{Account, AccountState};
 use super::message::store_trouble;
 use super::roster::Item;
 use super::{Mail, Origin, Routed};
-use crate::control::judge::{Case, Verdict};
 use crate::control::rule::{Direction, Relation};
+use crate::control::{Case, Verdict};
 use crate::exchange::{Exchange, Host};
 
 /// What becomes of a stanza from outside.
@@ -51,7 +51,9 @@ impl Exchange {
 
     /// The gate. What it answers to strangers is fixed by the stanza's kind, before anybody looks for the account.
     pub(super) fn ask_for_consent(self: &Arc<Self>, host: &Host, mail: Mail) -> Routed {
-        let (Some(to), Some(from)) = (&mail.stanza.head.to, &mail.stanza.head.from) else { return Routed::Done };
+        let (Some(to), Some(from)) = (&mail.stanza.head.to, &mail.stanza.head.from) else {
+            return Routed::Done;
+        };
         if matches!(mail.stanza.head.kind, Kind::Iq(IqType::Result | IqType::Error))
             && let Some(asked) = self.consents().answered(&mail.stanza)
         {
@@ -323,7 +325,9 @@ impl Exchange {
                     let (Ok(local), Ok(peer)) = (local, Jid::parse(row.text(3))) else { continue };
                     let (why, relation) = match is_roster {
                         true => (Why::Roster, relation(&Item::of_state(row.int(4)))),
-                        false => (Why::Conversation, self.is_elsewhere(&peer).then_some(Relation::Conversation)),
+                        false => {
+                            (Why::Conversation, self.is_elsewhere(&peer).then_some(Relation::Conversation))
+                        }
                     };
                     if let (Some(key), Some(relation)) = (self.address_key(&local, &peer), relation) {
                         let grant = Grant { key, why, relation, account: row.int(0), peer: &peer, now };

@@ -149,9 +149,14 @@ mod tests {
             "Invites you to the room den[@]rooms[.]example. hey"
         );
         assert_eq!(
-            of(&format!("<message {from}><encrypted xmlns='urn:xmpp:omemo:2'><payload/></encrypted></message>")),
+            of(&format!(
+                "<message {from}><encrypted xmlns='urn:xmpp:omemo:2'><payload/></encrypted></message>"
+            )),
             "Sends an encrypted message."
         );
-        assert_eq!(of(&format!("<presence {from} type='subscribe'><status>a.b</status></presence>")), "a[.]b");
+        assert_eq!(
+            of(&format!("<presence {from} type='subscribe'><status>a.b</status></presence>")),
+            "a[.]b"
+        );
     }
 }
