@@ -1,4 +1,4 @@
-//! What people type to develop: `cargo xtask test`, `tidy`, `fuzz`, `bench`, `profile`, `install-tools`.
+//! What people type to develop: `cargo xtask test`, `web`, `tidy`, `fuzz`, `bench`, `profile`, `install-tools`.
 
 mod bench;
 mod fuzz;
@@ -35,6 +35,8 @@ enum Command {
         #[arg(long, short)]
         verbose: bool,
     },
+    /// Build the console, which the server embeds; needs npm, and installs it on Debian
+    Web,
     /// Check the house rules that compilers don't
     Tidy,
     /// Feed mutated input to every parser
@@ -47,7 +49,7 @@ enum Command {
     Bench(Bench),
     /// Draw where the server's time goes while trunkline-load works: docs/profiles/NAME.svg and .txt
     Profile(profile::Profile),
-    /// Install the servers and clients that the interop tests need (Debian, Ubuntu)
+    /// Install what the tests need beside Rust: servers, clients, npm, Chromium (Debian, Ubuntu)
     InstallTools,
 }
 
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
         Command::Test { only, kills, verbose } => {
             steps::test(&place, &steps::Choice { only, kills, verbose })
         }
+        Command::Web => steps::console(&place),
         Command::Tidy => {
             let found = tidy::check(&place.root);
             for problem in &found.problems {

@@ -35,8 +35,10 @@ struct Counts {
 }
 
 /// In this order: what is fast and fails often comes first.
-const STEPS: [Step; 11] = [
+const STEPS: [Step; 12] = [
     Step { name: "tools", what: "servers, clients, Python", minutes: 10, work: Work::Inside(install) },
+    // Before everything that builds the server: it embeds the console.
+    Step { name: "web", what: "the console", minutes: 5, work: Work::Programs(web, by_vitest) },
     Step { name: "format", what: "cargo fmt", minutes: 1, work: Work::Programs(format, by_status) },
     Step { name: "tidy", what: "house rules", minutes: 1, work: Work::Inside(rules) },
     Step { name: "lints", what: "cargo clippy", minutes: 12, work: Work::Programs(lints, by_status) },
@@ -112,7 +114,7 @@ pub(crate) fn test(place: &Place, choice: &Choice) -> ExitCode {
 fn needed_by(step: &str, only: &[String]) -> bool {
     let any = |names: &[&str]| only.iter().any(|it| names.contains(&it.as_str()));
     match step {
-        "tools" => any(&["interop", "instructions"]),
+        "tools" => any(&["web", "interop", "instructions"]),
         "build" => any(&["demo", "interop", "crash"]),
         _ => false,
     }
@@ -192,6 +194,14 @@ fn by_last_line(ended: &Ended) -> Counts {
     Counts { passed: number_before(last, "passed"), failed: number_before(last, "failed") }
 }
 
+/// The `Tests` line of vitest; programs without one count as one.
+fn by_vitest(ended: &Ended) -> Counts {
+    match ended.output.lines().find(|line| line.trim_start().starts_with("Tests ")) {
+        Some(line) => Counts { passed: number_before(line, "passed"), failed: number_before(line, "failed") },
+        None => by_status(ended),
+    }
+}
+
 fn number_before(line: &str, word: &str) -> usize {
     let Some(at) = line.find(&format!(" {word}")) else { return 0 };
     line[..at].rsplit(|it: char| !it.is_ascii_digit()).next().and_then(|it| it.parse().ok()).unwrap_or(0)
@@ -261,6 +271,35 @@ fn interop(place: &Place, _: &Choice) -> Vec<Command> {
     vec![command]
 }
 
+fn web(place: &Place, _: &Choice) -> Vec<Command> {
+    ["check", "build"].map(|script| npm(place, script)).into()
+}
+
+fn npm(place: &Place, script: &str) -> Command {
+    let mut command = Command::new("npm");
+    command.arg("--prefix").arg(place.root.join("web")).args(["run", script]).env("NO_COLOR", "1");
+    command
+}
+
+/// `cargo xtask web`: what the server embeds.
+pub(crate) fn console(place: &Place) -> ExitCode {
+    let log = place.work.join("web.log");
+    let built = tools::console(place).and_then(|()| {
+        let mut command = npm(place, "build");
+        command.current_dir(&place.root);
+        let ended =
+            limited(command, Duration::from_secs(300), &log, true).map_err(|error| error.to_string())?;
+        if ended.success { Ok(()) } else { Err(format!("the console was not built: {}", log.display())) }
+    });
+    match built {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("error: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn crash(place: &Place, choice: &Choice) -> Vec<Command> {
     let mut command = Command::new(place.binary("trunkline-crash"));
     command.arg("--trunkline").arg(place.binary("trunkline")).arg("--kills").arg(choice.kills.to_string());
@@ -283,6 +322,10 @@ mod tests {
         let cargo = "test result: ok. 4 passed; 0 failed; 0 ignored\ntest result: FAILED. 1 passed; 2 failed; 0 ignored\n";
         let counts = by_test_output(&ended(cargo));
         assert_eq!((counts.passed, counts.failed), (5, 2));
+        let vitest = " Test Files  2 passed (2)\n      Tests  1 failed | 19 passed (20)\n";
+        let counts = by_vitest(&ended(vitest));
+        assert_eq!((counts.passed, counts.failed), (19, 1));
+        assert_eq!(by_vitest(&ended("built in 2 s")).passed, 1);
         let ours = "pass  x  1 passed, not this\n25 passed, 1 failed\n";
         let counts = by_last_line(&ended(ours));
         assert_eq!((counts.passed, counts.failed), (25, 1));

@@ -1,4 +1,5 @@
-//! Installs what the tests need beside the Rust toolchain: Debian's servers and clients, and a Python environment.
+//! Installs what the tests need beside the Rust toolchain: Debian's servers and clients, a Python environment, and the
+//! packages of the console.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use crate::Place;
 use crate::run::{has, say};
 
 /// A program that must be there, and the Debian packages that bring it.
-const NEEDED: [(&str, &[&str]); 8] = [
+const NEEDED: [(&str, &[&str]); 11] = [
     ("prosody", &["prosody", "lua-unbound", "lua-sec"]),
     ("ejabberdctl", &["ejabberd"]),
     ("profanity", &["profanity"]),
@@ -18,6 +19,9 @@ const NEEDED: [(&str, &[&str]); 8] = [
     ("python3", &["python3", "python3-venv"]),
     // It looks into the C library.
     ("valgrind", &["valgrind", "libc6-dbg"]),
+    ("node", &["nodejs"]),
+    ("npm", &["npm"]),
+    ("chromium", &["chromium"]),
 ];
 
 /// Debian starts a service when it is installed, unless this program says no.
@@ -26,7 +30,14 @@ const POLICY: &str = "/usr/sbin/policy-rc.d";
 pub(crate) fn install(place: &Place) -> Result<(), String> {
     packages(|_| true)?;
     components()?;
-    python(place)
+    python(place)?;
+    npm(place, "web")
+}
+
+/// What builds the console.
+pub(crate) fn console(place: &Place) -> Result<(), String> {
+    packages(|program| ["node", "npm"].contains(&program))?;
+    npm(place, "web")
 }
 
 /// Only the servers that ours is compared with.
@@ -123,6 +134,20 @@ fn python(place: &Place) -> Result<(), String> {
             .args(["-m", "pip", "install", "-q", "--disable-pip-version-check", "-r"])
             .arg(&list),
     )?;
+    fs::write(&marker, wanted).map_err(|error| format!("{}: {error}", marker.display()))
+}
+
+/// The packages of a directory, installed anew when its lock file has changed.
+fn npm(place: &Place, directory: &str) -> Result<(), String> {
+    let home = place.root.join(directory);
+    let lock = home.join("package-lock.json");
+    let wanted = fs::read_to_string(&lock).map_err(|error| format!("{}: {error}", lock.display()))?;
+    let marker = home.join("node_modules/.installed.json");
+    if fs::read_to_string(&marker).is_ok_and(|it| it == wanted) {
+        return Ok(());
+    }
+    say(&format!("installing the packages of {directory}"));
+    checked(Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(&home))?;
     fs::write(&marker, wanted).map_err(|error| format!("{}: {error}", marker.display()))
 }
 

@@ -7,6 +7,7 @@
 pub mod accounts;
 pub mod actor;
 pub mod check;
+pub mod console;
 pub mod init;
 pub mod offline;
 pub mod output;

@@ -1,0 +1,207 @@
+import { useState } from 'preact/hooks';
+
+import { change, get, post, request } from '../api/client';
+import { SCOPES, type Scope, type Token, type User } from '../api/types';
+import { moment } from '../logic/format';
+import { Copyable, Page, Panel, Time, Waiting } from '../parts/basics';
+import { Dialog, Form } from '../parts/dialog';
+import { Search, Some, Text, Until } from '../parts/fields';
+import { useLoad } from '../parts/hooks';
+import { Pages, Table } from '../parts/table';
+
+type Asking = { what: 'add' } | { what: 'invite' } | { what: 'password' | 'end' | 'remove'; user: User } | null;
+
+export function Accounts() {
+  const [domain, setDomain] = useState('');
+  const [after, setAfter] = useState<string | null>(null);
+  const [asking, ask] = useState<Asking>(null);
+  const list = useLoad(() => get('users', '/accounts', { domain, after }), [domain, after]);
+  const close = () => ask(null);
+  const done = () => {
+    close();
+    list.again();
+  };
+  return (
+    <Page title="Accounts" lead="People here, invitations, and tokens for programs." aside={(
+      <>
+        <button type="button" onClick={() => ask({ what: 'invite' })}>Invite…</button>
+        <button type="button" class="primary" onClick={() => ask({ what: 'add' })}>Add an account…</button>
+      </>
+    )}>
+      <Panel title="Accounts" aside={<Search label="Of the domain" value={domain} onSearch={(text) => {
+        setAfter(null);
+        setDomain(text.trim());
+      }} />}>
+        <Waiting of={list}>{(data) => (
+          <>
+            <Table<User> caption="Accounts" none="There are no accounts." rows={data.users} id={(it) => it.address} mark={(it) => (it.disabled ? 'off' : '')} columns={[
+              { name: 'Address', head: true, cell: (it) => <><span class="mono">{it.address}</span>{it.disabled && <span class="tag">disabled</span>}</> },
+              { name: 'Sessions', number: true, cell: (it) => it.sessions ?? <span class="quiet">unknown</span> },
+              { name: 'Since', cell: (it) => <Time at={it.created_at} /> },
+              { name: 'Change', bare: true, cell: (it) => (
+                <span class="buttons">
+                  <button type="button" class="plain" aria-label={`Set the password of ${it.address}`} onClick={() => ask({ what: 'password', user: it })}>Password</button>
+                  <button type="button" class="plain" aria-label={`End the sessions of ${it.address}`} disabled={!it.sessions} onClick={() => ask({ what: 'end', user: it })}>End sessions</button>
+                  <button type="button" class="plain" aria-label={`Remove ${it.address}`} onClick={() => ask({ what: 'remove', user: it })}>Remove</button>
+                </span>
+              ) },
+            ]} />
+            <Pages first={after === null} more={data.more} onFirst={() => setAfter(null)} onMore={() => setAfter(data.users.at(-1)?.address ?? null)} />
+          </>
+        )}</Waiting>
+      </Panel>
+      <Tokens />
+      {asking?.what === 'add' && <Add onClose={close} onDone={done} />}
+      {asking?.what === 'invite' && <Invite onClose={close} />}
+      {asking?.what === 'password' && <SetPassword user={asking.user} onClose={close} onDone={done} />}
+      {asking?.what === 'end' && <EndSessions user={asking.user} onClose={close} onDone={done} />}
+      {asking?.what === 'remove' && <RemoveAccount user={asking.user} onClose={close} onDone={done} />}
+    </Page>
+  );
+}
+
+interface Asked {
+  onClose: () => void;
+  onDone: () => void;
+}
+
+function Add(props: Asked) {
+  const [address, setAddress] = useState('');
+  const [password, setPassword] = useState('');
+  return (
+    <Dialog title="Add an account" onClose={props.onClose}>
+      <Form act="Add" onCancel={props.onClose} onDone={props.onDone} work={() => change('/accounts/add', { address: address.trim(), password })}>
+        <Text label="Address" value={address} onInput={setAddress} required mono autoFocus placeholder="name@example.org" />
+        <Text label="Password" type="password" autoComplete="new-password" value={password} onInput={setPassword} required />
+      </Form>
+    </Dialog>
+  );
+}
+
+function SetPassword(props: Asked & { user: User }) {
+  const [password, setPassword] = useState('');
+  return (
+    <Dialog title={`Set the password of ${props.user.address}`} onClose={props.onClose}>
+      <p>Sessions that are logged in stay.</p>
+      <Form act="Set the password" onCancel={props.onClose} onDone={props.onDone} work={() => change('/accounts/password', { address: props.user.address, password })}>
+        <Text label="New password" type="password" autoComplete="new-password" value={password} onInput={setPassword} required autoFocus />
+      </Form>
+    </Dialog>
+  );
+}
+
+function EndSessions(props: Asked & { user: User }) {
+  return (
+    <Dialog title={`End the sessions of ${props.user.address}?`} onClose={props.onClose}>
+      <p>All devices are disconnected. They may log in again.</p>
+      <Form act="End sessions" danger onCancel={props.onClose} onDone={props.onDone} work={() => change('/accounts/end-sessions', { address: props.user.address })}>{null}</Form>
+    </Dialog>
+  );
+}
+
+function RemoveAccount(props: Asked & { user: User }) {
+  const [typed, setTyped] = useState('');
+  const [wrong, setWrong] = useState('');
+  return (
+    <Dialog title={`Remove ${props.user.address}?`} onClose={props.onClose}>
+      <p>The account goes with everything it owns: contacts, messages, what is stored. This can’t be taken back.</p>
+      <Form act="Remove" danger onCancel={props.onClose} onDone={props.onDone} work={() => {
+        if (typed.trim() !== props.user.address) {
+          setWrong('that is another address');
+          return null;
+        }
+        return change('/accounts/remove', { address: props.user.address });
+      }}>
+        <Text label="Type the address" value={typed} onInput={setTyped} wrong={wrong} required mono autoFocus />
+      </Form>
+    </Dialog>
+  );
+}
+
+function Invite(props: { onClose: () => void }) {
+  const [domain, setDomain] = useState('');
+  const [made, setMade] = useState<{ uri: string; expires_at: number } | null>(null);
+  return (
+    <Dialog title="Invite somebody" onClose={props.onClose}>
+      {made ? (
+        <>
+          <p>Whoever has this link can register one account until {moment(made.expires_at)}.</p>
+          <Copyable label="Invitation" text={made.uri} />
+          <div class="actions"><button type="button" class="primary" onClick={props.onClose}>Close</button></div>
+        </>
+      ) : (
+        <Form act="Make an invitation" onCancel={props.onClose} onDone={() => undefined} work={async () => {
+          setMade(await post('invitation', '/invitations/create', domain.trim() ? { domain: domain.trim() } : {}));
+          return undefined;
+        }}>
+          <Text label="On the domain" hint="The first one of this server if empty." value={domain} onInput={setDomain} mono />
+        </Form>
+      )}
+    </Dialog>
+  );
+}
+
+const SCOPE: Record<Scope, string> = {
+  read: 'read: see how the server and federation are',
+  moderate: 'moderate: reports and requests, block',
+  operate: 'operate: policy, breaker, lists',
+  accounts: 'accounts: people, invitations, tokens',
+};
+
+function Tokens() {
+  const tokens = useLoad(async () => ((await request({ method: 'GET', path: '/tokens' })) as { tokens: Token[] }).tokens, []);
+  const [asking, ask] = useState<'create' | Token | null>(null);
+  const done = () => {
+    ask(null);
+    tokens.again();
+  };
+  return (
+    <Panel title="Tokens for programs" note="A program that has one may do over HTTP what its scopes permit." aside={<button type="button" onClick={() => ask('create')}>Make a token…</button>}>
+      <Waiting of={tokens}>{(rows) => (
+        <Table<Token> caption="Tokens" none="There are no tokens." rows={rows} id={(it) => it.name} columns={[
+          { name: 'Name', head: true, cell: (it) => it.name },
+          { name: 'Scopes', cell: (it) => it.scopes.join(', ') },
+          { name: 'Made', cell: (it) => <Time at={it.created_at} /> },
+          { name: 'Ends', cell: (it) => <Time at={it.until} /> },
+          { name: 'Last used', cell: (it) => <Time at={it.last_used_at} /> },
+          { name: 'Change', bare: true, cell: (it) => <button type="button" class="plain" aria-label={`Revoke ${it.name}`} onClick={() => ask(it)}>Revoke</button> },
+        ]} />
+      )}</Waiting>
+      {asking === 'create' && <MakeToken onClose={done} />}
+      {asking !== null && asking !== 'create' && (
+        <Dialog title={`Revoke ${asking.name}?`} onClose={() => ask(null)}>
+          <p>Programs that use it are refused from now on.</p>
+          <Form act="Revoke" danger onCancel={() => ask(null)} onDone={done} work={() => change('/tokens/revoke', { name: asking.name })}>{null}</Form>
+        </Dialog>
+      )}
+    </Panel>
+  );
+}
+
+function MakeToken(props: { onClose: () => void }) {
+  const [name, setName] = useState('');
+  const [scopes, setScopes] = useState<Scope[]>(['read']);
+  const [until, setUntil] = useState<number | null>(null);
+  const [made, setMade] = useState('');
+  return (
+    <Dialog title="Make a token" onClose={props.onClose}>
+      {made ? (
+        <>
+          <p>It is shown this once only.</p>
+          <Copyable label="Token" text={made} />
+          <div class="actions"><button type="button" class="primary" onClick={props.onClose}>Close</button></div>
+        </>
+      ) : (
+        <Form act="Make" onCancel={props.onClose} onDone={() => undefined} work={async () => {
+          const answer = await request({ method: 'POST', path: '/tokens/create', body: { name: name.trim(), scopes, ...(until === null ? {} : { until }) } });
+          setMade((answer as { token: string }).token);
+          return undefined;
+        }}>
+          <Text label="Name" value={name} onInput={setName} required autoFocus hint="It stands in the audit log." />
+          <Some label="It may" value={scopes} onChange={setScopes} options={SCOPES.map((it) => [it, SCOPE[it]])} />
+          <Until value={until} onChange={setUntil} />
+        </Form>
+      )}
+    </Dialog>
+  );
+}

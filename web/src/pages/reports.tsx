@@ -1,0 +1,166 @@
+import { useState } from 'preact/hooks';
+
+import { change, get } from '../api/client';
+import type { ReportAction, ReportView, RequestView } from '../api/types';
+import { count, many, moment } from '../logic/format';
+import { type Place, href } from '../logic/place';
+import { hurry } from '../live';
+import { Facts, Lamp, Page, Panel, Time, Waiting } from '../parts/basics';
+import { Dialog, Form } from '../parts/dialog';
+import { Check, One, Search, Text, Until } from '../parts/fields';
+import { useLoad } from '../parts/hooks';
+import { Pages, Table } from '../parts/table';
+
+export function domainOf(address: string): string {
+  const bare = address.split('/')[0] ?? '';
+  return bare.slice(bare.indexOf('@') + 1);
+}
+
+/** The queue of reports, and the first contacts that wait. */
+export function Reports(props: { place: Place }) {
+  const { query } = props.place;
+  const [domain, all] = [query.get('domain') ?? '', query.get('all') === 'yes'];
+  const [before, setBefore] = useState<number | null>(null);
+  const list = useLoad(() => get('reports', '/reports', { open_only: !all, domain, before }), [all, domain, before]);
+  const go = (change: Record<string, string>) => {
+    setBefore(null);
+    window.location.replace(href('reports', null, { domain, all: all ? 'yes' : '', ...change }));
+  };
+  return (
+    <Page title="Requests and reports" lead="What people here say about people outside, and who outside waits for an answer.">
+      <Panel title={all ? 'All reports' : 'Reports that wait'} aside={(
+        <>
+          <Search label="Reports about a domain" value={domain} onSearch={(text) => go({ domain: text.trim() })} />
+          <Check label="Handled ones too" value={all} onChange={(on) => go({ all: on ? 'yes' : '' })} />
+        </>
+      )}>
+        <Waiting of={list}>{(data) => (
+          <>
+            <Table caption="Reports" none={all ? 'There are no reports.' : 'Nothing waits for you.'} rows={data.reports} id={(it) => it.id} columns={[
+              { name: 'About', head: true, cell: (it) => <a class="mono" href={href('reports', String(it.id))}>{it.about}</a> },
+              { name: 'Reason', cell: (it) => <Reason report={it} /> },
+              { name: 'From', cell: (it) => <span class="mono">{it.reporter}</span> },
+              { name: 'What they say', minor: true, cell: (it) => <span class="clip">{it.text || <span class="quiet">nothing</span>}</span> },
+              { name: 'When', cell: (it) => <Time at={it.at} /> },
+              { name: 'State', cell: (it) => (it.state === 'open' ? 'Open' : <span class="quiet">Handled</span>) },
+            ]} />
+            <Pages first={before === null} more={data.more} moreName="Older" onFirst={() => setBefore(null)} onMore={() => setBefore(data.reports.at(-1)?.id ?? null)} />
+          </>
+        )}</Waiting>
+      </Panel>
+      <Requests />
+    </Page>
+  );
+}
+
+function Reason(props: { report: ReportView }) {
+  return <Lamp tone={props.report.reason === 'abuse' ? 'bad' : 'warn'}>{props.report.reason}</Lamp>;
+}
+
+function Requests() {
+  const [domain, setDomain] = useState('');
+  const [before, setBefore] = useState<number | null>(null);
+  const [dropping, drop] = useState<string | null>(null);
+  const list = useLoad(() => get('requests', '/requests', { domain, before }), [domain, before]);
+  return (
+    <Panel title="First contacts that wait" note="Whoever they are for decides. What was written is not shown to anybody else." aside={<Search label="Requests from a domain" value={domain} onSearch={(text) => {
+      setBefore(null);
+      setDomain(text.trim());
+    }} />}>
+      <Waiting of={list}>{(data) => (
+        <>
+          <Table<RequestView> caption="First contacts" none="Nobody waits." rows={data.requests} id={(it) => it.id} columns={[
+            { name: 'From', head: true, cell: (it) => <span class="mono">{it.from}</span> },
+            { name: 'For', cell: (it) => <span class="mono">{it.account}</span> },
+            { name: 'Held', number: true, cell: (it) => many(it.stanzas, 'stanza') },
+            { name: 'Asks for', cell: (it) => (it.asks_subscription ? 'a subscription' : 'an answer') },
+            { name: 'Since', cell: (it) => <Time at={it.since} /> },
+            { name: 'Change', bare: true, cell: (it) => (
+              <span class="buttons">
+                <button type="button" class="plain" aria-label={`Drop what waits from ${it.from}`} onClick={() => drop(it.from)}>Drop</button>
+                <button type="button" class="plain" aria-label={`Drop all that waits from ${domainOf(it.from)}`} onClick={() => drop(domainOf(it.from))}>Whole domain</button>
+              </span>
+            ) },
+          ]} />
+          <Pages first={before === null} more={data.more} moreName="Older" onFirst={() => setBefore(null)} onMore={() => setBefore(data.requests.at(-1)?.id ?? null)} />
+        </>
+      )}</Waiting>
+      {dropping !== null && <Drop from={dropping} onClose={() => drop(null)} onDone={() => {
+        drop(null);
+        list.again();
+        hurry();
+      }} />}
+    </Panel>
+  );
+}
+
+function Drop(props: { from: string; onClose: () => void; onDone: () => void }) {
+  const [why, setWhy] = useState('');
+  return (
+    <Dialog title={`Drop what waits from ${props.from}?`} onClose={props.onClose}>
+      <p>It is thrown away. Nobody is told.</p>
+      <Form act="Drop" danger onCancel={props.onClose} onDone={props.onDone} work={() => change('/requests/drop', { from: props.from, why: why.trim() })}>
+        <Text label="Reason" hint="For the audit log." value={why} onInput={setWhy} required autoFocus />
+      </Form>
+    </Dialog>
+  );
+}
+
+export function Report(props: { id: number }) {
+  const report = useLoad(() => get('report', '/reports/show', { id: props.id }), [props.id]);
+  return (
+    <Page title={`Report ${props.id}`} lead={<a href={href('reports')}>All reports</a>} aside={report.data && <Lamp tone={report.data.state === 'open' ? 'warn' : 'good'}>{report.data.state}</Lamp>}>
+      <Waiting of={report}>{(it) => (
+        <div class="columns two">
+          <Panel title="What was reported">
+            <Facts rows={[
+              ['About', <><span class="mono">{it.about}</span> (<a href={href('domains', domainOf(it.about))}>{domainOf(it.about)}</a>)</>],
+              ['Reason', <Reason report={it} />],
+              ['From', <><span class="mono">{it.reporter}</span>{it.affiliation && <span class="tag">{it.affiliation}</span>}</>],
+              ['When', moment(it.at)],
+              ['They say', it.text || <span class="quiet">nothing</span>],
+              ['They agree that', it.may_forward || it.may_share ? [it.may_forward && 'the sender’s provider is told', it.may_share && 'third parties are told'].filter(Boolean).join(', ') : 'nobody else is told'],
+              ['Stanzas', it.stanza_ids.length ? <ul class="plain-list mono small">{it.stanza_ids.map((id) => <li key={id}>{id}</li>)}</ul> : <span class="quiet">none named</span>],
+            ]} />
+            <h3>Messages ({count(it.messages.length)})</h3>
+            {it.messages.length ? it.messages.map((text, n) => <blockquote key={n} class="message">{text}</blockquote>) : <p class="quiet">None in the reporter’s archive.</p>}
+            {it.actions.length > 0 && <><h3>What was done</h3><ol class="plain-list">{it.actions.map((text, n) => <li key={n}>{text}</li>)}</ol></>}
+          </Panel>
+          <Panel title="What is done about it"><Decide report={it} onDone={() => {
+            report.again();
+            hurry();
+          }} /></Panel>
+        </div>
+      )}</Waiting>
+    </Page>
+  );
+}
+
+function Decide(props: { report: ReportView; onDone: () => void }) {
+  const { report } = props;
+  const [action, setAction] = useState<ReportAction | null>(null);
+  const [why, setWhy] = useState('');
+  const [until, setUntil] = useState<number | null>(null);
+  const ends = action === 'limit' || action === 'block-sender' || action === 'block-domain';
+  const options: [ReportAction, string, string][] = [
+    ['dismiss', 'Dismiss', 'Nothing is done.'],
+    ['warn', 'Warn', 'The sender gets a message from this domain.'],
+    ['limit', 'Limit', 'The sender may write a little only.'],
+    ['block-sender', 'Block the sender', `Nothing from ${report.about} reaches anybody here.`],
+    ['block-domain', 'Block the domain', `Nothing passes to or from ${domainOf(report.about)}.`],
+  ];
+  if (report.may_forward) options.push(['forward', 'Forward', 'It is sent to the abuse address of the sender’s provider. The report stays open.']);
+  return (
+    <Form act="Decide" danger={action === 'block-sender' || action === 'block-domain'} onDone={() => {
+      setAction(null);
+      setWhy('');
+      props.onDone();
+    }} work={() => change('/reports/decide', { id: report.id, action, why: why.trim(), ...(ends && until !== null ? { until } : {}) })}>
+      {report.state !== 'open' && <p class="note">This report is handled. A new decision adds to what was done.</p>}
+      <One label="Decision" name="decision" value={action} onChange={setAction} options={options} />
+      {!report.may_forward && <p class="hint">The reporter does not agree that the sender’s provider is told.</p>}
+      <Text label="Reason" hint="For the audit log, and for whom it concerns." value={why} onInput={setWhy} required />
+      {ends && <Until value={until} onChange={setUntil} />}
+    </Form>
+  );
+}

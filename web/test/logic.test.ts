@@ -1,0 +1,131 @@
+import { describe, expect, test } from 'vitest';
+
+import { query } from '../src/api/client';
+import type { Rule } from '../src/api/types';
+import { diff } from '../src/logic/diff';
+import { ago, bytes, count, duration, fromField, many, rate, toField } from '../src/logic/format';
+import { href, parse } from '../src/logic/place';
+import { Ring } from '../src/logic/ring';
+import { EMPTY, conditionsInWords, ruleInWords, toForm, toRule } from '../src/logic/rules';
+
+describe('numbers and times', () => {
+  test('durations have their two largest units, and no hole between them', () => {
+    expect(duration(400)).toBe('400 ms');
+    expect(duration(59_000)).toBe('59 s');
+    expect(duration(3_600_000)).toBe('1 h');
+    expect(duration(2 * 86_400_000 + 3 * 3_600_000 + 59_000)).toBe('2 d 3 h');
+    expect(duration(86_400_000 + 5000)).toBe('1 d');
+  });
+
+  test('past and future are told apart', () => {
+    expect(ago(1_000_000, 1_000_000 + 300_000)).toBe('5 min ago');
+    expect(ago(1_000_000 + 7_200_000, 1_000_000)).toBe('in 2 h');
+    expect(ago(1_000_000, 1_001_000)).toBe('now');
+    expect(ago(0, 40 * 86_400_000)).toBe('1 Jan 1970');
+  });
+
+  test('small rates keep a decimal, large counts become short', () => {
+    expect([rate(0), rate(0.4), rate(12.6)]).toEqual(['0', '0.4', '13']);
+    expect([count(99_999), count(1_250_000)]).toEqual(['99,999', '1.3M']);
+    expect([bytes(999), bytes(1500), bytes(123_456_789)]).toEqual(['999 B', '1.5 kB', '123 MB']);
+    expect([many(1, 'reply', 'replies'), many(2, 'report')]).toEqual(['1 reply', '2 reports']);
+  });
+
+  test('a field for a time gives back the minute it was given', () => {
+    const at = Date.UTC(2026, 5, 1, 12, 30);
+    expect(fromField(toField(at))).toBe(at);
+    expect([fromField(''), fromField('soon')]).toEqual([null, null]);
+  });
+});
+
+describe('rules', () => {
+  const rule: Rule = {
+    when: {
+      domain: 'spam.example', subdomains: true, address: 'x@spam.example', first_seen_within: 86_400, authentication: 'dialback',
+      relation: ['stranger'], kind: ['message', 'call'], has: ['link', 'media'], larger_than: 1000, faster_than: 60,
+      reputation_below: 30, listed_in: 'jabberspam',
+    },
+    direction: 'in', then: { do: 'limit', per_minute: 5 }, reason: 'flood', until: 1_800_000_000_000, shadow: true,
+  };
+
+  test('a form loses nothing of a rule', () => {
+    expect(toRule(toForm(rule))).toEqual({ rule });
+    for (const then of [{ do: 'mark', text: 'new here' }, { do: 'reject', condition: 'gone' }, { do: 'reject' }, { do: 'hold' }] as const) {
+      const other = { ...rule, then };
+      expect(toRule(toForm(other))).toEqual({ rule: other });
+    }
+  });
+
+  test('what is empty is not asked', () => {
+    expect(toRule({ ...EMPTY, reason: 'all' })).toEqual({
+      rule: { when: {}, direction: 'in', then: { do: 'reject' }, reason: 'all', until: null, shadow: false },
+    });
+  });
+
+  test('each wrong field is named', () => {
+    const wrong = toRule({
+      ...EMPTY, domain: 'a b', address: 'nobody', largerThan: '-1', fasterThan: '1.5', seenWithinHours: 'x', reputationBelow: '101',
+      action: 'mark', mark: ' ',
+    });
+    expect('wrong' in wrong && Object.keys(wrong.wrong).sort()).toEqual(
+      ['address', 'domain', 'fasterThan', 'largerThan', 'mark', 'reason', 'reputationBelow', 'seenWithinHours']);
+    expect(toRule({ ...EMPTY, reason: 'r', action: 'limit', perMinute: '' })).toHaveProperty('wrong.perMinute');
+  });
+
+  test('a number that the chosen action does not use is not looked at', () => {
+    expect(toRule({ ...EMPTY, reason: 'r', action: 'drop', perMinute: 'junk' })).toHaveProperty('rule.then', { do: 'drop' });
+  });
+
+  test('every condition is said', () => {
+    expect(conditionsInWords(rule.when)).toHaveLength(11);
+    expect(ruleInWords({ ...rule, until: null, when: { domain: 'a.example' } })).toBe('from outside: a.example: limit to 5 a minute');
+    expect(ruleInWords({ ...rule, until: null, when: {}, direction: 'out', then: { do: 'reject', condition: 'gone' } }))
+      .toBe('to the outside: everything: reject (gone)');
+  });
+});
+
+describe('differences', () => {
+  const kinds = (before: string | null, after: string | null) => diff(before, after).map((it) => `${it.kind} ${it.text.trim()}`);
+
+  test('only what changed is marked', () => {
+    expect(kinds('{"a":1,"b":2}', '{"a":1,"b":3}')).toEqual(['same {', 'same "a": 1,', 'gone "b": 2', 'new "b": 3', 'same }']);
+  });
+
+  test('nothing before, nothing after, and what is no JSON', () => {
+    expect(kinds(null, '1')).toEqual(['new 1']);
+    expect(kinds('x y', null)).toEqual(['gone x y']);
+    expect(kinds(null, null)).toEqual([]);
+  });
+
+  test('a huge change does not stop the page', () => {
+    const huge = JSON.stringify(Array.from({ length: 5000 }, (_, n) => n));
+    expect(diff(huge, '[]').filter((it) => it.kind === 'gone')).toHaveLength(5002);
+  });
+});
+
+describe('places', () => {
+  test('what href writes, parse reads', () => {
+    const place = parse(href('domains', 'münchen.example/x', { sort: 'in', search: '' }));
+    expect([place.page, place.item, place.query.toString()]).toEqual(['domains', 'münchen.example/x', 'sort=in']);
+  });
+
+  test('anything typed leads somewhere', () => {
+    expect(parse('')).toMatchObject({ page: 'now', item: null });
+    expect(parse('#/domains/%E0%A4')).toMatchObject({ page: 'domains', item: '%E0%A4' });
+  });
+});
+
+test('a query has only what was given', () => {
+  expect(query({ search: 'a&b', sort: '', open_only: true, domain: null, before: undefined, off: false })).toBe('?search=a%26b&open_only=true');
+  expect(query({ offset: 0 })).toBe('?offset=0');
+  expect(query({})).toBe('');
+});
+
+test('a ring forgets what is too old and ignores what came twice', () => {
+  const ring = new Ring(2, 10);
+  ring.push(1, [1, 2]);
+  ring.push(1, [9, 9]);
+  ring.push(5, [3]);
+  ring.push(12, [5, 6]);
+  expect(ring.columns()).toEqual([[5, 12], [3, 5], [0, 6]]);
+});
