@@ -83,7 +83,7 @@ def trunkline(binary: str):
         data = directory / "data"
         command = [binary, "init", "--domain", "north.localhost", "--dir", str(data), "--dev"]
         for setting in (f"clients.listen=127.0.0.1:{port}", "clients.listen_tls=[]", "clients.tls=optional",
-                        "federation.listen=[]", "web.listen=[]", "accounts.registration=open",
+                        "federation.listen=[]", "web.listen=[]", "console.listen=[]", "accounts.registration=open",
                         "accounts.registrations_per_address=100000", "accounts.password_iterations=4096",
                         "limits.enabled=false", "federation.enabled=false"):
             command += ["--set", setting]

@@ -42,7 +42,7 @@ class Server:
         world.count += 1
         self.world, self.domain, self.setting = world, domain, setting
         self.address = f"127.0.{7 + world.count // 200}.{world.count % 200 + 2}"
-        self.c2s, self.c2s_tls, self.s2s, self.s2s_tls, self.http = free_ports(self.address, 5)
+        self.c2s, self.c2s_tls, self.s2s, self.s2s_tls, self.http, self.console = free_ports(self.address, 6)
         self.dir = world.root / f"{world.count:02}-{self.kind}-{setting.mode}-{setting.certificate}"
         self.dir.mkdir(parents=True)
         self.crt, self.key = world.pki.issue(domain, setting.certificate)
@@ -251,6 +251,7 @@ class Trunkline(Server):
             "federation.trust": str(self.world.pki.ca_file),
             "federation.dialback": "false" if external else "true",
             "web.listen": f"{self.address}:{self.http}",
+            "console.listen": f"{self.address}:{self.console}",
             "tls.certificate": str(self.crt),
             "tls.key": str(self.key),
             "limits.enabled": "false",

@@ -218,6 +218,7 @@ impl Server {
             "federation.listen=[]",
             "federation.listen_tls=[]",
             "web.listen=[]",
+            "console.listen=[]",
             "limits.enabled=false",
             "accounts.registration=open",
             "accounts.registrations_per_address=1000000",

@@ -47,6 +47,7 @@ impl Provider {
             "clients.threads=1".to_owned(),
             "federation.listen_tls=[]".to_owned(),
             "web.listen=[]".to_owned(),
+            "console.listen=[]".to_owned(),
             "limits.enabled=false".to_owned(),
             "accounts.password_iterations=4096".to_owned(),
             "accounts.registration=open".to_owned(),

@@ -13,15 +13,17 @@ use clap::{Args, Parser, Subcommand};
 use thiserror::Error;
 use trunkline_store::OpenError;
 
-use crate::admin::actor::Actor;
+use crate::admin::actor::{Actor, Scope};
 use crate::admin::check::{self, Level};
 use crate::admin::init::{self, Certificate, Init, InitError};
 use crate::admin::offline::Offline;
 use crate::admin::socket::{CallError, Control};
+use crate::admin::tokens::TokensOp;
 use crate::admin::{Admin as _, OpError, Operation, Outcome, Password, User, output};
 use crate::config::overrides::{OverrideError, Overrides};
 use crate::config::{self, Config, ConfigError};
 use crate::control::requests::RequestsOp;
+use crate::control::traffic::DomainsOp;
 use crate::demo::{self, Demo, DemoError};
 use crate::logging::LogError;
 
@@ -84,6 +86,9 @@ enum Command {
     /// Invitations: create
     #[command(subcommand)]
     Invite(InviteCommand),
+    /// Tokens for programs that use the HTTP API: create, list, revoke
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Run two providers on this machine, let their users talk, and invite you to join
     Demo {
         /// Stop after the conversation; success means that everything expected has arrived
@@ -146,6 +151,9 @@ enum UserCommand {
         #[command(flatten)]
         common: Common,
     },
+    /// The second factor of the console: reset
+    #[command(subcommand)]
+    Totp(TotpCommand),
     /// List accounts
     List {
         /// Of this domain only
@@ -184,6 +192,42 @@ enum FederationCommand {
         #[command(flatten)]
         common: Common,
     },
+    /// Show inside and outside at this moment
+    Now {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// List peer domains with what was counted of them
+    Domains {
+        /// Containing this text
+        #[arg(long)]
+        search: Option<String>,
+        /// domain, first-seen, in, out, refused, held, reports, reputation, queue
+        #[arg(long)]
+        sort: Option<String>,
+        /// From this place on
+        #[arg(long, default_value_t = 0)]
+        offset: u32,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Show all about one peer domain
+    Domain {
+        /// Which
+        domain: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Show how it was: of one domain, or of all together
+    History {
+        /// Which
+        domain: Option<String>,
+        /// So many hours back, 720 at most
+        #[arg(long, default_value_t = 24)]
+        hours: u32,
+        #[command(flatten)]
+        common: Common,
+    },
     /// First contacts that wait for the consent of whom they are for: list, drop
     #[command(subcommand)]
     Requests(RequestsCommand),
@@ -212,6 +256,65 @@ enum RequestsCommand {
         #[command(flatten)]
         common: Common,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum TotpCommand {
+    /// Take it off an account whose owner has lost it
+    Reset {
+        /// Such as romeo@example.org
+        address: String,
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenCommand {
+    /// Make a token; its secret is shown once
+    Create {
+        /// What it is for; it stands in the audit log
+        name: String,
+        /// What it permits: read, moderate, operate, accounts; as often as needed
+        #[arg(long = "scope", required = true)]
+        scopes: Vec<ScopeArg>,
+        /// How many days it is good for [default: for ever]
+        #[arg(long)]
+        days: Option<u32>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// List tokens, without their secrets
+    List {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// End a token at once
+    Revoke {
+        /// As it was created
+        name: String,
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum ScopeArg {
+    Read,
+    Moderate,
+    Operate,
+    Accounts,
+}
+
+impl From<ScopeArg> for Scope {
+    fn from(scope: ScopeArg) -> Scope {
+        match scope {
+            ScopeArg::Read => Scope::Read,
+            ScopeArg::Moderate => Scope::Moderate,
+            ScopeArg::Operate => Scope::Operate,
+            ScopeArg::Accounts => Scope::Accounts,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -329,6 +432,19 @@ fn run(command: Command) -> Result<(), CliError> {
                 ask(&common, Operation::Requests(RequestsOp::Drop { from, why }))
             }
         },
+        Command::Federation(FederationCommand::Now { common }) => {
+            ask(&common, Operation::Domains(DomainsOp::Now))
+        }
+        Command::Federation(FederationCommand::Domains { search, sort, offset, common }) => {
+            ask(&common, Operation::Domains(DomainsOp::List { search, sort, offset }))
+        }
+        Command::Federation(FederationCommand::Domain { domain, common }) => {
+            ask(&common, Operation::Domains(DomainsOp::Show { domain }))
+        }
+        Command::Federation(FederationCommand::History { domain, hours, common }) => {
+            ask(&common, Operation::Domains(DomainsOp::History { domain, hours }))
+        }
+        Command::Token(command) => token(command),
         Command::Invite(InviteCommand::Create { domain, common }) => {
             ask(&common, Operation::InviteCreate { domain })
         }
@@ -376,12 +492,30 @@ fn user(command: UserCommand) -> Result<(), CliError> {
             }
             run_anywhere(&common, config, Operation::UserRemove { address })
         }
+        UserCommand::Totp(TotpCommand::Reset { address, common }) => {
+            let config = load(&common)?;
+            run_anywhere(&common, config, Operation::UserTotpReset { address })
+        }
         UserCommand::List { domain, common } => {
             let config = load(&common)?;
             let users = runtime()?.block_on(list(config, domain))?;
             if common.json { print_json(&users) } else { print(&output::user_table(&users)) }
         }
     }
+}
+
+fn token(command: TokenCommand) -> Result<(), CliError> {
+    let (operation, common) = match command {
+        TokenCommand::Create { name, scopes, days, common } => {
+            let now = jiff::Timestamp::now().as_millisecond();
+            let until = days.map(|days| now + i64::from(days) * 86_400_000);
+            let scopes = scopes.into_iter().map(Scope::from).collect();
+            (TokensOp::Create { name, scopes, until }, common)
+        }
+        TokenCommand::List { common } => (TokensOp::List, common),
+        TokenCommand::Revoke { name, common } => (TokensOp::Revoke { name }, common),
+    };
+    ask(&common, Operation::Tokens(operation))
 }
 
 fn serve(file: &Path) -> Result<(), CliError> {

@@ -20,6 +20,7 @@ use trunkline_xmpp::forms::{Form, Submission};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::ns;
 
+use crate::admin::actor::Scope;
 use crate::exchange::{Exchange, Host};
 use crate::modules::Request;
 use crate::session::Session;
@@ -50,6 +51,8 @@ pub enum Access {
     Users,
     /// Administrators (`accounts.admins`).
     Admins,
+    /// Administrators, and moderators if the scope is theirs (`accounts.moderators`).
+    Scope(Scope),
 }
 
 /// One call of a command.
@@ -103,12 +106,15 @@ impl Command {
     /// Whether who asks may run it.
     fn permits(&self, request: &Request) -> bool {
         let Some(session) = &request.session else { return false };
+        if let Access::Scope(scope) = self.access {
+            return request.exchange.scopes_of(&session.account.jid).contains(&scope);
+        }
         if session.account.jid.domain() != request.host.domain.as_str() {
             return self.access == Access::Admins && request.exchange.is_admin(&session.account.jid);
         }
         match self.access {
             Access::Users => true,
-            Access::Admins => request.exchange.is_admin(&session.account.jid),
+            Access::Scope(_) | Access::Admins => request.exchange.is_admin(&session.account.jid),
         }
     }
 }

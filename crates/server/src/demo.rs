@@ -344,6 +344,7 @@ impl Provider {
             "federation.dialback=false".to_owned(),
             format!("federation.routes.\"{}\"={}", peer.domain, peer.address),
             "web.listen=[]".to_owned(),
+            "console.listen=[]".to_owned(),
             format!("tls.certificate={}", file("certificate.pem")),
             format!("tls.key={}", file("key.pem")),
         ];

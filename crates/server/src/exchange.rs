@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use trunkline_store::{Batch, Db, Lane, StoreError, sql};
 use trunkline_xmpp::jid::Jid;
 
+use crate::admin::actor::Scope;
 use crate::config::Config;
 use crate::ids::{Clock, Ids};
 use crate::logging::Refusal;
@@ -102,6 +103,17 @@ impl Exchange {
     pub fn is_admin(&self, jid: &Jid) -> bool {
         let config = self.config.load();
         config.accounts.admins.iter().any(|admin| admin.as_str() == jid.bare_str())
+    }
+
+    /// What `jid` may administrate: administrators everything, moderators what moderation needs, others nothing.
+    pub fn scopes_of(&self, jid: &Jid) -> Vec<Scope> {
+        if self.is_admin(jid) {
+            Scope::ALL.to_vec()
+        } else if self.config.load().accounts.moderators.contains(jid.bare_str()) {
+            vec![Scope::Read, Scope::Moderate]
+        } else {
+            Vec::new()
+        }
     }
 
     /// One of our clients is refused something: counted and, at a limited rate, logged.

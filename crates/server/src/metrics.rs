@@ -66,8 +66,8 @@ pub enum Link {
     Component,
 }
 
-const KINDS: [&str; 3] = ["message", "presence", "iq"];
-const DIRECTIONS: [&str; 2] = ["in", "out"];
+pub(crate) const KINDS: [&str; 3] = ["message", "presence", "iq"];
+pub(crate) const DIRECTIONS: [&str; 2] = ["in", "out"];
 const SIDES: [&str; 2] = ["inside", "outside"];
 const LINKS: [&str; 4] = ["client", "peer-in", "peer-out", "component"];
 
@@ -196,6 +196,23 @@ impl Metrics {
         for (counters, count) in self.stanzas.iter().zip(kinds).filter(|(_, count)| *count > 0) {
             counters[direction as usize][side as usize].inc_by(count as u64);
         }
+    }
+
+    /// Stanzas since the start: from local users, from outside, to the outside.
+    pub(crate) fn outside_counters(&self) -> [u64; 3] {
+        let sum = |direction: Direction, side: Side| {
+            self.stanzas.iter().map(|kind| kind[direction as usize][side as usize].get()).sum()
+        };
+        [
+            sum(Direction::In, Side::Inside),
+            sum(Direction::In, Side::Outside),
+            sum(Direction::Out, Side::Outside),
+        ]
+    }
+
+    /// Adds what is written at each scrape.
+    pub(crate) fn watch(&self, collector: Box<dyn Collector>) {
+        self.registry.lock().register_collector(collector);
     }
 
     /// Counts bytes of XML.

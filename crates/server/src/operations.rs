@@ -12,6 +12,7 @@ use trunkline_xmpp::stanza::{Kind, PresenceType, Stanza};
 use crate::admin::accounts::{self, NewAccount};
 use crate::admin::actor::Actor;
 use crate::admin::{Admin, DomainStatus, OpError, Operation, Outcome, Password, Status};
+use crate::admin::{tokens, totp};
 use crate::config::{Config, Registration};
 use crate::control;
 use crate::exchange::Exchange;
@@ -62,6 +63,16 @@ impl Admin for Operator {
                 }
                 Ok(Outcome::Users { users, more })
             }
+            Operation::UserTotpReset { address } => {
+                let jid = accounts::address(&address, &config)?;
+                let change = (Some(jid.to_string()), None);
+                let audit = exchange.control.audit.entry(actor, "user totp reset", "", change);
+                match totp::reset(&exchange.db, &jid, Some(audit)).await {
+                    Ok(true) => Ok(said(format!("{jid} has no second factor any more."))),
+                    Ok(false) => Err(OpError::NotFound(format!("second factor of {jid}"))),
+                    Err(error) => Err(OpError::Store(error.to_string())),
+                }
+            }
             Operation::Reload => exchange.reload(&config),
             Operation::Status => Ok(Outcome::Status(Box::new(exchange.status(&config).await?))),
             Operation::FederationStatus => Ok(Outcome::Federation(exchange.remote()?.status())),
@@ -76,6 +87,7 @@ impl Admin for Operator {
             Operation::Reports(op) => control::reports::run(exchange, actor, op).await,
             Operation::Lists(op) => control::lists::run(exchange, actor, op).await,
             Operation::Domains(op) => control::traffic::run(exchange, actor, op).await,
+            Operation::Tokens(op) => tokens::run(exchange, actor, op).await,
         }
     }
 }

@@ -197,10 +197,13 @@ pub fn markdown() -> String {
             let who = match command.access {
                 crate::commands::Access::Users => "users",
                 crate::commands::Access::Admins => "administrators",
+                // All operations of administration: docs/control/api.md.
+                crate::commands::Access::Scope(_) => continue,
             };
             let _ = writeln!(out, "| `{}` | {} | {who} |", command.node, command.name);
         }
     }
+    out.push_str("| `urn:trunkline:admin:0#...` | Every operation of the HTTP API | administrators, moderators |\n");
     out
 }
 

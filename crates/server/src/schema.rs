@@ -6,7 +6,7 @@
 use trunkline_store::Migration;
 
 /// Every migration, oldest first.
-pub const MIGRATIONS: &[Migration] = &[ACCOUNTS, MESSAGING, INVITES, BOUNDS, WAITING, ONE_INDEX, CONTROL, CONSENT];
+pub const MIGRATIONS: &[Migration] = &[ACCOUNTS, MESSAGING, INVITES, BOUNDS, WAITING, ONE_INDEX, CONTROL, CONSENT, EYES];
 
 const ACCOUNTS: Migration = Migration {
     name: "accounts",
@@ -159,6 +159,49 @@ const WAITING: Migration = Migration {
         INSERT INTO waiting SELECT p.account, p.id, a.size FROM pending p JOIN archive a ON a.id = p.id;
         DROP TABLE pending;
         ALTER TABLE waiting RENAME TO pending;
+    ",
+};
+
+/// What is seen of peer domains, and who may look: counters with their history (see [`crate::control::traffic`]),
+/// tokens of the HTTP API, second factors of the console.
+const EYES: Migration = Migration {
+    name: "eyes",
+    sql: "
+        CREATE TABLE peer_domains (
+            domain TEXT PRIMARY KEY,
+            first_seen INTEGER NOT NULL,
+            last_seen INTEGER NOT NULL,
+            facts TEXT NOT NULL
+        ) STRICT;
+        CREATE TABLE traffic_history (
+            domain TEXT NOT NULL,
+            step INTEGER NOT NULL,
+            at INTEGER NOT NULL,
+            stanzas_in INTEGER NOT NULL,
+            stanzas_out INTEGER NOT NULL,
+            bytes_in INTEGER NOT NULL,
+            bytes_out INTEGER NOT NULL,
+            refused INTEGER NOT NULL,
+            held INTEGER NOT NULL,
+            reports INTEGER NOT NULL,
+            PRIMARY KEY (domain, step, at)
+        ) STRICT, WITHOUT ROWID;
+        CREATE INDEX traffic_history_by_time ON traffic_history (step, at);
+        CREATE TABLE api_tokens (
+            name TEXT PRIMARY KEY,
+            hash BLOB NOT NULL UNIQUE,
+            scopes TEXT NOT NULL,
+            created_by TEXT NOT NULL,
+            created_at INTEGER NOT NULL,
+            until INTEGER,
+            last_used_at INTEGER
+        ) STRICT;
+        CREATE TABLE totp (
+            account INTEGER PRIMARY KEY REFERENCES accounts (id) ON DELETE CASCADE,
+            secret BLOB NOT NULL,
+            enrolled_at INTEGER NOT NULL,
+            last_step INTEGER NOT NULL
+        ) STRICT;
     ",
 };
 

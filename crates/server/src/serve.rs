@@ -15,9 +15,12 @@ use trunkline_xmpp::error::{StreamCondition, StreamError};
 use trunkline_xmpp::jid::Jid;
 
 use crate::admin::actor::Actor;
+use crate::admin::api;
 use crate::admin::socket::ControlSocket;
 use crate::admin::{Admin as _, ListenerStatus, Operation, Status};
 use crate::config::{Config, TlsPolicy};
+use crate::control::traffic::history;
+use crate::control::traffic::series::PeerSeries;
 use crate::exchange::{Exchange, load_hosts};
 use crate::federation::{self, Federation};
 use crate::ids::{Clock, Ids};
@@ -43,6 +46,10 @@ const HANDSHAKES: usize = 1024;
 
 /// Connections of components at once.
 const COMPONENT_CONNECTIONS: usize = 1000;
+
+/// Connections to the console at once; and of one address.
+const CONSOLE_CONNECTIONS: usize = 256;
+const CONSOLE_CONNECTIONS_PER_ADDRESS: u32 = 64;
 
 /// Bytes that a look at the health writes.
 const BALLAST: usize = 16 * 1024;
@@ -125,6 +132,8 @@ impl Server {
     /// What the operator has to mend.
     pub async fn start(config: Config, parts: Parts) -> Result<Arc<Server>, StartError> {
         let exchange = exchange(config, &parts).await?;
+        exchange.control.traffic.load(&exchange.db).await?;
+        exchange.metrics.watch(Box::new(PeerSeries(Arc::downgrade(&exchange))));
         let config = exchange.config.load_full();
         let sources = sources(&config);
         let certificates = if sources.is_empty() { None } else { Some(net::CertStore::load(&sources)?) };
@@ -164,6 +173,7 @@ impl Server {
         server.spawn(Arc::clone(&exchange).keep_sessions());
         server.spawn(crate::retention::keep(Arc::clone(&exchange)));
         server.spawn(crate::route::consent::sort(Arc::clone(&exchange)));
+        server.spawn(history::keep(Arc::clone(&exchange)));
         server.spawn({
             let exchange = Arc::clone(&exchange);
             async move {
@@ -236,6 +246,7 @@ impl Server {
             clients_tls: net::bind(&config.clients.listen_tls)?,
             components: net::bind(&config.components.listen)?,
             web: net::bind(&config.web.listen)?,
+            console: net::bind(&config.console.listen)?,
             policy: config.clients.tls,
         })
     }
@@ -253,6 +264,7 @@ impl Server {
             let gate = Arc::clone(&self.component_gate);
             self.spawn(net::serve(listener, gate, handler, self.stopped.clone()));
         }
+        self.serve_console(bound.console);
         for listener in bound.web {
             self.note_listener("web.listen", &listener);
             let pages = Pages { metrics: Arc::clone(&self.exchange.metrics), health: self.health() };
@@ -260,6 +272,32 @@ impl Server {
             self.spawn(async move {
                 if let Err(error) = crate::web::serve(listener, pages, stopped).await {
                     tracing::error!(%error, "the HTTP listener ended");
+                }
+            });
+        }
+    }
+
+    /// The console and the HTTP API.
+    fn serve_console(&self, listeners: Vec<TcpListener>) {
+        let face = api::Face::new(Arc::clone(&self.exchange));
+        let gate = net::Gate::new(console_gate_limits());
+        for listener in listeners {
+            self.note_listener("console.listen", &listener);
+            let outside = listener.local_addr().is_ok_and(api::needs_tls);
+            let certificates = match (outside, &self.certificates) {
+                (false, _) => None,
+                (true, Some(certificates)) => Some(Arc::clone(certificates)),
+                (true, None) => {
+                    tracing::error!("console.listen needs a certificate: it is not served");
+                    continue;
+                }
+            };
+            let (gate, stopped) = (Arc::clone(&gate), self.stopped.clone());
+            let listening = api::Listening { listener, certificates, gate, stopped };
+            let serving = face.clone().serve(listening, self.stopped());
+            self.spawn_listener("console.listen", async move {
+                if let Err(error) = serving.await {
+                    tracing::error!(%error, "the console's listener ended");
                 }
             });
         }
@@ -400,6 +438,9 @@ impl Server {
         if let Some(federation) = self.federation.get() {
             federation.stop().await;
         }
+        if let Err(error) = self.exchange.control.traffic.save(&self.exchange.db).await {
+            tracing::warn!(%error, "what was counted of other domains was not kept");
+        }
         self.exchange.db.flush().await;
         let mut tasks = std::mem::take(&mut *self.tasks.lock());
         tasks.abort_all();
@@ -431,6 +472,7 @@ struct Bound {
     clients_tls: Vec<TcpListener>,
     components: Vec<TcpListener>,
     web: Vec<TcpListener>,
+    console: Vec<TcpListener>,
     policy: TlsPolicy,
 }
 
@@ -520,6 +562,15 @@ fn gate_limits(config: &Config) -> net::GateLimits {
         per_address: u32::try_from(config.clients.max_connections_per_address).unwrap_or(u32::MAX),
         per_minute: config.limits.connections_per_minute,
         handshakes: HANDSHAKES,
+        ..net::GateLimits::default()
+    }
+}
+
+/// The console has few users; who floods it meets bounds of its own.
+fn console_gate_limits() -> net::GateLimits {
+    net::GateLimits {
+        connections: CONSOLE_CONNECTIONS,
+        per_address: CONSOLE_CONNECTIONS_PER_ADDRESS,
         ..net::GateLimits::default()
     }
 }

@@ -30,6 +30,7 @@ impl Home {
             "federation.listen=127.0.0.1:0",
             "federation.listen_tls=127.0.0.1:0",
             "web.listen=127.0.0.1:0",
+            "console.listen=127.0.0.1:0",
             "accounts.password_iterations=4096",
             "federation.routes.\"peer.example\"=127.0.0.1:1234",
         ] {

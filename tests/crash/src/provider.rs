@@ -73,6 +73,7 @@ impl Provider {
             // Those who sleep long get more than most people do.
             ("limits.offline_messages".to_owned(), "1000000".to_owned()),
             ("web.listen".to_owned(), "[]".to_owned()),
+            ("console.listen".to_owned(), "[]".to_owned()),
             ("tls.certificate".to_owned(), file("certificate.pem")),
             ("tls.key".to_owned(), file("key.pem")),
             ("limits.enabled".to_owned(), "false".to_owned()),

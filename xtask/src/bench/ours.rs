@@ -57,6 +57,7 @@ fn init(plan: &Plan, field: &Field) -> Result<(), String> {
         ("federation.listen_tls".into(), "[]".into()),
         ("federation.trust".into(), field.authority.file().to_string_lossy().into_owned()),
         ("web.listen".into(), "[]".into()),
+        ("console.listen".into(), "[]".into()),
         ("tls.certificate".into(), certificate.chain.to_string_lossy().into_owned()),
         ("tls.key".into(), certificate.key.to_string_lossy().into_owned()),
         ("limits.enabled".into(), "false".into()),

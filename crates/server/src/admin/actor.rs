@@ -73,9 +73,9 @@ impl Actor {
         Actor { name: name.into(), face: Face::Trigger, scopes: Scope::ALL.to_vec() }
     }
 
-    /// An administrator who sends ad-hoc commands.
-    pub fn ad_hoc(address: impl Into<String>) -> Actor {
-        Actor { name: address.into(), face: Face::AdHoc, scopes: Scope::ALL.to_vec() }
+    /// Somebody with these scopes who sends ad-hoc commands.
+    pub fn ad_hoc(address: impl Into<String>, scopes: Vec<Scope>) -> Actor {
+        Actor { name: address.into(), face: Face::AdHoc, scopes }
     }
 
     /// May do what needs `scope`.

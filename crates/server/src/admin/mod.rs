@@ -6,13 +6,17 @@
 
 pub mod accounts;
 pub mod actor;
+pub mod api;
 pub mod check;
 pub mod console;
 pub mod init;
 pub mod offline;
 pub mod output;
+pub mod schema;
 pub mod socket;
 pub mod table;
+pub mod tokens;
+pub mod totp;
 
 use std::fmt;
 use std::future::Future;
@@ -31,6 +35,7 @@ use crate::control::requests::{RequestView, RequestsOp};
 use crate::control::traffic::{DomainDetail, DomainSummary, DomainsOp, HistoryPoint, NowView};
 
 use actor::{Actor, Scope};
+use tokens::{TokenView, TokensOp};
 
 /// Runs operations: the exchange does, and [`offline::Offline`] for those that need no running server.
 pub trait Admin: Send + Sync + 'static {
@@ -72,6 +77,11 @@ pub enum Operation {
         /// After this address: the last one of the page before.
         after: Option<String>,
     },
+    /// Takes the second factor off an account, when its owner has lost it.
+    UserTotpReset {
+        /// `user@domain`
+        address: String,
+    },
     /// Reads the configuration and the certificates again.
     Reload,
     /// How the server is.
@@ -112,6 +122,8 @@ pub enum Operation {
     Lists(ListsOp),
     /// Peer domains: counters and history.
     Domains(DomainsOp),
+    /// Tokens for the HTTP API.
+    Tokens(TokensOp),
 }
 
 impl Operation {
@@ -229,6 +241,18 @@ pub enum Outcome {
         step: i64,
         /// Oldest first.
         points: Vec<HistoryPoint>,
+    },
+    /// All tokens.
+    Tokens {
+        /// By name.
+        tokens: Vec<TokenView>,
+    },
+    /// A new token.
+    Token {
+        /// What it is called.
+        name: String,
+        /// The secret: it is not shown again.
+        token: String,
     },
 }
 

@@ -4,7 +4,7 @@ use trunkline_store::{Db, OpenError, Options};
 
 use super::accounts::{self, NewAccount};
 use super::actor::Actor;
-use super::{Admin, OpError, Operation, Outcome};
+use super::{Admin, OpError, Operation, Outcome, totp};
 use crate::config::Config;
 use crate::schema::MIGRATIONS;
 
@@ -55,6 +55,14 @@ impl Admin for Offline {
                 let (users, more) = accounts::list(&self.db, domain.as_deref(), after.as_ref()).await?;
                 Ok(Outcome::Users { users, more })
             }
+            Operation::UserTotpReset { address } => {
+                let jid = accounts::address(&address, &self.config)?;
+                match totp::reset(&self.db, &jid, None).await {
+                    Ok(true) => Ok(Outcome::Done { text: format!("{jid} has no second factor any more.") }),
+                    Ok(false) => Err(OpError::NotFound(format!("second factor of {jid}"))),
+                    Err(error) => Err(OpError::Store(error.to_string())),
+                }
+            }
             Operation::Reload
             | Operation::Status
             | Operation::FederationStatus
@@ -68,7 +76,8 @@ impl Admin for Offline {
             | Operation::Requests(_)
             | Operation::Reports(_)
             | Operation::Lists(_)
-            | Operation::Domains(_) => Err(OpError::NotRunning),
+            | Operation::Domains(_)
+            | Operation::Tokens(_) => Err(OpError::NotRunning),
         }
     }
 }

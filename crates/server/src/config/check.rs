@@ -335,14 +335,21 @@ fn across_keys(config: &Config) -> Vec<Problem> {
         );
         add("clients.tls", text);
     }
-    for admin in &config.accounts.admins {
-        let host = admin.rsplit_once('@').map_or("", |(_, host)| host);
-        if !config.is_our_domain(host) {
-            add(
-                "accounts.admins",
-                format!("{admin} is not on this server: {host} is not one of its domains"),
-            );
+    for (key, addresses) in
+        [("accounts.admins", &config.accounts.admins), ("accounts.moderators", &config.accounts.moderators)]
+    {
+        for address in addresses {
+            let host = address.rsplit_once('@').map_or("", |(_, host)| host);
+            if !config.is_our_domain(host) {
+                add(key, format!("{address} is not on this server: {host} is not one of its domains"));
+            }
         }
+    }
+    if config.tls.certificate.is_none()
+        && let Some(address) = config.console.listen.iter().find(|address| !address.ip().is_loopback())
+    {
+        let text = format!("{address} is not loopback, so it needs TLS: set tls.certificate and tls.key");
+        add("console.listen", text);
     }
     let hosts = config.hosts.iter().map(|(name, host)| (format!("hosts.{}", quoted(name)), host));
     for (section, tls) in std::iter::once(("tls".to_owned(), &config.tls)).chain(hosts) {

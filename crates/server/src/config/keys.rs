@@ -95,6 +95,7 @@ pub const SECTIONS: &[(&str, &str)] = &[
     ("components", "External components (XEP-0114): gateways and services in programs of their own"),
     ("components.entries.*", "One table for each component: [components.entries.\"gateway.example.org\"]"),
     ("web", "Metrics and health over HTTP"),
+    ("console", "The console and the HTTP API"),
     ("store", "Where everything that must survive is kept"),
     (
         "limits",
@@ -172,6 +173,10 @@ pub const KEYS: &[Key] = &[
         .default("[]")
         .example("[\"me@example.org\"]")
         .doc("Administrators: accounts on this server that may use the administration commands."),
+    key("accounts.moderators", Addresses)
+        .default("[]")
+        .example("[\"moderator@example.org\"]")
+        .doc("Moderators: accounts on this server that may look at everything in the console, handle reports and requests, and block domains."),
     key("accounts.registration", OneOf(&["closed", "invite", "open"])).default("\"closed\"").doc(
         "Who may make an account from a client. \"open\" attracts spammers within days; prefer \"invite\".",
     ),
@@ -316,6 +321,19 @@ pub const KEYS: &[Key] = &[
         .restart()
         .default("[\"127.0.0.1:5280\"]")
         .doc("Addresses for /metrics (Prometheus) and /healthz. Plain HTTP without a login: keep it on loopback."),
+    // --- console
+    key("console.listen", Listen).restart().default("[\"127.0.0.1:5281\"]").doc(
+        "Addresses for the console and the HTTP API. On loopback plain HTTP (for this machine, a tunnel or a reverse proxy), elsewhere TLS with the server's certificate; [] for neither.",
+    ),
+    key("console.idle_timeout", Duration)
+        .default("\"30 min\"")
+        .doc("A session of the console in which nothing is asked for this long ends."),
+    key("console.session_lifetime", Duration)
+        .default("\"12 h\"")
+        .doc("A session of the console ends after this long in any case."),
+    key("console.requests_per_minute", Int(10, i64::MAX)).default("600").doc(
+        "Requests a minute of one token, one signed-in account, or one address that is neither. Beyond it they are answered with 429.",
+    ),
     // --- store
     key("store.url", StoreUrl)
         .restart()

@@ -50,6 +50,8 @@ pub struct Config {
     pub components: Components,
     /// Metrics and health.
     pub web: Web,
+    /// The console and the HTTP API.
+    pub console: Console,
     /// The database.
     pub store: Store,
     /// Bounds.
@@ -138,6 +140,8 @@ pub enum TlsPolicy {
 pub struct Accounts {
     /// Bare addresses.
     pub admins: BTreeSet<String>,
+    /// Bare addresses.
+    pub moderators: BTreeSet<String>,
     /// Who may make an account from a client.
     pub registration: Registration,
     /// In an hour.
@@ -334,6 +338,20 @@ pub struct Web {
     pub listen: Vec<SocketAddr>,
 }
 
+/// `[console]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Console {
+    /// HTTP listeners; TLS but for loopback.
+    pub listen: Vec<SocketAddr>,
+    /// Silence before a session ends.
+    pub idle_timeout: Duration,
+    /// The longest session.
+    pub session_lifetime: Duration,
+    /// Of one caller.
+    pub requests_per_minute: u32,
+}
+
 /// `[store]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -504,7 +522,7 @@ impl Config {
     }
 
     /// The addresses to listen on, by key.
-    pub(crate) fn listeners(&self) -> [(&'static str, &[SocketAddr]); 6] {
+    pub(crate) fn listeners(&self) -> [(&'static str, &[SocketAddr]); 7] {
         [
             ("clients.listen", &self.clients.listen),
             ("clients.listen_tls", &self.clients.listen_tls),
@@ -512,6 +530,7 @@ impl Config {
             ("federation.listen_tls", &self.federation.listen_tls),
             ("components.listen", &self.components.listen),
             ("web.listen", &self.web.listen),
+            ("console.listen", &self.console.listen),
         ]
     }
 

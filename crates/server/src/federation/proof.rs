@@ -18,8 +18,8 @@ use super::failure::{Failure, certificate_label};
 use super::handle::{Command, Handle};
 use super::line::{End, Line, Proved, Role, Stage};
 use super::shared::Shared;
-use crate::exchange::Host;
 use crate::control::rule::Authentication;
+use crate::exchange::Host;
 use crate::metrics::Direction;
 use crate::net::Verdict;
 use crate::net::listen::network;
@@ -78,7 +78,11 @@ impl Line {
             }
         }
         let chain = self.tls().map_or(&[][..], |tls| &tls.peer_chain);
-        let by = if self.verdict(domain).is_valid() { Authentication::Certificate } else { Authentication::Dialback };
+        let by = if self.verdict(domain).is_valid() {
+            Authentication::Certificate
+        } else {
+            Authentication::Dialback
+        };
         self.shared.note_proof(domain, Some(by), chain);
         let tls = self.tls().map_or("none", |tls| tls.version);
         self.shared.exchange.metrics.federation_stream(Direction::In, proof, tls);

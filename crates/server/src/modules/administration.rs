@@ -1,7 +1,10 @@
 //! XEP-0133 Service Administration 1.3.1: commands on a domain for the administrators of the configuration.
 //!
 //! [`TABLE`] is all there is to a command: the form it asks and the operations of [`crate::admin`] that the answer
-//! stands for. A further one is a further row.
+//! stands for. A further one is a further row. Beside these every operation of [`crate::admin::table`] is a command of
+//! its own, with the fields of its schema.
+
+use std::sync::OnceLock;
 
 use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::forms::{Field, Form, Submission};
@@ -10,7 +13,8 @@ use trunkline_xmpp::ns;
 
 use super::{Level, Module};
 use crate::admin::actor::Actor;
-use crate::admin::{Admin as _, Operation, Outcome, Password};
+use crate::admin::schema::{self, FieldKind};
+use crate::admin::{Admin as _, Operation, Outcome, Password, output, table};
 use crate::commands::{Access, Answered, Call, Command, Report, Stage, bad_payload};
 use crate::exchange::Host;
 use crate::operations::{Operator, stanza_error};
@@ -113,7 +117,91 @@ pub fn module() -> Module {
         let run = move |call| run(row, call);
         module = module.command(Command::new(row.node, row.name, Access::Admins, run));
     }
+    for (row, node) in table::TABLE.iter().zip(nodes()) {
+        let run = move |call| run_operation(row, node, call);
+        module = module.command(Command::new(node, row.summary, Access::Scope(row.scope), run));
+    }
     module
+}
+
+/// What the nodes of [`table::TABLE`]'s commands begin with.
+pub const NODES: &str = "urn:trunkline:admin:0#";
+
+/// A node for each operation: they live as long as the program.
+fn nodes() -> impl Iterator<Item = &'static str> {
+    static ALL: OnceLock<Vec<String>> = OnceLock::new();
+    let node = |row: &table::Row| match row.act {
+        "" => format!("{NODES}{}", row.op),
+        act => format!("{NODES}{}-{act}", row.op),
+    };
+    ALL.get_or_init(|| table::TABLE.iter().map(node).collect()).iter().map(String::as_str)
+}
+
+/// One operation: a form with its fields, then the operation itself.
+async fn run_operation(row: &'static table::Row, node: &'static str, call: Call) -> Answered {
+    let fields = schema::fields(row);
+    let given = match call.answers.first() {
+        None if fields.is_empty() => serde_json::Map::new(),
+        None => {
+            let form = Form::form(node).title(row.summary);
+            return Ok(Stage::AskLast(fields.iter().map(form_field).fold(form, Form::field)));
+        }
+        Some(form) => {
+            let mut given = serde_json::Map::new();
+            for field in fields {
+                let values: Vec<&str> = form.values(&field.name).filter(|value| !value.is_empty()).collect();
+                // Texts of several lines come line by line (XEP-0004 s.3.3).
+                let text = match field.kind {
+                    FieldKind::SomeOf(_) => values.join(","),
+                    _ => values.join("\n"),
+                };
+                if !text.is_empty() {
+                    let value = field.read(&text).map_err(|error| bad_payload(&error.to_string()))?;
+                    given.insert(field.name.clone(), value);
+                }
+            }
+            given
+        }
+    };
+    let operation = schema::operation(row, given).map_err(|error| bad_payload(&error.to_string()))?;
+    let account = &call.session.account.jid;
+    let actor = Actor::ad_hoc(account.as_str(), call.exchange.scopes_of(account));
+    let admin = Operator(std::sync::Arc::clone(&call.exchange));
+    let outcome = admin.run(&actor, operation).await.map_err(|error| stanza_error(&error))?;
+    tracing::info!(by = %account, command = node, "an operation was run from a client");
+    if let Outcome::Done { text } = outcome {
+        return Ok(Stage::Done(Report { form: None, note: Some(text) }));
+    }
+    let now = call.exchange.clock().now();
+    let json =
+        serde_json::to_string(&outcome).map_err(|_| StanzaError::new(Condition::InternalServerError))?;
+    let people = output::human(&outcome, now);
+    let people =
+        people.lines().fold(Field::text_multi("text").label("For people"), |field, line| field.value(line));
+    let form = Form::result(node).title(row.summary).field(people);
+    Ok(Stage::Done(Report { form: Some(form.field(Field::text_single("json").value(&json))), note: None }))
+}
+
+/// A field as a form asks for it.
+fn form_field(field: &schema::Field) -> Field {
+    let made = match &field.kind {
+        FieldKind::Text | FieldKind::Number => Field::text_single(&field.name),
+        FieldKind::Secret => Field::text_private(&field.name),
+        FieldKind::Bool => Field::boolean(&field.name),
+        FieldKind::Json => Field::text_multi(&field.name),
+        FieldKind::OneOf(words) => {
+            words.iter().fold(Field::list_single(&field.name), |made, word| made.option(word, word))
+        }
+        FieldKind::SomeOf(words) => {
+            words.iter().fold(Field::list_multi(&field.name), |made, word| made.option(word, word))
+        }
+    };
+    let label = match field.kind {
+        FieldKind::Json => format!("{} (JSON)", field.summary),
+        _ => field.summary.clone(),
+    };
+    let made = made.label(&label);
+    if field.required { made.required() } else { made }
 }
 
 async fn run(row: &'static Row, call: Call) -> Answered {
@@ -127,7 +215,8 @@ async fn run(row: &'static Row, call: Call) -> Answered {
         Some(form) => (row.operations)(&Answer { form, host: &call.host })?,
     };
     let admin = Operator(std::sync::Arc::clone(&call.exchange));
-    let actor = Actor::ad_hoc(call.session.account.jid.as_str());
+    let account = &call.session.account.jid;
+    let actor = Actor::ad_hoc(account.as_str(), call.exchange.scopes_of(account));
     let mut notes = Vec::new();
     let mut field = None;
     for operation in operations {

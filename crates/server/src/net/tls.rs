@@ -55,6 +55,8 @@ pub enum Side {
     Clients,
     /// Other servers: a certificate is asked for but not required, no resumption, ALPN `xmpp-server`.
     Servers,
+    /// Browsers and programs: no certificate is asked for, no resumption, ALPN `http/1.1`.
+    Web,
 }
 
 /// Where a certificate is found.
@@ -78,6 +80,7 @@ pub struct Identity {
     domains: Vec<String>,
     clients: Arc<ServerConfig>,
     servers: Arc<ServerConfig>,
+    web: Arc<ServerConfig>,
     outgoing: Arc<ClientConfig>,
 }
 
@@ -87,6 +90,7 @@ impl Identity {
         match side {
             Side::Clients => &self.clients,
             Side::Servers => &self.servers,
+            Side::Web => &self.web,
         }
     }
 
@@ -170,6 +174,7 @@ fn load_identity(source: &CertSource) -> Result<Identity, TlsError> {
         domains: source.domains.iter().filter_map(|domain| to_ascii(domain)).collect(),
         clients: clients_config(&provider, resolver.clone()).map_err(TlsError::Setup)?,
         servers: servers_config(&provider, resolver.clone()).map_err(TlsError::Setup)?,
+        web: web_config(&provider, resolver.clone()).map_err(TlsError::Setup)?,
         outgoing: outgoing_config(&provider, Some(resolver)).map_err(TlsError::Setup)?,
     })
 }
@@ -214,6 +219,21 @@ fn servers_config(
         .with_cert_resolver(resolver);
     config.alpn_protocols = vec![b"xmpp-server".to_vec()];
     // Each connection proves possession of its key afresh.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    lend_keys(&mut config);
+    Ok(Arc::new(config))
+}
+
+fn web_config(
+    provider: &Arc<CryptoProvider>,
+    resolver: Arc<dyn ResolvesServerCert>,
+) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let mut config = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(Arc::new(NoClientAuth))
+        .with_cert_resolver(resolver);
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     lend_keys(&mut config);

@@ -82,7 +82,7 @@ impl Credentials {
 
 impl Exchange {
     /// The SCRAM keys of an account, for one hash; `None` for who does not exist.
-    pub(super) async fn credentials(
+    pub(crate) async fn credentials(
         &self,
         host: &Host,
         jid: Option<&Jid>,
@@ -110,7 +110,7 @@ impl Exchange {
     }
 
     /// What the users of this host who don't exist are answered with.
-    pub(super) async fn decoys(&self, host: &Host) -> Result<sasl::Decoys, StoreError> {
+    pub(crate) async fn decoys(&self, host: &Host) -> Result<sasl::Decoys, StoreError> {
         let counts = self.iteration_counts(host).await?;
         let configured = self.config.load().accounts.password_iterations;
         Ok(sasl::Decoys::new(&host.secret, configured).among(&counts))

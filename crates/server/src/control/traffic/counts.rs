@@ -153,7 +153,7 @@ impl Point {
 
 /// Stanzas of the last minute, in steps of ten seconds.
 #[derive(Debug, Default)]
-struct Window {
+pub(super) struct Window {
     /// The step that `steps[0]` stands for.
     step: i64,
     steps: [[u32; 2]; WINDOW],
@@ -178,9 +178,9 @@ impl Window {
 
     fn sum(&mut self, step: i64) -> [u32; 2] {
         self.turn(step);
-        self.steps.iter().fold([0; 2], |sum, step| {
-            [sum[0].saturating_add(step[0]), sum[1].saturating_add(step[1])]
-        })
+        self.steps
+            .iter()
+            .fold([0; 2], |sum, step| [sum[0].saturating_add(step[0]), sum[1].saturating_add(step[1])])
     }
 }
 
@@ -220,20 +220,20 @@ pub(crate) struct Row {
     /// Since the start.
     pub(crate) names: Names,
     pub(crate) latencies: Latencies,
-    window: Window,
+    pub(super) window: Window,
     /// Since the last tick.
-    tick: Point,
+    pub(super) tick: Point,
     /// Since the last minute was written.
     pub(crate) minute: Point,
     /// The last hour: begin of the step, and what was in it; empty ones are left out.
     pub(crate) recent: VecDeque<(i64, Point)>,
-    series: Option<Box<Series>>,
+    pub(super) series: Option<Box<Series>>,
     /// Since when the store does not know all of it; 0: it does.
     pub(crate) dirty: i64,
     /// The store has a row.
     pub(crate) stored: bool,
     /// Its row was removed here: nobody counts in it any more.
-    gone: bool,
+    pub(super) gone: bool,
 }
 
 impl Row {
@@ -362,7 +362,8 @@ impl Traffic {
     /// A stream with `domain` is proved: from now on it has a row. `certificate` is what it showed, in words.
     pub fn proved(&self, domain: &str, authentication: Option<Authentication>, certificate: Vec<String>) {
         let now = self.now();
-        let row = self.row(domain).unwrap_or_else(|| self.add(domain, Row { first_seen: now, ..Row::default() }));
+        let row =
+            self.row(domain).unwrap_or_else(|| self.add(domain, Row { first_seen: now, ..Row::default() }));
         {
             let mut row = row.lock();
             row.authentication = authentication.or(row.authentication);
@@ -616,5 +617,145 @@ fn trim(recent: &mut VecDeque<(i64, Point)>, oldest: i64) {
     if recent.is_empty() && recent.capacity() > 0 {
         // An idle domain holds no buffer.
         recent.shrink_to_fit();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STANZA: Event = Event::Stanza { direction: Direction::In, kind: StanzaKind::Iq, bytes: 10 };
+
+    fn traffic() -> Traffic {
+        Traffic::new(Clock::virtual_now())
+    }
+
+    fn pass(seconds: u64) -> impl Future<Output = ()> {
+        tokio::time::advance(Duration::from_secs(seconds))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_proved_domains_have_a_row() {
+        let traffic = traffic();
+        traffic.count("claimed.example", STANZA);
+        traffic.count("", Event::Refused("host-unknown"));
+        assert_eq!((traffic.first_seen("claimed.example"), traffic.rate("claimed.example")), (None, 0));
+        assert_eq!(traffic.authentication("claimed.example"), None);
+        let start = traffic.now();
+        traffic.proved("south.example", Some(Authentication::Dialback), Vec::new());
+        pass(50).await;
+        traffic.proved("south.example", None, Vec::new());
+        assert_eq!(traffic.first_seen("south.example"), Some(start));
+        assert_eq!(traffic.authentication("south.example"), Some(Authentication::Dialback));
+        traffic.proved("south.example", Some(Authentication::Certificate), Vec::new());
+        assert_eq!(traffic.authentication("south.example"), Some(Authentication::Certificate));
+        assert_eq!(traffic.len(), 1);
+        assert_eq!(traffic.refused_lately(), BTreeMap::from([("host-unknown".to_owned(), 1)]));
+        pass(60).await;
+        assert!(traffic.refused_lately().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_rate_is_that_of_the_last_minute_from_the_domain() {
+        let traffic = traffic();
+        traffic.proved("south.example", None, Vec::new());
+        for _ in 0..6 {
+            traffic.count("south.example", STANZA);
+            let out = Event::Stanza { direction: Direction::Out, kind: StanzaKind::Message, bytes: 1 };
+            traffic.count("south.example", out);
+            pass(10).await;
+        }
+        // The oldest ten seconds have just passed out of the minute.
+        assert_eq!(traffic.rate("south.example"), 5);
+        assert_eq!(traffic.busiest(9), [("south.example".to_owned(), 10)]);
+        pass(30).await;
+        assert_eq!(traffic.rate("south.example"), 2);
+        pass(7200).await;
+        assert_eq!(traffic.rate("south.example"), 0);
+        assert!(traffic.busiest(9).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn domains_are_bounded_and_newcomers_make_room_first() {
+        let traffic = traffic();
+        traffic.proved("old.example", None, Vec::new());
+        traffic.row("old.example").unwrap().lock().stored = true;
+        pass(90_000).await;
+        for n in 0..MOST_DOMAINS + 5000 {
+            traffic.proved(&format!("d{n}.example"), None, Vec::new());
+            if n == 0 {
+                traffic.row("d0.example").unwrap().lock().stored = true;
+            }
+        }
+        assert!(traffic.len() <= MOST_DOMAINS, "{}", traffic.len());
+        assert!(traffic.first_seen("old.example").is_some(), "a flood of names does not make us forget");
+        assert!(traffic.first_seen(&format!("d{}.example", MOST_DOMAINS + 4999)).is_some());
+        assert_eq!(
+            traffic.take_gone(100),
+            ["d0.example"],
+            "what the store does not know need not be deleted"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn detail_is_bounded_and_all_together_loses_nothing() {
+        let traffic = traffic();
+        for n in 0..MOST_DETAILED + 50 {
+            traffic.proved(&format!("d{n}.example"), None, Vec::new());
+            traffic.count(&format!("d{n}.example"), STANZA);
+        }
+        traffic.count("nobody.example", STANZA);
+        pass(10).await;
+        traffic.tick([100, 50, 0]);
+        let detailed = traffic.rows().iter().filter(|(_, row)| !row.lock().recent.is_empty()).count();
+        assert_eq!(detailed, MOST_DETAILED);
+        let total = traffic.total.lock().recent.back().copied().unwrap().1;
+        assert_eq!(total.stanzas[0], MOST_DETAILED as u64 + 51);
+        pass(10).await;
+        traffic.tick([150, 50, 20]);
+        assert_eq!(traffic.total.lock().rates, [5.0, 0.0, 2.0]);
+        pass(3600).await;
+        traffic.tick([150, 50, 20]);
+        assert!(
+            traffic.rows().iter().all(|(_, row)| row.lock().recent.is_empty()),
+            "an hour later it is forgotten"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_busiest_have_series_of_their_own_and_no_counter_goes_back() {
+        let traffic = traffic();
+        let sum = |traffic: &Traffic| {
+            traffic.series().iter().map(|(_, series, _)| series.tally.stanzas(Direction::In)).sum::<u64>()
+        };
+        for n in 0..100u32 {
+            traffic.proved(&format!("d{n}.example"), None, Vec::new());
+            (0..=n).for_each(|_| traffic.count(&format!("d{n}.example"), STANZA));
+        }
+        let before = sum(&traffic);
+        traffic.choose_series();
+        traffic.choose_series();
+        assert_eq!(sum(&traffic), before);
+        let named: Vec<String> = traffic.series().into_iter().filter_map(|(domain, ..)| domain).collect();
+        assert_eq!(named.len(), MOST_SERIES);
+        assert!(named.contains(&"d99.example".to_owned()) && !named.contains(&"d79.example".to_owned()));
+        traffic.count("d99.example", STANZA);
+        traffic.count("d0.example", Event::Refused("peer-rate"));
+        let series = traffic.series();
+        let of = |name: Option<&str>| {
+            series.iter().find(|(domain, ..)| domain.as_deref() == name).unwrap().1.clone()
+        };
+        assert_eq!(of(Some("d99.example")).tally.stanzas(Direction::In), 1);
+        assert_eq!(of(None).names.get(&("refused", "peer-rate")), Some(&1));
+        // Others get a series only when one has been silent for an hour.
+        pass(600).await;
+        (0..500).for_each(|_| traffic.count("d1.example", STANZA));
+        traffic.choose_series();
+        assert!(!traffic.series().iter().any(|(domain, ..)| domain.as_deref() == Some("d1.example")));
+        pass(3000).await;
+        (0..500).for_each(|_| traffic.count("d1.example", STANZA));
+        traffic.choose_series();
+        let named: Vec<String> = traffic.series().into_iter().filter_map(|(domain, ..)| domain).collect();
+        assert_eq!(named, ["d1.example"]);
     }
 }

@@ -1,19 +1,27 @@
 //! What each peer domain sends, gets and is refused: counters, and their history at falling resolution.
 
 mod counts;
+pub(crate) mod history;
 mod latency;
+pub(crate) mod series;
 
-use std::collections::BTreeMap;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::breaker::Level;
-use super::policy::RuleView;
+use trunkline_xmpp::jid::Jid;
+
+use super::breaker::{self, BreakerOp, BreakerView, Level};
+use super::policy::{self, PolicyOp, PolicyView, RuleView};
+use super::rule::{Action, Authentication};
 use crate::admin::actor::Actor;
-use crate::admin::{OpError, Outcome};
+use crate::admin::{OpError, Outcome, PeerStatus};
 use crate::exchange::Exchange;
+use crate::metrics::{Direction, KINDS, StanzaKind};
+use counts::Row;
 
 pub use counts::{Event, Facts, MOST_DOMAINS, MOST_SERIES, Traffic};
 
@@ -156,10 +164,248 @@ pub struct HistoryPoint {
     pub reports: u64,
 }
 
+/// Domains on one page of the list.
+pub const PAGE: usize = 100;
+/// Names in the list of the busiest.
+const BUSIEST: usize = 10;
+
 /// Runs an operation.
 ///
 /// # Errors
 /// What the caller did wrong, or the store's.
-pub async fn run(_exchange: &Arc<Exchange>, _actor: &Actor, op: DomainsOp) -> Result<Outcome, OpError> {
-    Err(OpError::NotPossible(format!("{op:?} is not built yet")))
+pub async fn run(exchange: &Arc<Exchange>, actor: &Actor, op: DomainsOp) -> Result<Outcome, OpError> {
+    match op {
+        DomainsOp::Now => Ok(Outcome::Now(Box::new(now(exchange, actor).await?))),
+        DomainsOp::List { search, sort, offset } => {
+            list(exchange, actor, (search.as_deref(), sort.as_deref(), offset)).await
+        }
+        DomainsOp::Show { domain } => show(exchange, actor, &canonical(&domain)?).await,
+        DomainsOp::History { domain, hours } => {
+            if !(1..=history::LONGEST).contains(&hours) {
+                return Err(OpError::BadRequest(format!("hours: 1 to {}", history::LONGEST)));
+            }
+            let domain = domain.map(|domain| canonical(&domain)).transpose()?;
+            let (step, points) = history::history(exchange, domain.as_deref(), hours)
+                .await
+                .map_err(|error| OpError::Store(error.to_string()))?;
+            Ok(Outcome::History { step, points })
+        }
+    }
+}
+
+fn canonical(domain: &str) -> Result<String, OpError> {
+    let jid = Jid::parse(domain).ok().filter(Jid::is_domain);
+    jid.map(|jid| jid.as_str().to_owned())
+        .ok_or_else(|| OpError::BadAddress(format!("{} is not a domain", domain.escape_debug())))
+}
+
+/// What other parts know of domains.
+struct Surroundings {
+    peers: HashMap<String, PeerStatus>,
+    breaker: BreakerView,
+    policy: PolicyView,
+}
+
+impl Surroundings {
+    async fn of(exchange: &Arc<Exchange>, actor: &Actor) -> Result<Surroundings, OpError> {
+        let peers = exchange.remote.get().map(|remote| remote.status().peers).unwrap_or_default();
+        let breaker = match breaker::run(exchange, actor, BreakerOp::Show).await {
+            Ok(Outcome::Breaker(view)) => view,
+            _ => BreakerView::default(),
+        };
+        let policy = match policy::run(exchange, actor, PolicyOp::Show).await {
+            Ok(Outcome::Policy(view)) => view,
+            _ => PolicyView { preset: Default::default(), preset_shadow: false, rules: Vec::new() },
+        };
+        let peers = peers.into_iter().map(|peer| (peer.domain.clone(), peer)).collect();
+        Ok(Surroundings { peers, breaker, policy })
+    }
+
+    fn level(&self, domain: &str) -> Level {
+        let own = self.breaker.domains.iter().find(|level| level.domain.as_deref() == Some(domain));
+        own.map_or(self.breaker.all.level, |own| own.level.max(self.breaker.all.level))
+    }
+
+    /// Rules that name the domain.
+    fn sanctions(&self, domain: &str) -> Vec<RuleView> {
+        let names = |rule: &&RuleView| {
+            let when = &rule.rule.when;
+            let named = |name: &str| {
+                name == domain
+                    || (when.subdomains && domain.strip_suffix(name).is_some_and(|rest| rest.ends_with('.')))
+            };
+            let address = when.address.as_deref().and_then(|address| address.rsplit_once('@'));
+            when.domain.as_deref().is_some_and(named) || address.is_some_and(|(_, host)| host == domain)
+        };
+        self.policy.rules.iter().filter(names).cloned().collect()
+    }
+
+    fn is_blocked(&self, domain: &str) -> bool {
+        self.peers.get(domain).is_some_and(|peer| peer.state == "blocked")
+            || self.sanctions(domain).iter().any(|sanction| {
+                let when = &sanction.rule.when;
+                let whole = super::rule::Conditions {
+                    domain: when.domain.clone(),
+                    subdomains: when.subdomains,
+                    ..Default::default()
+                };
+                !sanction.rule.shadow
+                    && *when == whole
+                    && matches!(sanction.rule.then, Action::Reject { .. } | Action::Drop)
+            })
+    }
+
+    fn summary(&self, exchange: &Exchange, domain: &str, row: Option<&Row>) -> DomainSummary {
+        let peer = self.peers.get(domain);
+        let empty = Row::default();
+        let row = row.unwrap_or(&empty);
+        DomainSummary {
+            domain: domain.to_owned(),
+            state: peer.map_or_else(|| "idle".to_owned(), |peer| peer.state.clone()),
+            first_seen: row.first_seen,
+            last_seen: row.last_seen,
+            stanzas_in: row.tally.stanzas(Direction::In),
+            stanzas_out: row.tally.stanzas(Direction::Out),
+            refused: row.tally.refused,
+            held: row.tally.held,
+            reports: row.tally.reported,
+            reputation: reputation(exchange, domain).0,
+            queue: peer.map_or(0, |peer| peer.queue_stanzas.max(peer.queue_kept)),
+            level: self.level(domain),
+            blocked: self.is_blocked(domain),
+        }
+    }
+}
+
+/// The score of a domain, and its reasons.
+fn reputation(_exchange: &Exchange, _domain: &str) -> (u8, Vec<(i32, String)>) {
+    (50, Vec::new())
+}
+
+async fn now(exchange: &Arc<Exchange>, actor: &Actor) -> Result<NowView, OpError> {
+    let traffic = &exchange.control.traffic;
+    let around = Surroundings::of(exchange, actor).await?;
+    let [inside, outside_in, outside_out] = traffic.total.lock().rates;
+    Ok(NowView {
+        at: traffic.now(),
+        inside,
+        outside_in,
+        outside_out,
+        sessions: u64::try_from(exchange.metrics.sessions.get()).unwrap_or(0),
+        peers: around.peers.values().filter(|peer| !peer.streams.is_empty()).count() as u64,
+        level: around.breaker.all.level,
+        levels: around.breaker.domains.len() as u64,
+        refused: traffic.refused_lately(),
+        busiest: traffic.busiest(BUSIEST),
+        requests: 0,
+        reports: 0,
+    })
+}
+
+async fn list(
+    exchange: &Arc<Exchange>,
+    actor: &Actor,
+    (search, sort, offset): (Option<&str>, Option<&str>, u32),
+) -> Result<Outcome, OpError> {
+    type Key = fn(&DomainSummary) -> u64;
+    let key: Option<Key> = match sort.unwrap_or("domain") {
+        "domain" => None,
+        "first-seen" => Some(|domain| u64::try_from(domain.first_seen).unwrap_or(0)),
+        "in" => Some(|domain| domain.stanzas_in),
+        "out" => Some(|domain| domain.stanzas_out),
+        "refused" => Some(|domain| domain.refused),
+        "held" => Some(|domain| domain.held),
+        "reports" => Some(|domain| domain.reports),
+        // Those first that deserve a look.
+        "reputation" => Some(|domain| u64::from(u8::MAX - domain.reputation)),
+        "queue" => Some(|domain| domain.queue),
+        _ => {
+            let text = "sort: one of domain, first-seen, in, out, refused, held, reports, reputation, queue";
+            return Err(OpError::BadRequest(text.into()));
+        }
+    };
+    let around = Surroundings::of(exchange, actor).await?;
+    let search = search.unwrap_or_default().to_lowercase();
+    let rows = exchange.control.traffic.rows();
+    let known: HashSet<&str> = rows.iter().map(|(domain, _)| domain.as_str()).collect();
+    // Domains that nobody has proved yet: somebody here writes to them.
+    let unproved = around.peers.keys().filter(|domain| !known.contains(domain.as_str()));
+    let mut domains: Vec<DomainSummary> = unproved
+        .filter(|domain| domain.contains(&search))
+        .map(|domain| around.summary(exchange, domain, None))
+        .collect();
+    let found = rows.iter().filter(|(domain, _)| domain.contains(&search));
+    domains.extend(found.map(|(domain, row)| around.summary(exchange, domain, Some(&row.lock()))));
+    domains.sort_by(|a, b| {
+        let by_key = key.map_or(Ordering::Equal, |key| key(b).cmp(&key(a)));
+        by_key.then_with(|| a.domain.cmp(&b.domain))
+    });
+    let total = domains.len() as u64;
+    let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+    Ok(Outcome::Domains { domains: domains.into_iter().skip(offset).take(PAGE).collect(), total })
+}
+
+async fn show(exchange: &Arc<Exchange>, actor: &Actor, domain: &str) -> Result<Outcome, OpError> {
+    let around = Surroundings::of(exchange, actor).await?;
+    let traffic = &exchange.control.traffic;
+    let row = traffic.row(domain);
+    let peer = around.peers.get(domain);
+    let sanctions = around.sanctions(domain);
+    if row.is_none() && peer.is_none() && sanctions.is_empty() {
+        return Err(OpError::NotFound(format!("domain {domain} that this server has seen")));
+    }
+    let now = traffic.now();
+    let mut detail = DomainDetail {
+        summary: DomainSummary::default(),
+        counters: BTreeMap::new(),
+        acknowledged_after: None,
+        queue_age: peer.and_then(|peer| peer.queue_oldest).map(|since| (now - since).max(0)),
+        certificate: Vec::new(),
+        authentication: None,
+        reputation_reasons: reputation(exchange, domain).1,
+        sanctions,
+        contacts: Vec::new(),
+        last_error: peer.and_then(|peer| peer.last_error.as_ref()).map(|error| error.text.clone()),
+    };
+    let Some(row) = row else {
+        detail.summary = around.summary(exchange, domain, None);
+        return Ok(Outcome::Domain(Box::new(detail)));
+    };
+    let mut row = row.lock();
+    detail.summary = around.summary(exchange, domain, Some(&row));
+    detail.counters = counters(&row);
+    detail.acknowledged_after = row.latencies.quantiles(now);
+    detail.certificate = row.certificate.clone();
+    detail.authentication = row.authentication.map(|by| match by {
+        Authentication::Certificate => "certificate".to_owned(),
+        Authentication::Dialback => "dialback".to_owned(),
+    });
+    Ok(Outcome::Domain(Box::new(detail)))
+}
+
+/// Everything that was counted of a domain: `message-in`, `message-bytes-in`, `refused.NAME`, `failed.NAME` (since the
+/// start).
+fn counters(row: &Row) -> BTreeMap<String, u64> {
+    let mut counters = BTreeMap::new();
+    let tally = &row.tally;
+    for (kind, name) in [StanzaKind::Message, StanzaKind::Presence, StanzaKind::Iq].into_iter().zip(KINDS) {
+        for (direction, way) in [(Direction::In, "in"), (Direction::Out, "out")] {
+            let (kind, direction) = (kind as usize, direction as usize);
+            counters.insert(format!("{name}-{way}"), tally.stanzas[kind][direction]);
+            counters.insert(format!("{name}-bytes-{way}"), tally.bytes[kind][direction]);
+        }
+    }
+    for (name, value) in [
+        ("handshakes", tally.handshakes),
+        ("failed", tally.failed),
+        ("refused", tally.refused),
+        ("held", tally.held),
+        ("accepted", tally.accepted),
+        ("declined", tally.declined),
+        ("reports", tally.reported),
+    ] {
+        counters.insert(name.to_owned(), value);
+    }
+    counters.extend(row.names.iter().map(|((what, name), count)| (format!("{what}.{name}"), *count)));
+    counters
 }
