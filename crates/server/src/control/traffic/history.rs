@@ -367,7 +367,7 @@ mod tests {
         }
         let (step, points) = history(exchange, Some("south.example"), 1).await.unwrap();
         assert_eq!((step, points.len()), (TICK, 360));
-        assert_eq!(points.iter().map(|point| point.stanzas_in).sum::<u64>(), 59);
+        assert_eq!(points.iter().map(|point| point.stanzas_in).sum::<u64>(), 60);
 
         // A day later the minutes of the first hours are gone, their tens and hours are there.
         pass(exchange, 24 * 60).await;

@@ -14,9 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use trunkline_xmpp::jid::Jid;
 
+use super::Access;
 use super::breaker::{self, BreakerOp, BreakerView, Level};
-use super::policy::{self, PolicyOp, PolicyView, RuleView};
-use super::rule::{Action, Authentication};
+use super::policy::{self, PolicyOp, RuleView};
+use super::rule::Authentication;
 use crate::admin::actor::Actor;
 use crate::admin::{OpError, Outcome, PeerStatus};
 use crate::exchange::Exchange;
@@ -203,27 +204,22 @@ fn canonical(domain: &str) -> Result<String, OpError> {
 struct Surroundings {
     peers: HashMap<String, PeerStatus>,
     breaker: BreakerView,
-    policy: PolicyView,
+    rules: Vec<RuleView>,
 }
 
 impl Surroundings {
     async fn of(exchange: &Arc<Exchange>, actor: &Actor) -> Result<Surroundings, OpError> {
         let peers = exchange.remote.get().map(|remote| remote.status().peers).unwrap_or_default();
-        let breaker = match breaker::run(exchange, actor, BreakerOp::Show).await {
-            Ok(Outcome::Breaker(view)) => view,
+        let breaker = match breaker::run(exchange, actor, BreakerOp::Show).await? {
+            Outcome::Breaker(view) => view,
             _ => BreakerView::default(),
         };
-        let policy = match policy::run(exchange, actor, PolicyOp::Show).await {
-            Ok(Outcome::Policy(view)) => view,
-            _ => PolicyView { preset: Default::default(), preset_shadow: false, rules: Vec::new() },
+        let rules = match policy::run(exchange, actor, PolicyOp::Show).await? {
+            Outcome::Policy(view) => view.rules,
+            _ => Vec::new(),
         };
         let peers = peers.into_iter().map(|peer| (peer.domain.clone(), peer)).collect();
-        Ok(Surroundings { peers, breaker, policy })
-    }
-
-    fn level(&self, domain: &str) -> Level {
-        let own = self.breaker.domains.iter().find(|level| level.domain.as_deref() == Some(domain));
-        own.map_or(self.breaker.all.level, |own| own.level.max(self.breaker.all.level))
+        Ok(Surroundings { peers, breaker, rules })
     }
 
     /// Rules that name the domain.
@@ -237,22 +233,7 @@ impl Surroundings {
             let address = when.address.as_deref().and_then(|address| address.rsplit_once('@'));
             when.domain.as_deref().is_some_and(named) || address.is_some_and(|(_, host)| host == domain)
         };
-        self.policy.rules.iter().filter(names).cloned().collect()
-    }
-
-    fn is_blocked(&self, domain: &str) -> bool {
-        self.peers.get(domain).is_some_and(|peer| peer.state == "blocked")
-            || self.sanctions(domain).iter().any(|sanction| {
-                let when = &sanction.rule.when;
-                let whole = super::rule::Conditions {
-                    domain: when.domain.clone(),
-                    subdomains: when.subdomains,
-                    ..Default::default()
-                };
-                !sanction.rule.shadow
-                    && *when == whole
-                    && matches!(sanction.rule.then, Action::Reject { .. } | Action::Drop)
-            })
+        self.rules.iter().filter(names).cloned().collect()
     }
 
     fn summary(&self, exchange: &Exchange, domain: &str, row: Option<&Row>) -> DomainSummary {
@@ -271,10 +252,16 @@ impl Surroundings {
             reports: row.tally.reported,
             reputation: reputation(exchange, domain).0,
             queue: peer.map_or(0, |peer| peer.queue_stanzas.max(peer.queue_kept)),
-            level: self.level(domain),
-            blocked: self.is_blocked(domain),
+            level: level(exchange, domain),
+            blocked: matches!(exchange.control.access(domain), Access::Blocked(_)),
         }
     }
+}
+
+/// Its own level, or that for all if it is higher.
+fn level(exchange: &Exchange, domain: &str) -> Level {
+    let breaker = &exchange.control.breaker;
+    breaker.of(domain, exchange.clock().now()).map_or(Level::Normal, |set| set.level)
 }
 
 /// The score of a domain, and its reasons.
