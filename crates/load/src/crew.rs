@@ -259,12 +259,19 @@ impl<T: Send + 'static> Crew<T> {
             meter.zip(usage_before).map(|(meter, before)| meter.between(&before, &meter.usage()));
         self.stage.enter(Phase::Drain);
         progress.clear();
-        let mut latency = Tally::new().latency.lock().clone();
+        Ok(Measured { seconds, count, server_cpu, own_cpu, latency: self.take_latency() })
+    }
+
+    /// What was recorded since it was last taken.
+    pub(crate) fn take_latency(&self) -> Histogram<u64> {
+        let mut all = Tally::new().latency.lock().clone();
         for tally in &self.tallies {
+            let mut latency = tally.latency.lock();
             // Of the same bounds.
-            let _ = latency.add(&*tally.latency.lock());
+            let _ = all.add(&*latency);
+            latency.reset();
         }
-        Ok(Measured { seconds, count, server_cpu, own_cpu, latency })
+        all
     }
 
     fn count(&self) -> u64 {

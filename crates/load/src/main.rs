@@ -13,6 +13,7 @@
 //! | `fanout` | one changes presence, all contacts see it | server CPU per delivery, latency |
 //! | `room` | people join a room, one speaks, all hear it | the same |
 //! | `s2s` | users of one server write to users of another | CPU of both servers per message |
+//! | `siege` | other servers attack while users write to each other | latency inside before, during and after, server memory |
 //! | `floor` | a bare TLS relay instead of a server | what this machine needs at least |
 //!
 //! # What the figures mean
@@ -44,6 +45,7 @@ mod pairs;
 mod place;
 mod relay;
 mod report;
+mod siege;
 mod tls;
 mod usage;
 mod verify;
@@ -84,7 +86,9 @@ fn run(work: &Work) -> Result<(), LoadError> {
         Work::Room(options) => (work::room::run(options)?, &options.run.json),
         Work::S2s(options) => (work::s2s::run(options)?, &options.run.json),
         Work::Floor(options) => (work::floor::run(options)?, &options.run.json),
+        Work::Siege(options) => return siege::run(options),
         Work::FloorRelay(options) => return relay::run(options.coalesce),
+        Work::SiegeAttack(options) => return siege::attack::run(options),
     };
     report.publish(json.as_deref())
 }

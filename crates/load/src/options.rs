@@ -30,10 +30,14 @@ pub(crate) enum Work {
     Room(Room),
     /// Users of one server write to users of another: CPU of both
     S2s(S2s),
+    /// Floods the server from outside, as other servers would, while its own users chat: what the users feel of it
+    Siege(Siege),
     /// The limit of this machine: a bare TLS relay that forwards the messages of `chat` without looking at them
     Floor(Floor),
     #[command(hide = true)]
     FloorRelay(FloorRelay),
+    #[command(hide = true)]
+    SiegeAttack(SiegeAttack),
 }
 
 /// Options of every run.
@@ -262,4 +266,104 @@ pub(crate) struct Floor {
 pub(crate) struct FloorRelay {
     #[arg(long)]
     pub(crate) coalesce: bool,
+}
+
+/// What is done to a server from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Attack {
+    /// Messages to addresses that exist and to made-up ones, on streams whose domains were proved
+    Stanzas,
+    /// TCP connections that say nothing, or little
+    Connections,
+    /// STARTTLS and TLS handshakes: abandoned, stalled, completed
+    Handshakes,
+    /// Dialback requests for domains that are not there, don't answer, lie, or exist; questions about keys
+    Dialback,
+    /// Subscription requests, probes and presence to addresses that exist and to made-up ones
+    Presence,
+}
+
+impl Attack {
+    /// As on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Attack::Stanzas => "stanzas",
+            Attack::Connections => "connections",
+            Attack::Handshakes => "handshakes",
+            Attack::Dialback => "dialback",
+            Attack::Presence => "presence",
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Siege {
+    #[command(flatten)]
+    pub(crate) server: ServerOptions,
+    #[command(flatten)]
+    pub(crate) run: RunOptions,
+    /// What is done, one after the other; without it everything
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub(crate) attacks: Vec<Attack>,
+    /// From how many domains, one after the other
+    #[arg(long, value_delimiter = ',', default_value = "1,100,10000", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) domains: Vec<u32>,
+    #[command(flatten)]
+    pub(crate) outside: OutsideOptions,
+    /// Where the server takes the streams of other servers, with STARTTLS
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) federation: std::net::SocketAddr,
+    /// Where the server shows its metrics in clear (Prometheus): what it refused, by name
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) metrics: Option<std::net::SocketAddr>,
+    /// Pairs of users that write to each other
+    #[arg(long, value_name = "P", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) pairs: u32,
+    /// Messages a second of all pairs, open loop
+    #[arg(long, value_name = "R", default_value_t = 400.0)]
+    pub(crate) rate: f64,
+    /// Further accounts that messages from outside go to; half of them are online
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    pub(crate) victims: u32,
+}
+
+/// Who attacks.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct OutsideOptions {
+    /// The attackers are d0.ZONE, d1.ZONE and so on
+    #[arg(long, value_name = "DOMAIN", default_value = "siege.test")]
+    pub(crate) zone: String,
+    /// PEM file with a certificate for *.ZONE that the server trusts, and its chain
+    #[arg(long, value_name = "FILE")]
+    pub(crate) certificate: PathBuf,
+    /// PEM file with its key
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: PathBuf,
+    /// Answer the server's DNS queries for ZONE here: for dialback
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) dns: Option<std::net::SocketAddr>,
+    /// The processor that the attackers use, with the lowest priority; without it the last one
+    #[arg(long, value_name = "N")]
+    pub(crate) core: Option<usize>,
+}
+
+/// A process of its own that attacks when its standard input says so.
+#[derive(Args, Debug)]
+pub(crate) struct SiegeAttack {
+    #[arg(long, value_enum)]
+    pub(crate) attack: Attack,
+    #[arg(long)]
+    pub(crate) domains: u32,
+    /// Without it the attack goes to a server of its own that takes everything
+    #[arg(long)]
+    pub(crate) target: Option<std::net::SocketAddr>,
+    #[arg(long)]
+    pub(crate) domain: String,
+    #[arg(long)]
+    pub(crate) users: String,
+    /// Accounts that exist
+    #[arg(long)]
+    pub(crate) accounts: u32,
+    #[command(flatten)]
+    pub(crate) outside: OutsideOptions,
 }

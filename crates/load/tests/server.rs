@@ -12,7 +12,7 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 use trunkline_server::config::Config;
 use trunkline_server::config::overrides::Overrides;
-use trunkline_server::net::pki::{Leaf, self_signed};
+use trunkline_server::net::pki::{Authority, Leaf, self_signed};
 use trunkline_server::serve::{Parts, Server};
 
 /// A provider in this process. Dropped, it stops.
@@ -181,6 +181,71 @@ fn two_servers() {
         west.domain,
     ];
     positive(&east.load(&s2s), &CHAT);
+}
+
+#[test]
+fn a_siege() {
+    let files = tempfile::tempdir().unwrap();
+    let file = |name: &str| files.path().join(name);
+    let authority = Authority::new("Siege").unwrap();
+    std::fs::write(file("ca.pem"), authority.pem()).unwrap();
+    let outside = Leaf::new("siege.test", 30);
+    authority.issue(&outside).unwrap().write(&file("chain.pem"), &file("key.pem")).unwrap();
+    let (federation, web, dns) = (free(), free(), free());
+    let provider = Provider::start(
+        "north.localhost",
+        &[
+            format!("federation.listen={federation}"),
+            format!("federation.trust={}", file("ca.pem").display()),
+            format!("federation.name_servers={dns}"),
+            "federation.allow_private=true".into(),
+            format!("web.listen={web}"),
+        ],
+    );
+    let path = |name: &str| file(name).to_string_lossy().into_owned();
+    let (federation, web, dns) = (federation.to_string(), web.to_string(), dns.to_string());
+    let (chain, key) = (path("chain.pem"), path("key.pem"));
+    let results = provider.load(&[
+        "siege",
+        "--register",
+        "--pairs",
+        "2",
+        "--victims",
+        "4",
+        "--rate",
+        "50",
+        "--domains",
+        "3",
+        "--federation",
+        &federation,
+        "--metrics",
+        &web,
+        "--dns",
+        &dns,
+        "--certificate",
+        &chain,
+        "--key",
+        &key,
+    ]);
+    let rows = results["rows"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().filter_map(|row| row["attack"].as_str()).collect();
+    assert_eq!(names, ["stanzas", "connections", "handshakes", "dialback", "presence"]);
+    for row in rows {
+        positive(row, &["sent", "before.messages", "during.messages", "after.messages", "memory_mib.peak"]);
+        assert_eq!(row["lost"], 0, "{row}");
+        // What the attackers set out to do came about, at the server and at the sink.
+        let done = match row["attack"].as_str().unwrap() {
+            "stanzas" | "presence" => &["proved", "stanzas"][..],
+            "connections" => &["connections"],
+            "handshakes" => &["connections", "handshakes"],
+            _ => &["connections", "dialback_requests", "asked"],
+        };
+        positive(&row["attackers"], done);
+        positive(&row["attackers_of_sink"], done);
+    }
+    // Of three domains all were proved: by EXTERNAL, and the others with the certificate on the same stream.
+    assert_eq!(rows[0]["attackers"]["proved"], 8, "{}", rows[0]);
+    positive(&rows[3]["refused"], &["dialback-unverified"]);
 }
 
 #[test]

@@ -202,7 +202,7 @@ impl Server {
             roots: Arc::new(ArcSwap::from_pointee(net::TrustRoots::system(
                 config.federation.trust.as_deref(),
             )?)),
-            resolver: Arc::new(net::dns::SystemResolver::new().map_err(StartError::Dns)?),
+            resolver: Arc::new(resolver(&config.federation.name_servers).map_err(StartError::Dns)?),
             inside_threads: match config.clients.threads {
                 0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
                 threads => threads,
@@ -555,6 +555,13 @@ impl Surroundings for Server {
     }
 }
 
+fn resolver(servers: &[SocketAddr]) -> Result<net::dns::SystemResolver, net::dns::DnsError> {
+    match servers {
+        [] => net::dns::SystemResolver::new(),
+        servers => net::dns::SystemResolver::with_servers(servers),
+    }
+}
+
 fn gate_limits(config: &Config) -> net::GateLimits {
     net::GateLimits {
         enabled: config.limits.enabled,
@@ -562,6 +569,7 @@ fn gate_limits(config: &Config) -> net::GateLimits {
         per_address: u32::try_from(config.clients.max_connections_per_address).unwrap_or(u32::MAX),
         per_minute: config.limits.connections_per_minute,
         handshakes: HANDSHAKES,
+        handshakes_per_address: HANDSHAKES / 8,
         ..net::GateLimits::default()
     }
 }

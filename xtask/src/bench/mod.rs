@@ -17,6 +17,7 @@ mod prosody;
 mod results;
 mod rows;
 mod servers;
+mod siege;
 mod table;
 
 use std::path::{Path, PathBuf};
@@ -52,6 +53,18 @@ pub(crate) struct Options {
     /// Add a row with so many sessions on our server
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     sessions: Option<u32>,
+    /// What our users feel while the server is flooded from outside; writes docs/siege.md instead
+    #[arg(long, conflicts_with_all = ["peers", "rows", "write", "sessions"])]
+    siege: bool,
+    /// Only these attacks; the others keep their figures
+    #[arg(long, requires = "siege", value_delimiter = ',', value_parser = siege::ATTACKS)]
+    attacks: Vec<String>,
+    /// From so many domains only; the others keep their figures
+    #[arg(long, requires = "siege", value_delimiter = ',', value_parser = siege::DOMAINS)]
+    domains: Vec<String>,
+    /// Settings of the server for a siege that is only printed (key=value)
+    #[arg(long, requires = "siege", value_name = "KEY=VALUE")]
+    set: Vec<String>,
     /// Another load generator with the same options
     #[arg(long, value_name = "PROGRAM")]
     load: Option<PathBuf>,
@@ -96,13 +109,17 @@ fn bench(place: &Place, options: &Options) -> Result<(), String> {
         tools::servers()?;
     }
     build(place, options)?;
-    let mut field = Field::new(Ground {
+    let field = Field::new(Ground {
         work: place.work.join("bench"),
         programs: place.target.join("release"),
         load: options.load.clone(),
         seconds: options.seconds,
         sessions: options.sessions.unwrap_or(0),
     })?;
+    if options.siege {
+        return siege::run(place, options, &field);
+    }
+    let mut field = field;
     let begin = Instant::now();
     let mut results = Results::default();
     for round in 1..=options.rounds {

@@ -66,6 +66,11 @@ fn init(plan: &Plan, field: &Field) -> Result<(), String> {
     if field.knows_archive {
         settings.push(("accounts.archive".into(), plan.archive.to_string()));
     }
+    if let Some(own) = &plan.as_shipped {
+        settings.retain(|(name, _)| name != "limits.enabled" && name != "accounts.archive");
+        settings.retain(|(name, _)| own.iter().all(|(other, _)| other != name));
+        settings.extend(own.iter().cloned());
+    }
     if let Some((domain, address, port)) = &plan.other {
         settings.push((format!("federation.routes.\"{domain}\""), format!("{address}:{port}")));
     }

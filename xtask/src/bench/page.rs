@@ -11,7 +11,7 @@ pub(super) fn render(runs: &[Value], table: &str) -> String {
     TEXT.replace("{table}", table.trim_end()).replace("{runs}", about(runs).trim_end())
 }
 
-fn about(runs: &[Value]) -> String {
+pub(super) fn about(runs: &[Value]) -> String {
     let mut text = String::new();
     for (n, run) in runs.iter().enumerate() {
         let field = |name: &str| run[name].as_str().unwrap_or("unknown");

@@ -25,6 +25,8 @@ pub(super) struct Plan {
     pub(super) clients: u16,
     pub(super) federation: u16,
     pub(super) archive: bool,
+    /// Instead of what makes figures comparable: as a provider would run it, with these settings on top.
+    pub(super) as_shipped: Option<Vec<(String, String)>>,
     /// Domain, address and port of the other server, for the row between servers.
     pub(super) other: Option<(String, Ipv4Addr, u16)>,
 }
@@ -43,6 +45,7 @@ impl Plan {
             clients,
             federation,
             archive: false,
+            as_shipped: None,
             other: None,
         })
     }
@@ -184,6 +187,11 @@ pub(super) fn files() -> u64 {
 
 pub(super) fn password() -> &'static str {
     PASSWORD
+}
+
+/// A port that nobody uses now.
+pub(super) fn free_port(address: Ipv4Addr) -> Result<u16, String> {
+    free_ports(address).map(|[port, _]| port)
 }
 
 fn free_ports(address: Ipv4Addr) -> Result<[u16; 2], String> {

@@ -228,6 +228,14 @@ pub const KEYS: &[Key] = &[
         .restart()
         .default("0")
         .doc("Worker threads for federation; 0 means one for each two processors."),
+    key("federation.niceness", Int(0, 19)).restart().default("10").doc(
+        "How far federation's threads stand back when processors are short: 0 not at all, 19 most. Your users' threads stay at 0. Linux only.",
+    ),
+    key("federation.name_servers", Listen)
+        .restart()
+        .default("[]")
+        .example("[\"192.0.2.53:53\"]")
+        .doc("Name servers that are asked about other domains, instead of the system's."),
     key("federation.max_connections", Int(1, i64::MAX))
         .restart()
         .default("5000")
@@ -235,6 +243,40 @@ pub const KEYS: &[Key] = &[
     key("federation.max_connections_per_address", Int(1, i64::MAX))
         .default("100")
         .doc("Incoming connections at most from one address (IPv6: one /64)."),
+    key("federation.max_handshakes", Int(1, i64::MAX))
+        .restart()
+        .default("256")
+        .doc("TLS handshakes of other servers at the same time. The others wait for their turn."),
+    key("federation.max_handshakes_per_address", Int(1, i64::MAX)).default("32").doc(
+        "TLS handshakes at the same time from one address (IPv6: one /64). The others of that address wait for their turn.",
+    ),
+    key("federation.max_unproved", Int(1, i64::MAX)).default("1000").doc(
+        "Incoming connections at most that have not proved a domain yet. Beyond it new ones are closed at once; streams that are established keep their places.",
+    ),
+    key("federation.max_unproved_per_address", Int(1, i64::MAX))
+        .default("50")
+        .doc("The same, from one address (IPv6: one /64)."),
+    key("federation.max_streams_per_domain", Int(1, i64::MAX))
+        .default("32")
+        .doc("Incoming streams at most on which one domain is proved. Beyond it the proof is refused."),
+    key("federation.max_verifications", Int(1, i64::MAX))
+        .default("256")
+        .doc("Dialback keys that are checked with their domains at the same time. Beyond it the answer is that the peer should try again."),
+    key("federation.max_verifications_per_address", Int(1, i64::MAX))
+        .default("16")
+        .doc("The same, brought by one address (IPv6: one /64)."),
+    key("federation.max_verifications_per_domain", Int(1, i64::MAX))
+        .default("4")
+        .doc("The same, of one domain: however many ask us to, nobody is called more often by us."),
+    key("federation.memory", Bytes).default("\"64 MB\"").doc(
+        "Bytes at most in the buffers of all streams to and from other servers. A stream that needs more than 16 KiB beyond it is ended.",
+    ),
+    key("federation.memory_per_address", Bytes)
+        .default("\"8 MB\"")
+        .doc("The same, of the streams with one address (IPv6: one /64)."),
+    key("federation.memory_per_domain", Bytes)
+        .default("\"4 MB\"")
+        .doc("The same, of the streams of one domain; a stream counts for the first one that is proved on it."),
     key("federation.handshake_timeout", Duration)
         .default("\"60 s\"")
         .doc("How long an incoming stream may take to prove a domain."),
@@ -256,6 +298,9 @@ pub const KEYS: &[Key] = &[
     key("federation.queue_bytes", Bytes)
         .default("\"4 MB\"")
         .doc("Bytes to one peer domain that wait in memory, at most."),
+    key("federation.queue_memory", Bytes)
+        .default("\"64 MB\"")
+        .doc("Bytes to all peer domains that wait in memory, at most. Beyond it messages wait on disk only, and what is not kept is refused."),
     key("federation.queue_kept", Int(1, i64::MAX))
         .default("20000")
         .doc("Messages to one peer domain that wait on disk, at most. Beyond it senders get an error at once."),
@@ -385,6 +430,10 @@ pub const KEYS: &[Key] = &[
         .restart()
         .default("256")
         .doc("Stanzas of one peer domain that wait to cross to the inside."),
+    key("limits.crossing_peer_bytes", Bytes)
+        .restart()
+        .default("\"2 MB\"")
+        .doc("Bytes of one peer domain that wait to cross to the inside."),
     key("limits.crossing_share", Int(1, 100))
         .restart()
         .default("50")

@@ -193,10 +193,36 @@ pub struct Federation {
     pub allow_private: bool,
     /// Worker threads; 0: one per two processors.
     pub threads: usize,
+    /// Of these threads, as of processes: 0 to 19.
+    pub niceness: i32,
+    /// Asked instead of the system's.
+    pub name_servers: Vec<SocketAddr>,
     /// Incoming connections.
     pub max_connections: usize,
     /// Incoming connections from one address (IPv6: /64).
     pub max_connections_per_address: usize,
+    /// TLS handshakes at once.
+    pub max_handshakes: usize,
+    /// TLS handshakes at once from one address.
+    pub max_handshakes_per_address: usize,
+    /// Incoming connections without a proved domain.
+    pub max_unproved: usize,
+    /// The same, from one address.
+    pub max_unproved_per_address: usize,
+    /// Incoming streams on which one domain is proved.
+    pub max_streams_per_domain: usize,
+    /// Dialback keys being checked.
+    pub max_verifications: usize,
+    /// The same, brought by one address.
+    pub max_verifications_per_address: usize,
+    /// The same, of one domain.
+    pub max_verifications_per_domain: usize,
+    /// Bytes in the buffers of streams.
+    pub memory: usize,
+    /// The same, of the streams of one address.
+    pub memory_per_address: usize,
+    /// The same, of the streams of one domain.
+    pub memory_per_domain: usize,
     /// From accept to the first proved domain.
     pub handshake_timeout: Duration,
     /// One attempt with all addresses of a peer.
@@ -211,6 +237,8 @@ pub struct Federation {
     pub queue_stanzas: usize,
     /// Per peer domain, in memory.
     pub queue_bytes: usize,
+    /// Of all peer domains, in memory.
+    pub queue_memory: usize,
     /// Per peer domain, on disk.
     pub queue_kept: usize,
     /// Until a message bounces.
@@ -386,6 +414,8 @@ pub struct Limits {
     pub crossing_stanzas: usize,
     pub crossing_bytes: usize,
     pub crossing_peer_stanzas: usize,
+    /// Bytes of one peer.
+    pub crossing_peer_bytes: usize,
     pub crossing_share: usize,
     pub store_statements: usize,
     pub client_stanzas: u32,

@@ -9,6 +9,7 @@ use trunkline_xml::Event;
 use trunkline_xmpp::error::{StreamCondition, StreamError};
 use trunkline_xmpp::ns;
 
+use super::budget::Unproved;
 use super::elements::{printable, read_header};
 use super::line::Role;
 use super::shared::Shared;
@@ -24,6 +25,8 @@ pub(super) struct Arrival {
     /// Where it came from, for people.
     pub(super) peer: String,
     pub(super) direct_tls: bool,
+    /// Its place among those that have not proved a domain; `None` in tests.
+    pub(super) unproved: Option<Unproved>,
     /// Its place; `None` in tests.
     pub(super) guard: Option<Guard>,
 }
@@ -42,7 +45,21 @@ impl listen::Handler for Door {
             self.shared.exchange.metrics.refused("federation-closed");
             return;
         }
+        let unproved = match self.shared.let_in(peer.ip()) {
+            Ok(unproved) => unproved,
+            Err(name) => {
+                // Nothing is said: whoever floods us doesn't read, and whoever doesn't comes again.
+                self.shared.refused(
+                    name,
+                    &peer.ip().to_string(),
+                    0,
+                    "too many that have not proved a domain",
+                );
+                return;
+            }
+        };
         let arrival = Arrival {
+            unproved: Some(unproved),
             transport: stream.into(),
             peer: peer.to_string(),
             direct_tls: self.direct_tls,
@@ -60,7 +77,7 @@ impl listen::Handler for Door {
 impl Shared {
     /// Serves one accepted connection from its first byte.
     pub(super) async fn accept(self: Arc<Self>, arrival: Arrival) {
-        let Arrival { transport, peer, direct_tls, guard } = arrival;
+        let Arrival { unproved, transport, peer, direct_tls, guard } = arrival;
         let within = self.exchange.config.load().federation.handshake_timeout;
         let prove_by = Instant::now() + within;
         let wire = Wire::new(transport, self.early_limits());
@@ -89,6 +106,7 @@ impl Shared {
         let handle = self.add_line(status);
         let mut line = self.line(handle, Role::In, wire);
         line.clocks.prove_by = Some(prove_by);
+        line.unproved = unproved;
         line.serve().await;
         drop(guard);
     }

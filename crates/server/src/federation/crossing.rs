@@ -36,23 +36,28 @@ pub struct CrossingBounds {
     pub bytes: usize,
     /// Of one peer domain.
     pub peer_stanzas: usize,
+    /// Of one peer domain.
+    pub peer_bytes: usize,
     /// Per cent of the inside's time.
     pub share: usize,
 }
 
 /// What one peer domain has in the crossing.
 #[derive(Debug, Default)]
-pub(super) struct Load(AtomicUsize);
+pub(super) struct Load {
+    stanzas: AtomicUsize,
+    bytes: AtomicUsize,
+}
 
 impl Load {
     pub(super) fn stanzas(&self) -> usize {
-        self.0.load(Ordering::SeqCst)
+        self.stanzas.load(Ordering::SeqCst)
     }
 
     /// As if so many stanzas of the peer were crossing, or fewer than there are.
     #[cfg(test)]
     pub(super) fn set(&self, stanzas: usize) {
-        self.0.store(stanzas, Ordering::SeqCst);
+        self.stanzas.store(stanzas, Ordering::SeqCst);
     }
 }
 
@@ -144,6 +149,7 @@ impl Crossing {
         self.stanzas.load(Ordering::SeqCst) < self.bounds.stanzas
             && self.bytes.load(Ordering::SeqCst) < self.bounds.bytes
             && load.stanzas() < self.bounds.peer_stanzas
+            && load.bytes.load(Ordering::SeqCst) < self.bounds.peer_bytes
     }
 
     /// Like [`Crossing::has_room`]; if not, the task is woken when something has crossed.
@@ -169,7 +175,8 @@ impl Crossing {
         let size = mail.stanza.size();
         self.stanzas.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(size, Ordering::Relaxed);
-        load.0.fetch_add(1, Ordering::Relaxed);
+        load.stanzas.fetch_add(1, Ordering::Relaxed);
+        load.bytes.fetch_add(size, Ordering::Relaxed);
         let track = &self.tracks[self.track_of(&mail.stanza)];
         track.queue.lock().push_back(Crosser { mail, size, load: Arc::clone(load) });
         track.filled.notify_one();
@@ -237,7 +244,8 @@ impl Crossing {
     fn leave(&self, size: usize, load: &Load) {
         self.stanzas.fetch_sub(1, Ordering::SeqCst);
         self.bytes.fetch_sub(size, Ordering::SeqCst);
-        load.0.fetch_sub(1, Ordering::SeqCst);
+        load.stanzas.fetch_sub(1, Ordering::SeqCst);
+        load.bytes.fetch_sub(size, Ordering::SeqCst);
         if !self.is_awaited.load(Ordering::SeqCst) {
             return;
         }
@@ -303,7 +311,7 @@ mod tests {
     }
 
     const BOUNDS: CrossingBounds =
-        CrossingBounds { stanzas: 4, bytes: 1_000_000, peer_stanzas: 3, share: 50 };
+        CrossingBounds { stanzas: 4, bytes: 1_000_000, peer_stanzas: 3, peer_bytes: 1_000_000, share: 50 };
 
     #[test]
     fn a_peer_is_bounded_and_leaves_room_for_others() {
@@ -368,6 +376,18 @@ mod tests {
         let load = Arc::new(Load::default());
         assert!(crossing.push(&load, mail("a@b.example")).is_ok());
         assert!(crossing.push(&load, mail("a@b.example")).is_err());
+    }
+
+    #[test]
+    fn the_bytes_of_a_peer_leave_room_for_others() {
+        let crossing = Crossing::new(CrossingBounds { peer_bytes: 1, ..BOUNDS }, 1);
+        let (flood, other) = (Arc::new(Load::default()), Arc::new(Load::default()));
+        assert!(crossing.push(&flood, mail("a@b.example")).is_ok());
+        assert!(crossing.push(&flood, mail("a@b.example")).is_err());
+        assert!(crossing.push(&other, mail("a@c.example")).is_ok());
+        let gone = crossing.tracks[0].queue.lock().pop_front().unwrap();
+        crossing.leave(gone.size, &gone.load);
+        assert!(crossing.has_room(&flood));
     }
 
     #[test]

@@ -23,13 +23,14 @@ use trunkline_xmpp::error::{StreamCondition, StreamError};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::stanza::Kind;
 
+use super::budget::{Claim, Footprint, Unproved};
 use super::clocks::{Clocks, PATIENCE};
 use super::dialback::{self, Dialback, Say};
 use super::failure::Failure;
 use super::handle::{Command, Handle};
 use super::management::{self, Sending};
 use super::pair::{Pair, Parting, Room};
-use super::peer::{Peer, Place};
+use super::peer::Peer;
 use super::queue::Item;
 use super::shared::Shared;
 use super::wire;
@@ -102,13 +103,19 @@ pub(super) struct Proved {
     pub(super) peer: Arc<Peer>,
     pub(super) local: Arc<Host>,
     /// What it takes of its address; `None` on a stream of ours.
-    pub(super) _place: Option<Place<IpAddr>>,
+    pub(super) _place: Option<Claim<IpAddr>>,
 }
 
 /// A stream.
 pub(super) struct Line {
     pub(super) shared: Arc<Shared>,
     pub(super) handle: Arc<Handle>,
+    /// Its place among the incoming ones, until a domain is proved.
+    pub(super) unproved: Option<Unproved>,
+    /// Its places among the streams of each domain that is proved on it.
+    pub(super) streams: Vec<Claim<Jid>>,
+    /// The bytes in its buffers.
+    pub(super) footprint: Footprint,
     pub(super) role: Role,
     pub(super) stage: Stage,
     pub(super) transport: Transport,
@@ -207,7 +214,22 @@ impl Line {
         // Read first: what the peer's stanzas cause is written with what waits.
         let mut moved = self.poll_input(cx, now)?;
         moved |= self.poll_write(cx, now).map_err(|error| End::Lost(error.to_string()))?;
+        if moved {
+            self.account()?;
+        }
         Ok(moved)
+    }
+
+    /// Counts what is in the buffers. Who has more than it may is the one that is ended.
+    fn account(&mut self) -> Result<(), End> {
+        let bytes = self.scanner.buffered() + self.backlog.len() + self.out.len();
+        self.footprint.set(&self.shared, bytes).map_err(|name| {
+            self.refused(name, &format!("{bytes} bytes in the buffers of one stream"));
+            End::Error(
+                StreamError::new(StreamCondition::ResourceConstraint)
+                    .text("Too much at once. Try again later."),
+            )
+        })
     }
 
     /// Sets the timer. True when its time has come already.

@@ -13,6 +13,7 @@
 //! | here | the public face: start, serve, stop, what the router and an administrator ask for |
 //! | `shared` | what all parts have in common: peers, streams, limits |
 //! | `policy` | whom we talk to |
+//! | `budget` | what the outside may use, by address, by domain, and in all |
 //! | `peer`, `pair`, `queue`, `outbound` | one other domain; one of ours and one other; what waits, in memory; on disk |
 //! | `restore`, `expiry` | queues read back from the disk; the end of what was not delivered |
 //! | `trunk`, `dial` | attempts as long as something waits; one attempt, straight-line |
@@ -23,6 +24,7 @@
 //! | `wire`, `handle`, `failure`, `status` | a connection in negotiation; a stream as others see it; why not; for people |
 
 mod accept;
+mod budget;
 mod clocks;
 mod crossing;
 mod dial;
@@ -70,10 +72,11 @@ use crate::route::Mail;
 use crate::route::remote::{Entrance, Remote};
 
 use accept::Door;
+use budget::Budgets;
 use crossing::Crossing;
 pub use crossing::CrossingBounds;
 use dial::Network;
-use peer::{Peers, Places};
+use peer::Peers;
 use shared::Shared;
 
 /// Peer domains that are known at once. Idle ones make room.
@@ -88,10 +91,9 @@ const MOST_WAITING: usize = MOST_PEERS / 20;
 const MOST_DIALS: usize = 256;
 /// The same, where only answers of ours wait: nobody here is kept waiting because somebody outside asks a lot.
 const MOST_ANSWER_DIALS: usize = 64;
-/// Dialback keys that are checked at the same time, of all streams.
-const MOST_VERIFICATIONS: usize = 256;
-/// TLS handshakes at the same time.
-const HANDSHAKES: usize = 256;
+/// Bytes that the system keeps for a connection that we don't read: sockets hold megabytes otherwise, and a flood has
+/// thousands of them.
+const RECEIVE_BUFFER: usize = 256 * 1024;
 /// How long streams may take to say farewell when the server stops.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -161,16 +163,13 @@ impl Federation {
             0 => std::thread::available_parallelism().map_or(1, |n| n.get()).div_ceil(2),
             threads => threads,
         };
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(threads)
-            .thread_name("federation")
-            .enable_all()
-            .build()?;
+        let runtime = threads_of_its_own(threads, config.federation.niceness)?;
         let bound = {
             // A listener belongs to the runtime in which it is opened.
             let _entered = runtime.enter();
-            bind(&config.federation.listen)
-                .and_then(|starttls| Ok((starttls, bind(&config.federation.listen_tls)?)))
+            let open = |addresses| bind(addresses).inspect(|listeners| keep_little(listeners));
+            open(&config.federation.listen)
+                .and_then(|starttls| Ok((starttls, open(&config.federation.listen_tls)?)))
         };
         let ground = Ground { runtime: runtime.handle().clone(), network: Network::Tcp };
         let started = match bound {
@@ -226,6 +225,7 @@ impl Federation {
                 stanzas: config.limits.crossing_stanzas,
                 bytes: config.limits.crossing_bytes,
                 peer_stanzas: config.limits.crossing_peer_stanzas,
+                peer_bytes: config.limits.crossing_peer_bytes,
                 share: config.limits.crossing_share,
             },
             parts.inside_threads.max(1),
@@ -242,11 +242,9 @@ impl Federation {
             sharable: Mutex::default(),
             crossing,
             refusals: Refusals::new(Arc::clone(&exchange.metrics)),
-            verifications: Arc::new(Semaphore::new(MOST_VERIFICATIONS)),
             dials: Semaphore::new(MOST_DIALS),
             answer_dials: Semaphore::new(MOST_ANSWER_DIALS),
-            sources: Places::new(MOST_PROOFS),
-            waiting_for: Places::new(MOST_WAITING),
+            budgets: Budgets::new(),
             gate: Gate::new(gate_limits(&config)),
             epoch: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
@@ -336,6 +334,35 @@ impl Remote for Federation {
     }
 }
 
+fn threads_of_its_own(threads: usize, niceness: i32) -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name("federation")
+        .on_thread_start(move || stand_back(niceness))
+        .enable_all()
+        .build()
+}
+
+/// Connections have the buffers of their listener.
+fn keep_little(listeners: &[TcpListener]) {
+    for listener in listeners {
+        if let Err(error) = socket2::SockRef::from(listener).set_recv_buffer_size(RECEIVE_BUFFER) {
+            tracing::warn!(%error, "federation's sockets keep the system's buffers");
+        }
+    }
+}
+
+/// Lets other threads go first on this one's processor (setpriority(2), which counts for threads on Linux): when our own
+/// users' work and the outside's want the same processor, the users' comes first.
+fn stand_back(niceness: i32) {
+    if cfg!(target_os = "linux")
+        && niceness > 0
+        && let Err(error) = rustix::process::setpriority_process(None, niceness)
+    {
+        tracing::warn!(%error, "federation's threads keep their priority");
+    }
+}
+
 fn gate_limits(config: &Config) -> GateLimits {
     let per_address = config.federation.max_connections_per_address;
     GateLimits {
@@ -343,7 +370,36 @@ fn gate_limits(config: &Config) -> GateLimits {
         connections: config.federation.max_connections,
         per_address: u32::try_from(per_address).unwrap_or(u32::MAX),
         per_minute: config.limits.connections_per_minute,
-        handshakes: HANDSHAKES,
+        handshakes: config.federation.max_handshakes,
+        handshakes_per_address: config.federation.max_handshakes_per_address,
         handshake_timeout: config.federation.handshake_timeout,
+    }
+}
+
+#[cfg(test)]
+mod thread_tests {
+    use super::threads_of_its_own;
+
+    /// Of the threads that serve tasks, and of those for blocking work.
+    fn nicenesses(niceness: i32) -> [i32; 2] {
+        let runtime = threads_of_its_own(1, niceness).unwrap();
+        let own = || rustix::process::getpriority_process(None).unwrap();
+        let found = runtime.block_on(async {
+            [
+                tokio::spawn(async move { own() }).await.unwrap(),
+                tokio::task::spawn_blocking(own).await.unwrap(),
+            ]
+        });
+        runtime.shutdown_background();
+        found
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn federations_threads_stand_back_and_nobody_else_does() {
+        let before = rustix::process::getpriority_process(None).unwrap();
+        assert_eq!(nicenesses(17), [17, 17]);
+        assert_eq!(nicenesses(0), [before, before]);
+        assert_eq!(rustix::process::getpriority_process(None).unwrap(), before);
     }
 }

@@ -82,7 +82,13 @@ pub(super) async fn page(db: &Db, local: &str, peer: &str, after: LogId) -> Resu
         let id = LogId(row.int(0));
         read.last = Some(id);
         match stanza(id, row.blob(2)) {
-            Some(stanza) => read.items.push(Item { stanza, kept: Some(id), expires: row.int(1), held: None }),
+            Some(stanza) => read.items.push(Item {
+                stanza,
+                kept: Some(id),
+                expires: row.int(1),
+                held: None,
+                _counted: None,
+            }),
             None => read.broken.push(id),
         }
     }

@@ -12,11 +12,12 @@ use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::stanza::{Kind, PresenceType};
 
+use super::budget::{Claim, Most};
 use super::expiry::Bounce;
 use super::failure::Failure;
 use super::handle::Handle;
 use super::outbound;
-use super::peer::{MOST_FAULTS, Place};
+use super::peer::MOST_FAULTS;
 use super::queue::{Bounds, Full, Held, Item, Page, Queue};
 use super::shared::Shared;
 use crate::admin::LastError;
@@ -56,7 +57,7 @@ struct State {
     /// Something other than an answer of the server's has come since the pair was last at rest.
     wanted: bool,
     /// Taken by the account that has made us call the peer, until the peer answers or nothing waits.
-    place: Option<Place<Jid>>,
+    place: Option<Claim<Jid>>,
     /// Streams in a row that bugs of ours have ended.
     faults: u32,
 }
@@ -128,7 +129,8 @@ impl Pair {
         if matches!(state.phase, Phase::Idle)
             && let Some(account) = account_of(&mail)
         {
-            let Some(place) = shared.waiting_for.take(account) else {
+            let most = Most::each(super::MOST_WAITING);
+            let Ok(place) = shared.budgets.waiting_for.take(account, most) else {
                 drop(state);
                 shared.exchange.metrics.refused("too-many-domains");
                 return if presence && !keep { Ok(()) } else { Err(too_many_domains()) };
@@ -136,7 +138,8 @@ impl Pair {
             state.place = Some(place);
         }
         state.wanted |= !mail.is_answer();
-        let mut item = Item { stanza: mail.stanza, kept: None, expires: 0, held: None };
+        let counted = Some(shared.note_queued(mail.stanza.size()));
+        let mut item = Item { stanza: mail.stanza, kept: None, expires: 0, held: None, _counted: counted };
         let mut held = false;
         if keep {
             item.kept = Some(shared.exchange.ids.next());

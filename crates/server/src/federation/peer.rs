@@ -1,7 +1,6 @@
 //! One other domain: what it may use of this server, and how many there may be.
 
 use std::collections::{BTreeMap, HashMap};
-use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -149,54 +148,9 @@ impl Budget {
     }
 }
 
-/// What each of many takes of something that all of them share.
-#[derive(Debug)]
-pub(super) struct Places<K: Eq + Hash> {
-    most: usize,
-    held: Mutex<HashMap<K, usize>>,
-}
-
-/// One of them; dropped, it is free again.
-#[derive(Debug)]
-pub(super) struct Place<K: Eq + Hash> {
-    places: Arc<Places<K>>,
-    key: K,
-}
-
-impl<K: Eq + Hash + Clone> Places<K> {
-    pub(super) fn new(most: usize) -> Arc<Places<K>> {
-        Arc::new(Places { most, held: Mutex::default() })
-    }
-
-    /// One more for `key`, if it may have it.
-    pub(super) fn take(self: &Arc<Self>, key: K) -> Option<Place<K>> {
-        let mut held = self.held.lock();
-        let count = held.entry(key.clone()).or_default();
-        if *count >= self.most {
-            return None;
-        }
-        *count += 1;
-        Some(Place { places: Arc::clone(self), key })
-    }
-}
-
-impl<K: Eq + Hash> Drop for Place<K> {
-    fn drop(&mut self) {
-        let mut held = self.places.held.lock();
-        if let Some(count) = held.get_mut(&self.key) {
-            *count -= 1;
-            if *count == 0 {
-                held.remove(&self.key);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::listen::network;
-    use std::net::IpAddr;
 
     #[test]
     fn faults_in_a_row_are_too_many_until_they_are_forgotten() {
@@ -210,20 +164,5 @@ mod tests {
         assert!(!faults.are_too_many(2_600_000));
         faults.note(2_600_000);
         assert!(!faults.are_too_many(2_600_000), "it begins anew");
-    }
-
-    #[test]
-    fn one_address_does_not_take_all_places() {
-        let sources = Places::new(2);
-        let [flood, neighbour, other] =
-            ["2001:db8::1", "2001:db8::2", "192.0.2.1"].map(|ip| network(ip.parse::<IpAddr>().unwrap()));
-        let (first, _second) = (sources.take(flood).unwrap(), sources.take(neighbour).unwrap());
-        assert!(sources.take(flood).is_none());
-        let third = sources.take(other).unwrap();
-        drop(first);
-        let again = sources.take(neighbour).unwrap();
-        assert!(sources.take(flood).is_none());
-        drop((third, again));
-        assert_eq!(sources.held.lock().len(), 1);
     }
 }

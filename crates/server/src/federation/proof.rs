@@ -1,7 +1,7 @@
 //! Who the peer is: SASL EXTERNAL for incoming streams, dialback (XEP-0220 Server Dialback 1.1.1) in all its roles, and
 //! what is proved by them: pairs of domains.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -11,6 +11,7 @@ use trunkline_xmpp::error::{Condition, StreamCondition};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::ns;
 
+use super::budget::{Most, Verification};
 use super::dial;
 use super::dialback::{self, Dialback, Kind, Outcome, Say};
 use super::elements::printable;
@@ -44,13 +45,15 @@ impl Line {
             return Ok(());
         }
         let place = match self.address() {
-            Some(address) => match self.shared.sources.take(network(address)) {
-                Some(place) => Some(place),
-                None => {
-                    self.refused("too-many-peers-of-address", "its address has proved too many domains");
-                    return Err(StreamCondition::ResourceConstraint.into());
+            Some(address) => {
+                match self.shared.budgets.proofs.take(network(address), Most::each(super::MOST_PROOFS)) {
+                    Ok(place) => Some(place),
+                    Err(_) => {
+                        self.refused("too-many-peers-of-address", "its address has proved too many domains");
+                        return Err(StreamCondition::ResourceConstraint.into());
+                    }
                 }
-            },
+            }
             None => None,
         };
         let Some(peer) = self.shared.peer(domain, super::MOST_INCOMING) else {
@@ -61,7 +64,16 @@ impl Line {
             self.refused("peer-faults", "what it sends has met bugs of this server, again and again");
             return Err(StreamCondition::InternalServerError.into());
         }
+        if self.role == Role::In && !self.proved.iter().any(|proved| proved.peer.domain == *domain) {
+            let Some(stream) = self.shared.another_stream(domain) else {
+                self.refused("streams-per-domain", &format!("{domain} has too many streams to us"));
+                return Err(StreamCondition::ResourceConstraint.into());
+            };
+            self.streams.push(stream);
+        }
+        self.footprint.belongs_to(&self.shared, domain);
         if self.proved.is_empty() {
+            self.unproved = None;
             self.clocks.prove_by = None;
             self.scanner.set_limits(self.shared.scan_limits());
             *self.handle.peer.lock() = Some(domain.clone());
@@ -253,6 +265,16 @@ impl Line {
             self.out.extend_from_slice(&element.answer(Outcome::Valid).write());
             return self.prove(&element.from, &local);
         }
+        let address = self.address().unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
+        let verification = match self.shared.may_verify(address, &element.from) {
+            Ok(verification) => verification,
+            Err(name) => {
+                self.refused(name, &format!("too many keys are being checked: {} must wait", element.from));
+                let answer = element.answer(Outcome::Error(Some(Condition::ResourceConstraint)));
+                self.out.extend_from_slice(&answer.write());
+                return Ok(());
+            }
+        };
         self.checking += 1;
         let question = Dialback {
             kind: Kind::Verify(self.id.clone()),
@@ -260,7 +282,7 @@ impl Line {
             to: element.from.clone(),
             say: Say::Key(key),
         };
-        self.shared.verify(Arc::clone(&self.handle), question);
+        self.shared.verify(Arc::clone(&self.handle), question, verification);
         Ok(())
     }
 
@@ -359,18 +381,20 @@ impl Line {
 
 impl Shared {
     /// Checks a dialback key with its domain and tells the stream.
-    pub(super) fn verify(self: &Arc<Self>, handle: Arc<Handle>, question: Dialback) {
+    pub(super) fn verify(
+        self: &Arc<Self>,
+        handle: Arc<Handle>,
+        question: Dialback,
+        verification: Verification,
+    ) {
         let tell = move |question: &Dialback, outcome| {
             handle.ask(Command::Verified { from: question.to.clone(), to: question.from.clone(), outcome });
         };
         debug_assert!(matches!((&question.kind, &question.say), (Kind::Verify(_), Say::Key(_))));
-        let Ok(permit) = Arc::clone(&self.verifications).try_acquire_owned() else {
-            return tell(&question, Err(Failure::Unreachable("too many verifications at once".into())));
-        };
         let shared = Arc::clone(self);
         self.runtime.spawn(async move {
             let outcome = dial::ask(&shared, &question).await;
-            drop(permit);
+            drop(verification);
             tell(&question, outcome);
         });
     }

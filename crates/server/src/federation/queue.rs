@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use tokio::time::Instant;
 use trunkline_xmpp::stanza::Stanza;
 
+use super::budget::Claim;
 use crate::ids::LogId;
 use crate::session::ledger::Receipt;
 
@@ -35,6 +36,8 @@ pub(super) struct Item {
     pub(super) expires: i64,
     /// That row is not written yet.
     pub(super) held: Option<Held>,
+    /// Its bytes, among those of all queues. What is read back from the disk is not counted: it goes to a stream that is up.
+    pub(super) _counted: Option<Claim<()>>,
 }
 
 /// The row of a stanza is held back: nobody is told that the stanza is safe before the row is written or the peer has
@@ -285,7 +288,13 @@ mod tests {
         } else {
             Kind::Presence(PresenceType::Available)
         };
-        Item { stanza: Stanza::build(kind).done(), kept: id.map(LogId), expires: 0, held: None }
+        Item {
+            stanza: Stanza::build(kind).done(),
+            kept: id.map(LogId),
+            expires: 0,
+            held: None,
+            _counted: None,
+        }
     }
 
     fn ids(queue: &mut Queue) -> Vec<i64> {

@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,12 +16,13 @@ use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::stanza::Stanza;
 
+use super::budget::Budgets;
 use super::crossing::Crossing;
 use super::dial::Network;
 use super::failure::Failure;
 use super::handle::Handle;
 use super::pair::keeps;
-use super::peer::{self, Budget, Peer, Peers, Places};
+use super::peer::{self, Budget, Peer, Peers};
 use super::queue::Bounds;
 use super::{MOST_INCOMING, MOST_PEERS};
 use crate::admin::StreamStatus;
@@ -46,13 +46,9 @@ pub(crate) struct Shared {
     pub(super) sharable: Mutex<HashSet<u64>>,
     pub(super) crossing: Arc<Crossing>,
     pub(super) refusals: Refusals,
-    pub(super) verifications: Arc<Semaphore>,
     pub(super) dials: Semaphore,
     pub(super) answer_dials: Semaphore,
-    /// Pairs of domains that the streams from one address (IPv6: one /64) have proved.
-    pub(super) sources: Arc<Places<IpAddr>>,
-    /// Pairs of domains for which an account's stanzas wait, without a stream.
-    pub(super) waiting_for: Arc<Places<Jid>>,
+    pub(super) budgets: Budgets,
     pub(super) gate: Arc<Gate>,
     /// Grows when the policy may have changed.
     pub(super) epoch: AtomicU64,
@@ -167,11 +163,13 @@ impl Shared {
 
     pub(super) fn queue_bounds(&self) -> Bounds {
         let config = self.exchange.config.load();
-        Bounds {
-            stanzas: config.federation.queue_stanzas,
-            bytes: config.federation.queue_bytes,
-            kept: config.federation.queue_kept,
-        }
+        let federation = &config.federation;
+        // Where the memory for all is used up, what is kept goes to disk only, and the rest is refused.
+        let (stanzas, bytes) = match self.budgets.queued.all() < federation.queue_memory {
+            true => (federation.queue_stanzas, federation.queue_bytes),
+            false => (0, 0),
+        };
+        Bounds { stanzas, bytes, kept: federation.queue_kept }
     }
 
     pub(super) fn queue_age(&self) -> i64 {

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use trunkline_xmpp::jid::Jid;
 
 use super::MOST_PEERS;
+use super::budget::Footprint;
 use super::clocks::Clocks;
 use super::dial::{self, Dialled};
 use super::elements::printable;
@@ -150,8 +151,12 @@ impl Shared {
 
     pub(super) fn line(self: &Arc<Self>, handle: Arc<Handle>, role: Role, wire: Wire) -> Line {
         let now = Instant::now();
+        let footprint = Footprint::new(self, &handle.status.lock().address);
         Line {
             shared: Arc::clone(self),
+            unproved: None,
+            streams: Vec::new(),
+            footprint,
             handle,
             role,
             stage: Stage::Header,

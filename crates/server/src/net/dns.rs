@@ -340,19 +340,21 @@ impl SystemResolver {
             Ok(builder) => SystemResolver::build(builder),
             Err(error) => {
                 tracing::warn!(%error, "the system's DNS configuration cannot be read, asking 127.0.0.1");
-                SystemResolver::with_server(SocketAddr::from(([127, 0, 0, 1], 53)))
+                SystemResolver::with_servers(&[SocketAddr::from(([127, 0, 0, 1], 53))])
             }
         }
     }
 
-    /// Asks one name server only.
-    pub fn with_server(server: SocketAddr) -> Result<SystemResolver, DnsError> {
-        let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
-            connection.port = server.port();
-            connection
-        });
-        let server = NameServerConfig::new(server.ip(), true, connections.into());
-        let config = ResolverConfig::from_name_servers(vec![server]);
+    /// Asks these name servers only.
+    pub fn with_servers(servers: &[SocketAddr]) -> Result<SystemResolver, DnsError> {
+        let one = |server: &SocketAddr| {
+            let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
+                connection.port = server.port();
+                connection
+            });
+            NameServerConfig::new(server.ip(), true, connections.into())
+        };
+        let config = ResolverConfig::from_name_servers(servers.iter().map(one).collect());
         SystemResolver::build(TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()))
     }
 

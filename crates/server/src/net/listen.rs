@@ -20,8 +20,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// Connections that the kernel keeps for us while we don't accept.
 const BACKLOG: i32 = 1024;
-/// One address has this part of the places for TLS handshakes.
-const SHARES: usize = 8;
 /// Addresses whose rate is remembered one by one; beyond, strangers share one rate.
 const REMEMBERED_ADDRESSES: usize = 64 * 1024;
 /// How often (in connections) the memory of rates is tidied.
@@ -40,8 +38,10 @@ pub struct GateLimits {
     pub per_address: u32,
     /// New connections a minute from one address, and as many in one burst.
     pub per_minute: u32,
-    /// TLS handshakes at once. Fixed at start. One address has an eighth of them at most: the others wait for it.
+    /// TLS handshakes at once. Fixed at start; the others wait.
     pub handshakes: usize,
+    /// TLS handshakes at once from one address (IPv6: from one /64); the others of it wait.
+    pub handshakes_per_address: usize,
     /// Time for a TLS handshake, waiting for its turn included.
     pub handshake_timeout: Duration,
 }
@@ -54,6 +54,7 @@ impl Default for GateLimits {
             per_address: 500,
             per_minute: 600,
             handshakes: 256,
+            handshakes_per_address: 32,
             handshake_timeout: Duration::from_secs(20),
         }
     }
@@ -175,7 +176,7 @@ impl Gate {
         work: impl Future<Output = T>,
     ) -> Result<T, HandshakeTimeout> {
         let limits = self.rules.load().limits;
-        let share = limits.enabled.then(|| self.share(network(peer), limits.handshakes));
+        let share = limits.enabled.then(|| self.share(network(peer), limits.handshakes_per_address));
         let turn = async {
             let _mine = match &share {
                 Some(share) => Some(share.places.acquire().await),
@@ -193,9 +194,9 @@ impl Gate {
         self.shares.lock().len()
     }
 
-    fn share(&self, key: IpAddr, handshakes: usize) -> Share<'_> {
+    fn share(&self, key: IpAddr, most: usize) -> Share<'_> {
         let mut shares = self.shares.lock();
-        let most = (handshakes / SHARES).clamp(1, Semaphore::MAX_PERMITS);
+        let most = most.clamp(1, Semaphore::MAX_PERMITS);
         let places = shares.entry(key).or_insert_with(|| Arc::new(Semaphore::new(most)));
         Share { gate: self, key, places: Arc::clone(places) }
     }

@@ -349,7 +349,7 @@ impl Connection {
     /// Handles every complete element of `bytes`, or as many as go without waiting.
     fn scan(&mut self, bytes: &[u8]) -> Result<(), End> {
         let mut rest = bytes;
-        let mut stanzas = 0;
+        let (mut elements, mut stanzas) = (0, 0);
         let outcome = loop {
             if self.work.is_some() {
                 self.backlog = rest.to_vec();
@@ -359,7 +359,9 @@ impl Connection {
                 Ok(None) => break Ok(()),
                 Ok(Some(Event::Whitespace)) => {}
                 Ok(Some(Event::Element(element))) => {
-                    stanzas += 1;
+                    elements += 1;
+                    // What a client acknowledges is what others send it: a flood from outside must not use up its rate.
+                    stanzas += usize::from(element.root().ns() != ns::SM);
                     if let Err(end) = self.element(element) {
                         break Err(end);
                     }
@@ -376,7 +378,7 @@ impl Connection {
             }
         };
         let partial = if self.scanner.buffered() > 0 { self.exchange.clock().now() } else { 0 };
-        if partial == 0 || self.session.vitals.partial.load(Ordering::Relaxed) == 0 || stanzas > 0 {
+        if partial == 0 || self.session.vitals.partial.load(Ordering::Relaxed) == 0 || elements > 0 {
             self.session.vitals.partial.store(partial, Ordering::Relaxed);
         }
         let wait = self.budget.take(&self.exchange, stanzas, bytes.len() - rest.len());

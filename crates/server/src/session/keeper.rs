@@ -67,8 +67,8 @@ impl Keeper {
                     due.pop_front()
                 };
                 let Some(session) = ripe.and_then(|(_, session)| session.upgrade()) else { continue };
-                if let Some(h) = session.ledger().and_then(|ledger| ledger.late()) {
-                    management::answer_with(&session, h);
+                if let Some(ledger) = session.ledger().filter(|ledger| ledger.late().is_some()) {
+                    management::answer_now(&session, &ledger);
                 }
             }
         }

@@ -88,7 +88,7 @@ fn request(exchange: &Arc<Exchange>, session: &Arc<Session>) {
         return;
     };
     match ledger.ask() {
-        Asked::Handled(h) => answer_with(session, h),
+        Asked::Handled(_) => answer_now(session, &ledger),
         Asked::Wait => exchange.keeper.answer_later(session),
         // One clock runs for the session: however often a client asks, there is one entry for it.
         Asked::Again => {}
@@ -105,12 +105,13 @@ pub(super) fn answer(session: &Session) {
         session.close(Close { error, resumable: false });
         return;
     }
-    answer_with(session, ledger.handled());
+    answer_now(session, &ledger);
 }
 
 /// Sends `<a/>`.
-pub(super) fn answer_with(session: &Session, h: u32) {
-    session.push_ack(&ack(h));
+pub(super) fn answer_now(session: &Session, ledger: &Ledger) {
+    // Counted under the lock of the queue: several threads answer, and `h` never goes back.
+    session.push_ack(|| ack(ledger.handled()));
 }
 
 fn ack(h: u32) -> Vec<u8> {

@@ -148,9 +148,9 @@ impl Session {
         self.wake();
     }
 
-    /// Queues an `<a/>`, behind the stanzas that wait.
-    pub fn push_ack(&self, bytes: &[u8]) {
-        self.outbox.lock().push_ack(bytes);
+    /// Queues an `<a/>`, behind the stanzas that wait. It is written under the queue's lock.
+    pub fn push_ack(&self, write: impl FnOnce() -> Vec<u8>) {
+        self.with_outbox(|outbox| outbox.push_ack(&write()));
         self.wake();
     }
 

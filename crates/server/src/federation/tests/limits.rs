@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::stage::{Rogue, Site, World, auth, leaf, settle};
 use crate::federation::MOST_WAITING;
+use crate::federation::budget::Most;
 use crate::federation::handle::Command;
 use crate::federation::peer::MOST_FAULTS;
 
@@ -181,8 +182,9 @@ async fn one_account_does_not_call_all_the_world() {
     let mut romeo = here.person("romeo@here.example/a").await;
     let mut juliet = here.person("juliet@here.example/b").await;
     let account: trunkline_xmpp::jid::Jid = "romeo@here.example".parse().unwrap();
-    let places = &here.federation.shared.waiting_for;
-    let taken: Vec<_> = (0..MOST_WAITING).map(|_| places.take(account.clone()).unwrap()).collect();
+    let places = &here.federation.shared.budgets.waiting_for;
+    let most = Most::each(MOST_WAITING);
+    let taken: Vec<_> = (0..MOST_WAITING).map(|_| places.take(account.clone(), most).unwrap()).collect();
     romeo.send(TO_ROGUE).await;
     let arrived = romeo.arrived().await;
     assert!(arrived.iter().any(|xml| xml.contains("too many other servers")), "{arrived:?}");
@@ -195,5 +197,5 @@ async fn one_account_does_not_call_all_the_world() {
     settle().await;
     assert_eq!(here.outbound().await, 2);
     drop(taken);
-    assert!(places.take(account).is_some());
+    assert!(places.take(account, most).is_ok());
 }

@@ -1,6 +1,7 @@
 //! Two and more providers in one process, in memory, in virtual time; and rogues.
 
 mod bad;
+mod budgets;
 mod components;
 mod consent;
 mod invitations;

@@ -62,7 +62,9 @@ impl Wires {
             Where::Site(federation) => {
                 let arrival = Arrival {
                     transport: there.into(),
-                    peer: "memory".into(),
+                    // An address of documentation: all servers in memory are behind it.
+                    unproved: federation.shared.let_in(IpAddr::from([203, 0, 113, 1])).ok(),
+                    peer: "203.0.113.1:5269".into(),
                     direct_tls: address.port() == 5270,
                     guard: None,
                 };

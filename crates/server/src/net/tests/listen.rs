@@ -137,7 +137,7 @@ async fn handshakes_wait_for_their_turn_and_run_out_of_time() {
 
 #[tokio::test(start_paused = true)]
 async fn one_address_has_a_share_of_the_handshakes_only() {
-    let limits = GateLimits { handshakes: 16, ..GateLimits::default() };
+    let limits = GateLimits { handshakes: 16, handshakes_per_address: 2, ..GateLimits::default() };
     let gate = Gate::new(limits);
     let stalls = |peer: &'static str| {
         let gate = gate.clone();

@@ -26,7 +26,7 @@ async fn name_server() -> (Arc<dyn Resolver>, Arc<AtomicUsize>) {
             socket.send_to(&reply.to_vec().unwrap(), peer).await.unwrap();
         }
     });
-    (Arc::new(SystemResolver::with_server(address).unwrap()), asked)
+    (Arc::new(SystemResolver::with_servers(&[address]).unwrap()), asked)
 }
 
 fn reply(question: Message) -> Message {
