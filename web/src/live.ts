@@ -9,6 +9,8 @@ import { Ring } from './logic/ring';
 import { inWords } from './parts/hooks';
 
 const EVERY = 2000;
+/** A page that nobody touches must not keep a session alive for ever (`console.idle_timeout`). */
+const IDLE = 20 * 60_000;
 /** Seconds that the live chart shows. */
 export const SPAN = 300;
 
@@ -30,6 +32,13 @@ async function ask(): Promise<void> {
   }
 }
 
+let touched = Date.now();
+for (const kind of ['pointerdown', 'pointermove', 'keydown', 'wheel', 'touchstart']) {
+  addEventListener(kind, () => {
+    touched = Date.now();
+  }, { passive: true });
+}
+
 /** Asks at once, because something was changed. */
 export function hurry(): void {
   void ask();
@@ -45,7 +54,8 @@ effect(() => {
   let timer: ReturnType<typeof setTimeout> | undefined;
   let over = false;
   const turn = async () => {
-    if (!document.hidden) await ask();
+    if (Date.now() - touched > IDLE) lost.value = 'Nobody has moved for twenty minutes, so this page no longer asks. Move to go on.';
+    else if (!document.hidden) await ask();
     if (!over) timer = setTimeout(() => void turn(), EVERY);
   };
   void turn();

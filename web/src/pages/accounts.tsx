@@ -41,7 +41,7 @@ export function Accounts() {
               { name: 'Change', bare: true, cell: (it) => (
                 <span class="buttons">
                   <button type="button" class="plain" aria-label={`Set the password of ${it.address}`} onClick={() => ask({ what: 'password', user: it })}>Password</button>
-                  <button type="button" class="plain" aria-label={`End the sessions of ${it.address}`} disabled={!it.sessions} onClick={() => ask({ what: 'end', user: it })}>End sessions</button>
+                  <button type="button" class="plain" aria-label={`End sessions of ${it.address}`} disabled={!it.sessions} onClick={() => ask({ what: 'end', user: it })}>End sessions</button>
                   <button type="button" class="plain" aria-label={`Remove ${it.address}`} onClick={() => ask({ what: 'remove', user: it })}>Remove</button>
                 </span>
               ) },

@@ -96,7 +96,7 @@ export function List(props: { name: string }) {
             <Table caption="Entries" none="Nobody is on it." rows={data.items} id={(it) => it.entry} columns={[
               { name: 'Entry', head: true, cell: (it) => <span class="mono">{it.entry}</span> },
               { name: 'Reason', cell: (it) => it.reason || <span class="quiet">none</span> },
-              ...(free ? [{ name: 'Change', bare: true, cell: (it: { entry: string }) => <button type="button" class="plain" aria-label={`Take ${it.entry} off`} onClick={() => ask({ retract: it.entry })}>Take off</button> }] : []),
+              ...(free ? [{ name: 'Change', bare: true, cell: (it: { entry: string }) => <button type="button" class="plain" aria-label={`Take off ${it.entry}`} onClick={() => ask({ retract: it.entry })}>Take off</button> }] : []),
             ]} />
             <Pages first={after === null} more={data.more} onFirst={() => setAfter(null)} onMore={() => setAfter(data.items.at(-1)?.entry ?? null)} />
           </>

@@ -119,7 +119,7 @@ function Presets(props: { view: PolicyView; onAsk: (asking: Asking) => void }) {
               <b>{PRESET[preset].name}</b>{preset === props.view.preset && <span class="tag on">{props.view.preset_shadow ? 'in shadow' : 'in force'}</span>}
               <p class="quiet">{PRESET[preset].means}</p>
             </div>
-            {free && <button type="button" class="plain" aria-label={`Use ${PRESET[preset].name}`} onClick={() => props.onAsk({ what: 'preset', preset })}>{preset === props.view.preset ? 'Change' : 'Use'}</button>}
+            {free && <button type="button" class="plain" aria-label={`${preset === props.view.preset ? 'Change' : 'Use'} ${PRESET[preset].name}`} onClick={() => props.onAsk({ what: 'preset', preset })}>{preset === props.view.preset ? 'Change' : 'Use'}</button>}
           </li>
         ))}
       </ul>

@@ -78,7 +78,7 @@ function Requests() {
             { name: 'Change', bare: true, cell: (it) => (
               <span class="buttons">
                 <button type="button" class="plain" aria-label={`Drop what waits from ${it.from}`} onClick={() => drop(it.from)}>Drop</button>
-                <button type="button" class="plain" aria-label={`Drop all that waits from ${domainOf(it.from)}`} onClick={() => drop(domainOf(it.from))}>Whole domain</button>
+                <button type="button" class="plain" aria-label={`Whole domain ${domainOf(it.from)}: drop what waits`} onClick={() => drop(domainOf(it.from))}>Whole domain</button>
               </span>
             ) },
           ]} />

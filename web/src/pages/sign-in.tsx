@@ -1,6 +1,7 @@
 import { useEffect, useState } from 'preact/hooks';
 
 import { farewell, signIn } from '../api/session';
+import { move } from '../parts/basics';
 import { Form } from '../parts/dialog';
 import { Text } from '../parts/fields';
 import { Mark } from '../parts/mark';
@@ -12,6 +13,7 @@ export function SignIn() {
   const [second, setSecond] = useState<((code: string) => Promise<void>) | null>(null);
   useEffect(() => {
     document.title = 'Sign in · Trunkline';
+    move();
   }, []);
   return (
     <main class="sign-in" id="content">

@@ -8,14 +8,23 @@ import { ago, capital, moment } from '../logic/format';
 import { LEVEL } from '../logic/rules';
 import type { Loaded } from './hooks';
 
+let moved = false;
+
+/** From now on a new page takes the focus. */
+export function move(): void {
+  moved = true;
+}
+
 export function Page(props: { title: string; lead?: ComponentChildren; aside?: ComponentChildren; children: ComponentChildren }) {
   const heading = useRef<HTMLHeadingElement>(null);
   useEffect(() => {
     document.title = `${props.title} · Trunkline`;
   }, [props.title]);
-  // Who moves by keyboard or ear begins at the top of the new page; not when the console is opened.
+  // Who moves by keyboard or ear begins at the top of the new page; but not when the console is opened.
   useEffect(() => {
-    if (document.activeElement !== document.body || window.history.length > 1) heading.current?.focus({ preventScroll: true });
+    if (moved) heading.current?.focus({ preventScroll: true });
+    move();
+    window.scrollTo(0, 0);
   }, [props.title]);
   return (
     <>

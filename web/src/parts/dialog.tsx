@@ -1,7 +1,7 @@
 // A question that comes before everything else. The browser keeps the focus inside and closes it on Escape.
 
 import type { ComponentChildren } from 'preact';
-import { useEffect, useId, useLayoutEffect, useRef } from 'preact/hooks';
+import { useId, useLayoutEffect, useRef } from 'preact/hooks';
 
 import { Wrong } from './basics';
 import { type Doing, useDoing } from './hooks';
@@ -13,10 +13,11 @@ export function Dialog(props: { title: string; onClose: () => void; children: Co
   useLayoutEffect(() => {
     before.current = document.activeElement;
     frame.current?.showModal();
-  }, []);
-  useEffect(() => () => {
-    frame.current?.close();
-    if (before.current instanceof HTMLElement && before.current.isConnected) before.current.focus();
+    // Not in an effect of its own: whoever is quick closes the dialog before that has run.
+    return () => {
+      frame.current?.close();
+      if (before.current instanceof HTMLElement && before.current.isConnected) before.current.focus();
+    };
   }, []);
   return (
     <dialog ref={frame} class={props.wide ? 'wide' : ''} aria-labelledby={id} onCancel={(event) => {

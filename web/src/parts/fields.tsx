@@ -1,7 +1,7 @@
 // Form fields, each with its label, what it is for, and what is wrong with it.
 
 import type { ComponentChildren } from 'preact';
-import { useId, useState } from 'preact/hooks';
+import { useId, useLayoutEffect, useRef, useState } from 'preact/hooks';
 
 import { fromField, toField } from '../logic/format';
 
@@ -44,12 +44,17 @@ interface TextProps extends About {
 export function Text(props: TextProps) {
   const id = useId();
   // The types of JSX want one literal for each element.
+  const field = useRef<HTMLInputElement>(null);
+  // A dialog looks for the attribute when it opens; elsewhere it is too late for it.
+  useLayoutEffect(() => {
+    if (props.autoFocus) field.current?.focus();
+  }, []);
   const kind = { type: props.type ?? 'text' } as { type: 'text' };
   return (
     <Frame {...props} id={id}>
-      <input id={id} {...kind} value={props.value} required={props.required} autocomplete={(props.autoComplete ?? 'off')}
+      <input id={id} ref={field} {...kind} autofocus={props.autoFocus} value={props.value} required={props.required} autocomplete={(props.autoComplete ?? 'off')}
         inputMode={props.inputMode} placeholder={props.placeholder} class={props.mono ? 'mono' : ''} pattern={props.pattern} maxLength={props.maxLength}
-        spellcheck={false} autocapitalize="none" autoFocus={props.autoFocus}
+        spellcheck={false} autocapitalize="none"
         {...described(id, props)} onInput={(event) => props.onInput(event.currentTarget.value)} />
     </Frame>
   );

@@ -1,0 +1,327 @@
+// The console in front of a real exchange that federates with a real Prosody. run.py starts all of it and does what
+// people with XMPP clients do (`stage`).
+
+import { createConnection } from 'node:net';
+import { createInterface } from 'node:readline';
+
+import { PHONE, Report, accessible, at, browser, clean, fits, must, settled, shot, signIn, totp, visit } from './lib.mjs';
+
+const play = JSON.parse(process.argv[2]);
+const report = new Report(process.argv.slice(3));
+const { base, shots, ours, theirs } = play;
+const admin = { address: `admin@${ours}`, password: 'secret' };
+const moderator = { address: `moderator@${ours}`, password: 'secret' };
+
+const socket = createConnection(play.port, '127.0.0.1');
+const answers = createInterface({ input: socket })[Symbol.asyncIterator]();
+
+/** Somebody with an XMPP client does something; see run.py. */
+async function stage(act, fields = {}) {
+  socket.write(`${JSON.stringify({ act, ...fields })}\n`);
+  const { value } = await answers.next();
+  const answer = JSON.parse(value);
+  if (answer.error) throw new Error(`${act}: ${answer.error}`);
+  return answer.result;
+}
+
+const running = await browser();
+let page;
+let secret = '';
+
+const heading = (name) => page.getByRole('heading', { level: 1, name }).waitFor();
+const row = (text) => page.getByRole('row').filter({ hasText: text }).first();
+
+async function audited(what, why) {
+  await at(page, 'audit', 'Audit');
+  await page.getByRole('row').filter({ hasText: what }).filter({ hasText: why }).first().waitFor();
+}
+
+await report.check('a wrong password and somebody who is no administrator are answered alike', async () => {
+  page = await visit(running, base);
+  const texts = [];
+  for (const person of [{ ...admin, password: 'wrong' }, { address: `juliet@${ours}`, password: 'secret' }, { address: `nobody@${ours}`, password: 'secret' }]) {
+    await page.getByLabel('Password').fill('');
+    await signIn(page, person);
+    texts.push(await page.getByRole('alert').innerText());
+    await page.reload();
+  }
+  must(new Set(texts).size === 1, `three answers: ${texts.join(' | ')}`);
+});
+
+await report.check('signing in with SCRAM; the cookie is none of a script\'s business', async () => {
+  await signIn(page, admin);
+  await heading('Now');
+  const cookies = await page.context().cookies();
+  must(cookies.length === 1 && cookies[0].httpOnly && cookies[0].sameSite === 'Strict', JSON.stringify(cookies));
+  const forged = await page.evaluate(async () => {
+    const response = await fetch('/api/v1/breaker', { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify({ level: 'closed', why: 'forged' }) });
+    return response.status;
+  });
+  must(forged === 403, `without the session's secret: ${forged}`);
+  clean(page);
+});
+
+await report.check('a second factor: set up, asked for, and a wrong code is refused', async () => {
+  await at(page, 'you', 'You and this server');
+  await page.getByRole('button', { name: 'Set it up' }).click();
+  await page.getByRole('img', { name: 'The address below' }).waitFor();
+  secret = await page.locator('.facts > div').filter({ hasText: 'Secret' }).locator('dd').innerText();
+  await shot(page, shots, 'exchange-totp');
+  await page.getByLabel('Code').fill(totp(secret));
+  await page.getByRole('button', { name: 'Switch it on' }).click();
+  await page.getByText('Signing in asks for a code.').waitFor();
+  await page.getByRole('button', { name: 'Sign out' }).click();
+  await page.getByText('You are signed out.').waitFor();
+  await signIn(page, admin);
+  await page.getByRole('heading', { name: 'Your second factor' }).waitFor();
+  const wrong = totp(secret, 0) === totp(secret) ? '123456' : totp(secret, 0);
+  await page.getByLabel('Code').fill(wrong);
+  await page.getByRole('button', { name: 'Go on' }).click();
+  await page.getByRole('alert').waitFor();
+  // A code is good once: the one of the next half minute is another.
+  await page.getByLabel('Code').fill(totp(secret, Date.now() + 30_000));
+  await page.getByRole('button', { name: 'Go on' }).click();
+  await heading('Now');
+  clean(page);
+});
+
+await report.check('traffic with a real Prosody is seen', async () => {
+  await stage('talk');
+  await at(page, 'domains', 'Domains');
+  await row(theirs).getByText('Connected').waitFor();
+  await at(page, `domains/${theirs}`, theirs);
+  await page.locator('.facts').getByText('certificate').first().waitFor();
+  await shot(page, shots, 'exchange-domain');
+  await accessible(page);
+  clean(page);
+});
+
+await report.check('blocking a domain cuts a real Prosody off, and taking it back lets it in', async () => {
+  await at(page, `domains/${theirs}`, theirs);
+  await page.getByRole('button', { name: 'Block…' }).click();
+  await page.getByRole('dialog').getByLabel('Reason').fill('spam since Monday');
+  await page.getByRole('dialog').getByRole('button', { name: 'Block', exact: true }).click();
+  await page.getByRole('button', { name: 'Take the block back…' }).waitFor();
+  await page.getByText('Blocked').first().waitFor();
+  must((await stage('streams', { domain: theirs })) === 0, 'its streams are still there');
+  const out = await stage('say', { from: 'juliet', to: `romeo@${theirs}`, text: 'out to the blocked' });
+  must((await stage('bounce', { who: 'juliet', id: out })).includes('spam since Monday'), 'the error does not say why');
+  await stage('say', { from: 'romeo', to: `juliet@${ours}`, text: 'in from the blocked' });
+  must(!(await stage('got', { who: 'juliet', text: 'in from the blocked', seconds: 3 })), 'what the blocked say arrives');
+  await settled(page);
+  await shot(page, shots, 'exchange-blocked');
+  await page.getByRole('button', { name: 'Take the block back…' }).click();
+  await page.getByRole('dialog').getByLabel('Reason').fill('they answered');
+  await page.getByRole('dialog').getByRole('button', { name: 'Take the block back' }).click();
+  await page.getByRole('button', { name: 'Block…' }).waitFor();
+  await stage('talk');
+  await audited('block', 'spam since Monday');
+  await shot(page, shots, 'exchange-audit');
+  clean(page);
+});
+
+await report.check('the breaker: closed, inside goes on, and opened again', async () => {
+  await at(page, 'now', 'Now');
+  await page.getByRole('radio', { name: 'Closed' }).check();
+  await page.getByRole('button', { name: 'Switch to “Closed”…' }).click();
+  const dialog = page.getByRole('dialog');
+  await dialog.getByRole('button', { name: 'Cut off' }).click();
+  must(await dialog.isVisible(), 'a reason is not asked for');
+  await dialog.getByLabel('Reason').fill('a flood from everywhere');
+  await dialog.getByRole('button', { name: 'Cut off' }).click();
+  await dialog.waitFor({ state: 'detached' });
+  await page.getByText('“a flood from everywhere”').waitFor();
+  await page.getByRole('link', { name: 'Breaker: Closed' }).waitFor();
+  must((await stage('streams', { domain: null })) === 0, 'there are streams');
+  await stage('inside');
+  await stage('say', { from: 'romeo', to: `juliet@${ours}`, text: 'into the closed' });
+  must(!(await stage('got', { who: 'juliet', text: 'into the closed', seconds: 3 })), 'a message from outside arrives');
+  await shot(page, shots, 'exchange-closed');
+  await page.getByRole('radio', { name: 'Normal' }).check();
+  await page.getByRole('button', { name: 'Switch to “Normal”…' }).click();
+  await dialog.getByLabel('Reason').fill('it is over');
+  await dialog.getByRole('button', { name: 'Open again' }).click();
+  await page.getByRole('link', { name: 'Breaker: Normal' }).waitFor();
+  await stage('talk');
+  await audited('breaker', 'a flood from everywhere');
+  clean(page);
+});
+
+await report.check('a rule is added, tested with a stanza, felt outside, and removed', async () => {
+  await at(page, 'policy', 'Policy');
+  await page.getByRole('button', { name: 'Add a rule…' }).click();
+  const dialog = page.getByRole('dialog');
+  await dialog.getByLabel('Domain outside').fill(theirs);
+  await dialog.getByLabel('message', { exact: true }).check();
+  await dialog.getByLabel('a link').check();
+  await dialog.getByLabel('Error condition').fill('not-acceptable');
+  await dialog.getByLabel('Reason').fill('no links from there');
+  await shot(page, shots, 'exchange-rule', false);
+  await dialog.getByRole('button', { name: 'Add the rule' }).click();
+  await dialog.waitFor({ state: 'detached' });
+  await row('no links from there').waitFor();
+  const stanza = (text) => `<message from='romeo@${theirs}' to='juliet@${ours}' type='chat'><body>${text}</body></message>`;
+  await page.getByRole('textbox', { name: 'Stanza' }).fill(stanza('look: https://example.com/'));
+  await page.getByRole('button', { name: 'Test', exact: true }).click();
+  await page.locator('.result').getByText('Reject').waitFor();
+  await page.locator('.result').getByText('no links from there').waitFor();
+  await page.getByRole('textbox', { name: 'Stanza' }).fill(stanza('no link'));
+  await page.getByRole('button', { name: 'Test', exact: true }).click();
+  await page.locator('.result').getByText('Allow').waitFor();
+  await shot(page, shots, 'exchange-policy');
+  await accessible(page);
+  const id = await stage('say', { from: 'romeo', to: `juliet@${ours}`, text: 'look: https://example.com/' });
+  must((await stage('bounce', { who: 'romeo', id })).includes('not-acceptable'), 'the error is another');
+  await row('no links from there').getByRole('button', { name: /Remove/ }).click();
+  await dialog.getByLabel('Reason').fill('a test');
+  await dialog.getByRole('button', { name: 'Remove' }).click();
+  await page.getByText('No rules: the preset decides everything.').waitFor();
+  await stage('say', { from: 'romeo', to: `juliet@${ours}`, text: 'again: https://example.com/' });
+  must(await stage('got', { who: 'juliet', text: 'again: https://example.com/', seconds: 20 }), 'the removed rule still counts');
+  clean(page);
+});
+
+await report.check('a wrong rule is refused in words', async () => {
+  await at(page, 'policy', 'Policy');
+  await page.getByRole('button', { name: 'Add a rule…' }).click();
+  const dialog = page.getByRole('dialog');
+  await dialog.getByLabel('Error condition').fill('no-such-condition');
+  await dialog.getByLabel('Reason').fill('a test');
+  await dialog.getByRole('button', { name: 'Add the rule' }).click();
+  await dialog.getByRole('alert').waitFor();
+  must((await dialog.getByRole('alert').innerText()).includes('no-such-condition'), 'the error does not name what is wrong');
+  await page.keyboard.press('Escape');
+  await page.getByText('No rules: the preset decides everything.').waitFor();
+  clean(page);
+});
+
+await report.check('a report is handled: the sender is blocked for everybody', async () => {
+  const id = await stage('report', { who: 'juliet', about: `tybalt@${theirs}`, text: 'he will not stop' });
+  must(id !== '', 'nothing was reported');
+  await at(page, 'now', 'Now');
+  await page.getByRole('link', { name: 'Requests and reports, waiting: 1' }).waitFor();
+  await at(page, 'reports', 'Requests and reports');
+  await shot(page, shots, 'exchange-reports');
+  await page.getByRole('link', { name: `tybalt@${theirs}` }).first().click();
+  await page.getByRole('heading', { level: 1, name: /^Report / }).waitFor();
+  await page.getByText('he will not stop').waitFor();
+  await accessible(page);
+  await page.getByRole('radio', { name: 'Block the sender' }).check();
+  await page.getByLabel('Reason', { exact: true }).last().fill('threats');
+  await shot(page, shots, 'exchange-report');
+  await page.getByRole('button', { name: 'Decide' }).click();
+  await page.getByText('handled', { exact: true }).waitFor();
+  await stage('say', { from: 'tybalt', to: `mercutio@${ours}`, text: 'you too' });
+  must(!(await stage('got', { who: 'mercutio', text: 'you too', seconds: 3 })), 'the blocked sender still writes');
+  await at(page, 'reports', 'Requests and reports');
+  await page.getByText('Nothing waits for you.').waitFor();
+  await audited('report', 'threats');
+  clean(page);
+});
+
+await report.check('a stranger waits for consent, and a moderator throws it away', async () => {
+  await stage('say', { from: 'paris', to: `mercutio@${ours}`, text: 'hello stranger' });
+  must(!(await stage('got', { who: 'mercutio', text: 'hello stranger', seconds: 2 })), 'it was delivered as a message');
+  await at(page, 'reports', 'Requests and reports');
+  await row(`paris@${theirs}`).waitFor();
+  must(!(await page.getByText('hello stranger').isVisible()), 'what was written is shown');
+  await row(`paris@${theirs}`).getByRole('button', { name: /^Drop/ }).click();
+  await page.getByRole('dialog').getByLabel('Reason').fill('a test');
+  await page.getByRole('dialog').getByRole('button', { name: 'Drop' }).click();
+  await page.getByText('Nobody waits.').waitFor();
+  clean(page);
+});
+
+await report.check('our own list: published, shown, taken off', async () => {
+  await at(page, 'lists/own', 'Our own list');
+  await page.getByRole('button', { name: 'Put somebody on it…' }).click();
+  await page.getByRole('dialog').getByLabel('Address or domain').fill('spam.example');
+  await page.getByRole('dialog').getByLabel('Reason').fill('invitations to everybody');
+  await page.getByRole('dialog').getByRole('button', { name: 'Publish' }).click();
+  await row('spam.example').waitFor();
+  await shot(page, shots, 'exchange-list');
+  await row('spam.example').getByRole('button', { name: /^Take off/ }).click();
+  await page.getByRole('dialog').getByLabel('Reason').fill('a test');
+  await page.getByRole('dialog').getByRole('button', { name: 'Take off' }).click();
+  await page.getByText('Nobody is on it.').waitFor();
+  clean(page);
+});
+
+await report.check('an account: added, logs in, its sessions end, removed', async () => {
+  await at(page, 'accounts', 'Accounts');
+  await page.getByRole('button', { name: 'Add an account…' }).click();
+  const dialog = page.getByRole('dialog');
+  await dialog.getByLabel('Address').fill(`rosaline@${ours}`);
+  await dialog.getByLabel('Password').fill('a good password');
+  await dialog.getByRole('button', { name: 'Add', exact: true }).click();
+  await row(`rosaline@${ours}`).waitFor();
+  await stage('login', { who: 'rosaline', password: 'a good password' });
+  await page.reload();
+  await row(`rosaline@${ours}`).getByRole('button', { name: /^End sessions/ }).click();
+  await dialog.getByRole('button', { name: 'End sessions' }).click();
+  must(await stage('ended', { who: 'rosaline' }), 'the session goes on');
+  await row(`rosaline@${ours}`).getByRole('button', { name: /^Remove/ }).click();
+  await dialog.getByLabel('Type the address').fill('somebody else');
+  await dialog.getByRole('button', { name: 'Remove' }).click();
+  await dialog.getByText('that is another address').waitFor();
+  await dialog.getByLabel('Type the address').fill(`rosaline@${ours}`);
+  await dialog.getByRole('button', { name: 'Remove' }).click();
+  await row(`rosaline@${ours}`).waitFor({ state: 'detached' });
+  await page.getByRole('button', { name: 'Invite…' }).click();
+  await dialog.getByRole('button', { name: 'Make an invitation' }).click();
+  must((await dialog.getByLabel('Invitation').inputValue()).startsWith('xmpp:'), 'no link');
+  await dialog.getByRole('button', { name: 'Close' }).click();
+  clean(page);
+});
+
+await report.check('a token: works for its scope only, and not after it is revoked', async () => {
+  await at(page, 'accounts', 'Accounts');
+  await page.getByRole('button', { name: 'Make a token…' }).click();
+  const dialog = page.getByRole('dialog');
+  await dialog.getByLabel('Name').fill('a test');
+  await dialog.getByRole('button', { name: 'Make', exact: true }).click();
+  const token = await dialog.getByLabel('Token', { exact: true }).inputValue();
+  await dialog.getByRole('button', { name: 'Close' }).click();
+  const status = async (path) => (await fetch(new URL(`/api/v1${path}`, base), { headers: { Authorization: `Bearer ${token}` } })).status;
+  must((await status('/now')) === 200, 'the token does not work');
+  must((await status('/accounts')) === 403, 'the token may do more than its scope');
+  await page.getByRole('button', { name: 'Revoke a test' }).click();
+  await dialog.getByRole('button', { name: 'Revoke' }).click();
+  await page.getByText('There are no tokens.').waitFor();
+  must((await status('/now')) === 401, 'the revoked token works');
+  clean(page);
+});
+
+await report.check('every page with what a real server says', async () => {
+  for (const [path, name] of [['now', 'Now'], ['domains', 'Domains'], ['policy', 'Policy'], ['reports', 'Requests and reports'], ['lists', 'Lists'], ['audit', 'Audit'], ['accounts', 'Accounts'], ['you', 'You and this server']]) {
+    await at(page, path, name);
+    await accessible(page);
+    await fits(page);
+    must((await page.getByRole('alert').count()) === 0, `${path}: ${await page.getByRole('alert').allInnerTexts()}`);
+    await shot(page, shots, `exchange-${path}`);
+  }
+  clean(page);
+});
+
+await report.check('a moderator on a phone sees what a moderator may', async () => {
+  const phone = await visit(running, base, { viewport: PHONE });
+  await signIn(phone, moderator);
+  await phone.getByRole('heading', { level: 1, name: 'Now' }).waitFor();
+  await phone.getByRole('button', { name: 'Menu' }).click();
+  await phone.getByRole('link', { name: 'Audit' }).waitFor();
+  must((await phone.getByRole('link', { name: 'Accounts' }).count()) === 0, 'Accounts is offered');
+  await at(phone, 'accounts', 'Not for you');
+  await at(phone, 'policy', 'Policy');
+  must((await phone.getByRole('button', { name: 'Add a rule…' }).count()) === 0, 'rules can be added');
+  await at(phone, `domains/${theirs}`, theirs);
+  await phone.getByRole('button', { name: 'Block…' }).waitFor();
+  must(await phone.getByRole('radio', { name: 'Closed' }).isDisabled(), 'the breaker can be pulled');
+  await fits(phone);
+  await shot(phone, shots, 'exchange-moderator-phone');
+  clean(phone);
+  await phone.context().close();
+});
+
+await running.close();
+socket.end();
+process.exitCode = report.end();

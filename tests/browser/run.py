@@ -1,0 +1,219 @@
+"""The console in Debian's Chromium: how every page looks and is used, then in front of a real exchange and a Prosody.
+
+    python run.py --trunkline target/debug/trunkline --screenshots target/screenshots
+    python run.py --trunkline target/debug/trunkline --suites exchange --only breaker
+
+Prints one line a check, and `N passed, N failed` last. Every page's picture is kept in the directory of screenshots.
+"""
+
+import argparse
+import asyncio
+import json
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "interop"))
+
+from clients import Client, Timeout, bounce, message  # noqa: E402
+from dns import Dns  # noqa: E402
+from pki import Pki  # noqa: E402
+from servers import Prosody, Setting, Trunkline, World, free_ports  # noqa: E402
+from slixmpp.xmlstream import ET  # noqa: E402
+
+PATIENCE = 30
+
+
+class Exchange(Trunkline):
+    """Ours, with the console on a port of its own."""
+
+    def init_settings(self):
+        self.console = free_ports("127.0.0.1", 1)[0]
+        return super().init_settings() | {
+            "console.listen": f"127.0.0.1:{self.console}",
+            "accounts.admins": f"admin@{self.domain}",
+            "accounts.moderators": f"moderator@{self.domain}",
+        }
+
+
+class Stage:
+    """What people with XMPP clients do when the browser's script says so: one line of JSON each way."""
+
+    def __init__(self, ours, theirs):
+        self.ours, self.theirs, self.people = ours, theirs, {}
+
+    async def enter(self):
+        for name, home in (("juliet", self.ours), ("mercutio", self.ours), ("romeo", self.theirs),
+                           ("tybalt", self.theirs), ("paris", self.theirs)):
+            self.people[name] = await Client(home, name).login()
+        # Ours writes first: from then on the two may talk.
+        for name in ("romeo", "tybalt"):
+            await self.passes("juliet", name, f"hello {name}")
+
+    async def leave(self):
+        await asyncio.gather(*(c.logout() for c in self.people.values()), return_exceptions=True)
+
+    async def passes(self, sender, receiver, text, patience=PATIENCE):
+        """A message that arrives; sent again while streams come back after a cut."""
+        one, two = self.people[sender], self.people[receiver]
+        end = time.monotonic() + patience
+        while True:
+            one.say(two.boundjid.bare, text)
+            try:
+                return await two.expect(text, message(text=text, sender=one.boundjid.bare), 5)
+            except Timeout:
+                if time.monotonic() > end:
+                    raise
+
+    async def talk(self):
+        stamp = f"{time.monotonic()}"
+        await self.passes("juliet", "romeo", f"out {stamp}")
+        await self.passes("romeo", "juliet", f"in {stamp}")
+
+    async def inside(self):
+        await self.passes("juliet", "mercutio", f"inside {time.monotonic()}")
+
+    async def say(self, **fields):
+        return self.people[fields["from"]].say(fields["to"], fields["text"])
+
+    async def got(self, who, text, seconds):
+        try:
+            await self.people[who].expect(text, message(text=text), seconds)
+        except Timeout:
+            return False
+        return True
+
+    async def bounce(self, who, id):
+        """The error to a message, as text."""
+        return ET.tostring(await self.people[who].expect("an error", bounce(id), PATIENCE), encoding="unicode")
+
+    async def streams(self, domain):
+        """Streams to a domain, or to all, a second after what was done."""
+        await asyncio.sleep(1)
+        status = json.loads(await self.ours.ctl("federation", "status", "--json"))
+        return sum(len(peer["streams"]) for peer in status["peers"] if domain in (None, peer["domain"]))
+
+    async def report(self, who, about, text):
+        """A message is reported (XEP-0377) while its sender is blocked (XEP-0191)."""
+        name = about.partition("@")[0]
+        sent = await self.passes(name, who, f"you will regret this {time.monotonic()}")
+        stanza_id = sent.find("{urn:xmpp:sid:0}stanza-id")
+        named = "" if stanza_id is None else ET.tostring(stanza_id, encoding="unicode")
+        answer = await self.people[who].iq(self.people[who].boundjid.bare, f"""
+            <block xmlns='urn:xmpp:blocking'><item jid='{about}'>
+              <report xmlns='urn:xmpp:reporting:1' reason='urn:xmpp:reporting:abuse'>{named}<text>{text}</text></report>
+            </item></block>""", type="set")
+        assert answer.get("type") == "result", ET.tostring(answer, encoding="unicode")
+        return sent.get("id")
+
+    async def login(self, who, password):
+        client = Client(self.ours, who, password)
+        self.people[who] = await client.login()
+        self.gone = asyncio.get_running_loop().create_future()
+        client.add_event_handler("disconnected", lambda _: self.gone.done() or self.gone.set_result(True))
+
+    async def ended(self, who):
+        try:
+            return await asyncio.wait_for(self.gone, 10)
+        except TimeoutError:
+            return False
+
+    async def serve(self, reader, writer):
+        acts = ("talk", "inside", "say", "got", "bounce", "streams", "report", "login", "ended")
+        while line := await reader.readline():
+            asked = json.loads(line)
+            act = asked.pop("act")
+            try:
+                assert act in acts, f"there is no act {act}"
+                answer = {"result": await getattr(self, act)(**asked)}
+            except Exception as error:
+                answer = {"error": str(error) or repr(error)}
+            writer.write((json.dumps(answer) + "\n").encode())
+            await writer.drain()
+        writer.close()
+
+
+async def script(name, *arguments) -> tuple[int, int]:
+    """Runs a suite; its lines are ours, its last one is its result."""
+    process = await asyncio.create_subprocess_exec(
+        "node", str(HERE / name), *arguments, cwd=HERE, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE)
+    counts = (0, 1)
+    try:
+        while line := (await process.stdout.readline()).decode():
+            if found := re.fullmatch(r"(\d+) passed, (\d+) failed\n", line):
+                counts = (int(found[1]), int(found[2]))
+            else:
+                print(line, end="", flush=True)
+        code = await process.wait()
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
+    if code and not counts[1]:
+        print(f"FAIL  {name} ended with {code}")
+        return counts[0], 1
+    return counts
+
+
+async def exchange(arguments, root) -> tuple[int, int]:
+    world = World(root, Pki(root / "pki"), Dns(), arguments.trunkline.resolve())
+    await world.dns.start()
+    ours, theirs = Exchange(world, "trunkline.example", Setting()), Prosody(world, "prosody.example", Setting())
+    ours.peers, theirs.peers = [theirs], [ours]
+    stage = Stage(ours, theirs)
+    try:
+        await asyncio.gather(ours.start(), theirs.start())
+        for name in ("admin", "moderator", "juliet", "mercutio"):
+            await ours.add_user(name, "secret")
+        for name in ("romeo", "tybalt", "paris"):
+            await theirs.add_user(name, "secret")
+        await stage.enter()
+        door = await asyncio.start_server(stage.serve, "127.0.0.1", 0)
+        play = {"base": f"http://127.0.0.1:{ours.console}/", "port": door.sockets[0].getsockname()[1],
+                "ours": ours.domain, "theirs": theirs.domain, "shots": str(arguments.screenshots.resolve())}
+        return await script("exchange.mjs", json.dumps(play), *arguments.only)
+    except (RuntimeError, OSError, Timeout) as error:
+        print(f"FAIL  the stage: {error}")
+        return 0, 1
+    finally:
+        await stage.leave()
+        for server in world.servers:
+            await server.kill()
+        world.dns.stop()
+
+
+async def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trunkline", type=Path, required=True, help="the binary under test")
+    parser.add_argument("--screenshots", type=Path, required=True, help="pictures of every page are kept here")
+    parser.add_argument("--suites", nargs="*", default=["looks", "exchange"], choices=["looks", "exchange"])
+    parser.add_argument("--only", nargs="*", default=[], help="only checks whose name contains one of these")
+    parser.add_argument("--keep", type=Path, help="keep servers' directories and logs here")
+    arguments = parser.parse_args()
+    # Asked to end, it still stops what it has started.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
+    root = arguments.keep or Path(tempfile.mkdtemp(prefix="trunkline-browser-"))
+    if arguments.keep:
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir(parents=True)
+    passed = failed = 0
+    try:
+        for suite in arguments.suites:
+            shots = str(arguments.screenshots.resolve())
+            work = script("looks.mjs", shots, *arguments.only) if suite == "looks" else exchange(arguments, root.resolve())
+            good, bad = await work
+            passed, failed = passed + good, failed + bad
+    finally:
+        if not arguments.keep:
+            shutil.rmtree(root, ignore_errors=True)
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed or not passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
