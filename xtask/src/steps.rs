@@ -35,7 +35,7 @@ struct Counts {
 }
 
 /// In this order: what is fast and fails often comes first.
-const STEPS: [Step; 12] = [
+const STEPS: [Step; 13] = [
     Step { name: "tools", what: "servers, clients, Python", minutes: 10, work: Work::Inside(install) },
     // Before everything that builds the server: it embeds the console.
     Step { name: "web", what: "the console", minutes: 5, work: Work::Programs(web, by_vitest) },
@@ -61,6 +61,12 @@ const STEPS: [Step; 12] = [
         what: "with Prosody, ejabberd, clients",
         minutes: 10,
         work: Work::Programs(interop, by_last_line),
+    },
+    Step {
+        name: "browser",
+        what: "the console in Chromium",
+        minutes: 10,
+        work: Work::Programs(browser, by_last_line),
     },
     Step {
         name: "crash",
@@ -114,8 +120,9 @@ pub(crate) fn test(place: &Place, choice: &Choice) -> ExitCode {
 fn needed_by(step: &str, only: &[String]) -> bool {
     let any = |names: &[&str]| only.iter().any(|it| names.contains(&it.as_str()));
     match step {
-        "tools" => any(&["web", "interop", "instructions"]),
-        "build" => any(&["demo", "interop", "crash"]),
+        "tools" => any(&["web", "interop", "browser", "instructions"]),
+        "web" => any(&["browser"]),
+        "build" => any(&["demo", "interop", "browser", "crash"]),
         _ => false,
     }
 }
@@ -298,6 +305,14 @@ pub(crate) fn console(place: &Place) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn browser(place: &Place, _: &Choice) -> Vec<Command> {
+    let mut command = Command::new(place.python());
+    command.arg(place.root.join("tests/browser/run.py"));
+    command.arg("--trunkline").arg(place.binary("trunkline"));
+    command.arg("--screenshots").arg(place.target.join("screenshots"));
+    vec![command]
 }
 
 fn crash(place: &Place, choice: &Choice) -> Vec<Command> {

@@ -31,7 +31,8 @@ pub(crate) fn install(place: &Place) -> Result<(), String> {
     packages(|_| true)?;
     components()?;
     python(place)?;
-    npm(place, "web")
+    npm(place, "web")?;
+    npm(place, "tests/browser")
 }
 
 /// What builds the console.
