@@ -3,7 +3,7 @@ import { useState } from 'preact/hooks';
 import { change, get, post, request } from '../api/client';
 import { SCOPES, type Scope, type Token, type User } from '../api/types';
 import { moment } from '../logic/format';
-import { Copyable, Page, Panel, Time, Waiting } from '../parts/basics';
+import { Copyable, Name, Page, Panel, Time, Waiting } from '../parts/basics';
 import { Dialog, Form } from '../parts/dialog';
 import { Search, Some, Text, Until } from '../parts/fields';
 import { useLoad } from '../parts/hooks';
@@ -35,7 +35,7 @@ export function Accounts() {
         <Waiting of={list}>{(data) => (
           <>
             <Table<User> caption="Accounts" none="There are no accounts." rows={data.users} id={(it) => it.address} mark={(it) => (it.disabled ? 'off' : '')} columns={[
-              { name: 'Address', head: true, cell: (it) => <><span class="mono">{it.address}</span>{it.disabled && <span class="tag">disabled</span>}</> },
+              { name: 'Address', head: true, cell: (it) => <><Name of={it.address} />{it.disabled && <span class="tag">disabled</span>}</> },
               { name: 'Sessions', number: true, cell: (it) => it.sessions ?? <span class="quiet">unknown</span> },
               { name: 'Since', cell: (it) => <Time at={it.created_at} /> },
               { name: 'Change', bare: true, cell: (it) => (

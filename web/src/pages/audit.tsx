@@ -5,7 +5,7 @@ import type { AuditEntry } from '../api/types';
 import { words } from '../logic/format';
 import { diff } from '../logic/diff';
 import { type Place, href } from '../logic/place';
-import { Page, Panel, Time, Waiting } from '../parts/basics';
+import { Name, Page, Panel, Time, Waiting } from '../parts/basics';
 import { Search } from '../parts/fields';
 import { useLoad } from '../parts/hooks';
 import { Pages, Table } from '../parts/table';
@@ -24,7 +24,7 @@ export function Audit(props: { place: Place }) {
           <>
             <Table<AuditEntry> caption="Audit log" none={search ? 'Nothing contains this.' : 'Nothing was changed yet.'} rows={data.entries} id={(it) => it.id} columns={[
               { name: 'What', head: true, cell: (it) => <>{words(it.what)}{it.why && <span class="why">{it.why}</span>}</> },
-              { name: 'Who', cell: (it) => <><span class="mono">{it.who}</span><span class="tag">{words(it.face)}</span></> },
+              { name: 'Who', cell: (it) => <><Name of={it.who} /><span class="tag">{words(it.face)}</span></> },
               { name: 'When', cell: (it) => <Time at={it.at} /> },
               { name: 'Change', cell: (it) => <Change entry={it} /> },
             ]} />

@@ -6,7 +6,7 @@ import type { Action, ListView } from '../api/types';
 import { count, many } from '../logic/format';
 import { href } from '../logic/place';
 import { actionInWords } from '../logic/rules';
-import { Lamp, Page, Panel, Time, Waiting } from '../parts/basics';
+import { Lamp, Name, Page, Panel, Time, Waiting } from '../parts/basics';
 import { Dialog, Form } from '../parts/dialog';
 import { Select, Text } from '../parts/fields';
 import { useLoad } from '../parts/hooks';
@@ -94,7 +94,7 @@ export function List(props: { name: string }) {
         <Waiting of={items}>{(data) => (
           <>
             <Table caption="Entries" none="Nobody is on it." rows={data.items} id={(it) => it.entry} columns={[
-              { name: 'Entry', head: true, cell: (it) => <span class="mono">{it.entry}</span> },
+              { name: 'Entry', head: true, cell: (it) => <Name of={it.entry} /> },
               { name: 'Reason', cell: (it) => it.reason || <span class="quiet">none</span> },
               ...(free ? [{ name: 'Change', bare: true, cell: (it: { entry: string }) => <button type="button" class="plain" aria-label={`Take off ${it.entry}`} onClick={() => ask({ retract: it.entry })}>Take off</button> }] : []),
             ]} />

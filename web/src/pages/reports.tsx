@@ -5,7 +5,7 @@ import type { ReportAction, ReportView, RequestView } from '../api/types';
 import { count, many, moment } from '../logic/format';
 import { type Place, href } from '../logic/place';
 import { hurry } from '../live';
-import { Facts, Lamp, Page, Panel, Time, Waiting } from '../parts/basics';
+import { Facts, Lamp, Name, Page, Panel, Time, Waiting } from '../parts/basics';
 import { Dialog, Form } from '../parts/dialog';
 import { Check, One, Search, Text, Until } from '../parts/fields';
 import { useLoad } from '../parts/hooks';
@@ -37,9 +37,9 @@ export function Reports(props: { place: Place }) {
         <Waiting of={list}>{(data) => (
           <>
             <Table caption="Reports" none={all ? 'There are no reports.' : 'Nothing waits for you.'} rows={data.reports} id={(it) => it.id} columns={[
-              { name: 'About', head: true, cell: (it) => <a class="mono" href={href('reports', String(it.id))}>{it.about}</a> },
+              { name: 'About', head: true, cell: (it) => <a href={href('reports', String(it.id))}><Name of={it.about} /></a> },
               { name: 'Reason', cell: (it) => <Reason report={it} /> },
-              { name: 'From', cell: (it) => <span class="mono">{it.reporter}</span> },
+              { name: 'From', cell: (it) => <Name of={it.reporter} /> },
               { name: 'What they say', minor: true, cell: (it) => <span class="clip">{it.text || <span class="quiet">nothing</span>}</span> },
               { name: 'When', cell: (it) => <Time at={it.at} /> },
               { name: 'State', cell: (it) => (it.state === 'open' ? 'Open' : <span class="quiet">Handled</span>) },
@@ -70,8 +70,8 @@ function Requests() {
       <Waiting of={list}>{(data) => (
         <>
           <Table<RequestView> caption="First contacts" none="Nobody waits." rows={data.requests} id={(it) => it.id} columns={[
-            { name: 'From', head: true, cell: (it) => <span class="mono">{it.from}</span> },
-            { name: 'For', cell: (it) => <span class="mono">{it.account}</span> },
+            { name: 'From', head: true, cell: (it) => <Name of={it.from} /> },
+            { name: 'For', cell: (it) => <Name of={it.account} /> },
             { name: 'Held', number: true, cell: (it) => many(it.stanzas, 'stanza') },
             { name: 'Asks for', cell: (it) => (it.asks_subscription ? 'a subscription' : 'an answer') },
             { name: 'Since', cell: (it) => <Time at={it.since} /> },
@@ -116,7 +116,7 @@ export function Report(props: { id: number }) {
             <Facts rows={[
               ['About', <><span class="mono">{it.about}</span> (<a href={href('domains', domainOf(it.about))}>{domainOf(it.about)}</a>)</>],
               ['Reason', <Reason report={it} />],
-              ['From', <><span class="mono">{it.reporter}</span>{it.affiliation && <span class="tag">{it.affiliation}</span>}</>],
+              ['From', <><Name of={it.reporter} />{it.affiliation && <span class="tag">{it.affiliation}</span>}</>],
               ['When', moment(it.at)],
               ['They say', it.text || <span class="quiet">nothing</span>],
               ['They agree that', it.may_forward || it.may_share ? [it.may_forward && 'the sender’s provider is told', it.may_share && 'third parties are told'].filter(Boolean).join(', ') : 'nobody else is told'],
