@@ -4,6 +4,7 @@
 import { createHash, createHmac, pbkdf2Sync, randomBytes } from 'node:crypto';
 
 import type * as api from '../src/api/types';
+import { blockOf } from '../src/logic/rules';
 
 export interface Answer {
   status: number;
@@ -38,6 +39,7 @@ export class Exchange {
   private preset: api.Preset = 'careful';
   private presetShadow = false;
   private rules: api.RuleView[];
+  private blocks: api.BlockView[];
   private all: api.LevelView = { domain: null, level: 'normal', reason: '', set_by: '', set_at: 0, until: null };
   private levels: api.LevelView[];
   private audit: api.AuditEntry[] = [];
@@ -56,10 +58,14 @@ export class Exchange {
     });
     this.rules = [
       rule(null, { when: { domain: 'parliament.example', subdomains: true }, direction: 'both', then: { do: 'allow' }, reason: 'a partner: always reachable' }, 8123),
-      rule(1, { when: { domain: 'spamhaven.example', subdomains: true }, direction: 'both', reason: 'spam invitations since Monday', until: now + 12 * DAY }, 40_311),
+      rule(1, { when: { domain: 'bulk.spamhaven.example', kind: ['invitation'] }, then: { do: 'drop' }, reason: 'invitations to everybody' }, 40_311),
       rule(2, { when: { relation: ['stranger'], has: ['link'], kind: ['message'] }, then: { do: 'text-only' }, reason: 'links of strangers are not passed' }, 212),
       rule(3, { when: { first_seen_within: 86_400, faster_than: 120 }, then: { do: 'limit', per_minute: 30 }, reason: 'new domains begin slowly' }, 1780),
       rule(4, { when: { authentication: 'dialback', relation: ['stranger'] }, then: { do: 'hold' }, reason: 'would dialback be a loss?', shadow: true }, 0, 391),
+    ];
+    this.blocks = [
+      { block: { domain: 'spamhaven.example', subdomains: true, reason: 'spam invitations since Monday', until: now + 12 * DAY }, set_by: ADMIN, set_at: now - 5 * HOUR, configured: false },
+      { block: { domain: 'old-spam.example', subdomains: false, reason: 'never again', until: null }, set_by: 'configuration', set_at: 0, configured: true },
     ];
     this.levels = [{ domain: 'freeshells.example', level: 'no-new-contacts', reason: 'flood of subscription requests', set_by: 'trigger: refusals over half', set_at: now - 40 * MINUTE, until: now + 20 * MINUTE }];
     const report = (id: number, part: Partial<api.ReportView>): api.ReportView => ({
@@ -151,7 +157,7 @@ export class Exchange {
   private summary(domain: string): api.DomainSummary {
     const big = noise(domain, 2) ** 3;
     const bad = domain.includes('spam') || domain.includes('free');
-    const block = this.rules.some((it) => it.rule.then.do === 'reject' && (it.rule.when.domain === domain || (it.rule.when.subdomains === true && domain.endsWith(`.${it.rule.when.domain ?? ''}`))));
+    const block = blockOf(domain, this.blocks) !== undefined;
     const stanzas = Math.round(400 + big * 900_000);
     return {
       domain, state: block ? 'blocked' : (['connected', 'connected', 'idle', 'waiting'][Math.floor(noise(domain, 3) * 4)] ?? 'idle'),
@@ -216,7 +222,7 @@ export class Exchange {
         });
         return { outcome: 'history', step, points };
       },
-      'GET /policy': (): api.PolicyView & { outcome: string } => ({ outcome: 'policy', preset: this.preset, preset_shadow: this.presetShadow, rules: this.rules }),
+      'GET /policy': (): api.PolicyView & { outcome: string } => ({ outcome: 'policy', preset: this.preset, preset_shadow: this.presetShadow, preset_hits: 3120, preset_shadow_hits: 0, rules: this.rules, blocks: this.blocks, blocks_total: this.blocks.length }),
       'POST /policy/preset': (fields) => {
         this.log('policy set-preset', text(fields.why), JSON.stringify({ preset: this.preset }), JSON.stringify({ preset: fields.preset }));
         this.preset = fields.preset as api.Preset;
@@ -253,13 +259,13 @@ export class Exchange {
         return { outcome: 'tested', action: 'text-only', by: 'rule 2', reason: 'links of strangers are not passed', trace: ['configuration 1: another domain', 'rule 1: another domain', 'rule 4 (shadow): would hold'] };
       },
       'POST /policy/block': (fields) => {
-        const rule: api.Rule = { when: { domain: text(fields.domain), subdomains: fields.subdomains === true }, direction: 'both', then: { do: 'reject' }, reason: text(fields.reason), until: until(fields.until), shadow: false };
-        this.rules.splice(1, 0, { id: 100 + this.rules.length, rule, set_by: ADMIN, set_at: Date.now(), hits: 0, shadow_hits: 0 });
-        this.log('policy block', rule.reason, null, JSON.stringify(rule));
+        const block = { domain: text(fields.domain), subdomains: fields.subdomains === true, reason: text(fields.reason), until: until(fields.until) };
+        this.blocks = [{ block, set_by: ADMIN, set_at: Date.now(), configured: false }, ...this.blocks];
+        this.log('policy block', block.reason, null, JSON.stringify(block));
         return done(`${text(fields.domain)} is blocked.`);
       },
       'POST /policy/unblock': (fields) => {
-        this.rules = this.rules.filter((it) => it.rule.when.domain !== fields.domain);
+        this.blocks = this.blocks.filter((it) => it.block.domain !== fields.domain);
         return done(`${text(fields.domain)} is no longer blocked.`);
       },
       'GET /policy/blocks': (fields) => ({ outcome: 'file', media_type: fields.format === 'csv' ? 'text/csv' : 'application/json', text: 'domain,subdomains,reason,until\nspamhaven.example,true,spam,\n' }),

@@ -6,7 +6,7 @@ import { diff } from '../src/logic/diff';
 import { ago, bytes, count, duration, fromField, many, rate, toField } from '../src/logic/format';
 import { href, parse } from '../src/logic/place';
 import { Ring } from '../src/logic/ring';
-import { EMPTY, conditionsInWords, ruleInWords, toForm, toRule } from '../src/logic/rules';
+import { EMPTY, blockOf, conditionsInWords, ruleInWords, toForm, toRule } from '../src/logic/rules';
 
 describe('numbers and times', () => {
   test('durations have their two largest units, and no hole between them', () => {
@@ -50,7 +50,7 @@ describe('rules', () => {
 
   test('a form loses nothing of a rule', () => {
     expect(toRule(toForm(rule))).toEqual({ rule });
-    for (const then of [{ do: 'mark', text: 'new here' }, { do: 'reject', condition: 'gone' }, { do: 'reject' }, { do: 'hold' }] as const) {
+    for (const then of [{ do: 'mark', text: 'new here' }, { do: 'reject', condition: 'gone', text: 'no' }, { do: 'reject' }, { do: 'hold' }] as const) {
       const other = { ...rule, then };
       expect(toRule(toForm(other))).toEqual({ rule: other });
     }
@@ -82,6 +82,13 @@ describe('rules', () => {
     expect(ruleInWords({ ...rule, until: null, when: {}, direction: 'out', then: { do: 'reject', condition: 'gone' } }))
       .toBe('to the outside: everything: reject (gone)');
   });
+});
+
+test('a block holds for what is below when asked, and for no name that only ends alike', () => {
+  const block = (domain: string, subdomains: boolean) => ({ block: { domain, subdomains, reason: '', until: null }, set_by: '', set_at: 0, configured: false });
+  const blocks = [block('one.example', false), block('two.example', true)];
+  expect(['one.example', 'a.one.example', 'a.two.example', 'two.example', 'nottwo.example'].map((it) => blockOf(it, blocks)?.block.domain))
+    .toEqual(['one.example', undefined, 'two.example', 'two.example', undefined]);
 });
 
 describe('differences', () => {

@@ -33,7 +33,7 @@ export interface Conditions {
 
 export type Action =
   | { do: 'allow' }
-  | { do: 'reject'; condition?: string | null }
+  | { do: 'reject'; condition?: string | null; text?: string | null }
   | { do: 'drop' }
   | { do: 'hold' }
   | { do: 'limit'; per_minute: number }
@@ -58,10 +58,21 @@ export interface RuleView {
   shadow_hits: number;
 }
 
+export interface BlockView {
+  block: { domain: string; subdomains: boolean; reason: string; until: number | null };
+  set_by: string;
+  set_at: number;
+  configured: boolean;
+}
+
 export interface PolicyView {
   preset: Preset;
   preset_shadow: boolean;
+  preset_hits: number;
+  preset_shadow_hits: number;
   rules: RuleView[];
+  blocks: BlockView[];
+  blocks_total: number;
 }
 
 export interface TestResult {

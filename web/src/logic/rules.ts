@@ -1,6 +1,6 @@
 // Rules in words, and what a form about a rule comes to.
 
-import type { Action, Authentication, Conditions, Content, Direction, Level, Preset, Relation, Rule, StanzaKind } from '../api/types';
+import type { Action, Authentication, BlockView, Conditions, Content, Direction, Level, Preset, Relation, Rule, StanzaKind } from '../api/types';
 import { duration, moment, words } from './format';
 
 export const LEVEL: Record<Level, { name: string; means: string }> = {
@@ -77,6 +77,11 @@ export function ruleInWords(rule: Rule): string {
   return `${DIRECTION[rule.direction]}: ${what}: ${actionInWords(rule.then)}${end}`;
 }
 
+/** The block that holds for a domain. */
+export function blockOf(domain: string, blocks: BlockView[]): BlockView | undefined {
+  return blocks.find(({ block }) => block.domain === domain || (block.subdomains && domain.endsWith(`.${block.domain}`)));
+}
+
 /** A form about a rule: everything as people type it. */
 export interface RuleForm {
   direction: Direction;
@@ -94,6 +99,7 @@ export interface RuleForm {
   listedIn: string;
   action: Action['do'];
   condition: string;
+  errorText: string;
   perMinute: string;
   mark: string;
   reason: string;
@@ -103,7 +109,7 @@ export interface RuleForm {
 
 export const EMPTY: RuleForm = {
   direction: 'in', domain: '', subdomains: false, address: '', kind: [], relation: [], has: [], largerThan: '', fasterThan: '',
-  seenWithinHours: '', authentication: '', reputationBelow: '', listedIn: '', action: 'reject', condition: '', perMinute: '60', mark: '',
+  seenWithinHours: '', authentication: '', reputationBelow: '', listedIn: '', action: 'reject', condition: '', errorText: '', perMinute: '60', mark: '',
   reason: '', until: null, shadow: false,
 };
 
@@ -129,6 +135,7 @@ export function toForm(rule: Rule): RuleForm {
     listedIn: when.listed_in ?? '',
     action: then.do,
     condition: then.do === 'reject' ? (then.condition ?? '') : '',
+    errorText: then.do === 'reject' ? (then.text ?? '') : '',
     perMinute: then.do === 'limit' ? String(then.per_minute) : '60',
     mark: then.do === 'mark' ? then.text : '',
     reason: rule.reason,
@@ -185,8 +192,8 @@ export function toRule(form: RuleForm): { rule: Rule } | { wrong: Partial<Record
 function toAction(form: RuleForm, perMinute: number | undefined, wrong: Partial<Record<keyof RuleForm, string>>): Action {
   switch (form.action) {
     case 'reject': {
-      const condition = form.condition.trim();
-      return condition ? { do: 'reject', condition } : { do: 'reject' };
+      const [condition, text] = [form.condition.trim(), form.errorText.trim()];
+      return { do: 'reject', ...(condition ? { condition } : {}), ...(text ? { text } : {}) };
     }
     case 'limit':
       if (perMinute === undefined) wrong.perMinute ??= 'how many a minute?';

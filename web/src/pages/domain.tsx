@@ -5,7 +5,7 @@ import { may } from '../api/session';
 import type { DomainDetail, HistoryPoint } from '../api/types';
 import { bytes, capital, count, duration, words } from '../logic/format';
 import { href } from '../logic/place';
-import { ruleInWords } from '../logic/rules';
+import { blockOf, ruleInWords } from '../logic/rules';
 import { hurry } from '../live';
 import { Facts, Lamp, LevelLamp, Page, Panel, Score, StateLamp, Time, Waiting } from '../parts/basics';
 import { Block, Unblock } from '../parts/block';
@@ -18,11 +18,14 @@ export function Domain(props: { name: string }) {
   const { name } = props;
   const detail = useLoad(() => get('domain', '/domains/show', { domain: name }), [name]);
   const breaker = useLoad(() => get('breaker', '/breaker'), [name]);
+  const policy = useLoad(() => get('policy', '/policy'), [name]);
+  const block = blockOf(name, policy.data?.blocks ?? []);
   const [asking, ask] = useState<'block' | 'unblock' | null>(null);
   const done = () => {
     ask(null);
     detail.again();
     breaker.again();
+    policy.again();
     hurry();
   };
   const summary = detail.data?.summary;
@@ -56,6 +59,7 @@ export function Domain(props: { name: string }) {
             {breaker.data && breaker.data.all.level !== 'normal' && <p class="note">For all of the outside: <LevelLamp level={breaker.data.all.level} /></p>}
           </Panel>
           <Panel title="Sanctions">
+            {block && <p class="wrong">Blocked{block.block.domain !== name && ` with ${block.block.domain}`}: {block.block.reason || 'no reason was given'}. Set by {block.set_by}{block.set_at > 0 && <>, <Time at={block.set_at} /></>}{block.block.until !== null && <>, ends <Time at={block.block.until} /></>}.</p>}
             <Table caption="Rules that name it" none="No rule names this domain." rows={it.sanctions} id={(row) => row.id ?? ruleInWords(row.rule)} columns={[
               { name: 'Rule', head: true, cell: (row) => <>{ruleInWords(row.rule)}{row.rule.shadow && <span class="tag">shadow</span>}</> },
               { name: 'Reason', cell: (row) => row.rule.reason || <span class="quiet">none</span> },
@@ -68,7 +72,7 @@ export function Domain(props: { name: string }) {
         </div>
       )}</Waiting>
       {asking === 'block' && <Block domain={name} onClose={() => ask(null)} onDone={done} />}
-      {asking === 'unblock' && <Unblock domain={name} onClose={() => ask(null)} onDone={done} />}
+      {asking === 'unblock' && <Unblock domain={block?.block.domain ?? name} onClose={() => ask(null)} onDone={done} />}
     </Page>
   );
 }

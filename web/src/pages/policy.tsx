@@ -2,10 +2,12 @@ import { useState } from 'preact/hooks';
 
 import { change, get, post } from '../api/client';
 import { may } from '../api/session';
-import { type Direction, PRESETS, type PolicyView, type Preset, RELATIONS, type Relation, type RuleView, type TestResult } from '../api/types';
+import { type Direction, PRESETS, type BlockView, type PolicyView, type Preset, RELATIONS, type Relation, type RuleView, type TestResult } from '../api/types';
 import { capital, count, words } from '../logic/format';
+import { href } from '../logic/place';
 import { DIRECTION, PRESET, RELATION, actionInWords, conditionsInWords, ruleInWords } from '../logic/rules';
 import { Lamp, Page, Panel, Time, Waiting } from '../parts/basics';
+import { Block, Unblock } from '../parts/block';
 import { Dialog, Form } from '../parts/dialog';
 import { Area, Check, One, Select, Text } from '../parts/fields';
 import { useDoing, useLoad } from '../parts/hooks';
@@ -13,7 +15,7 @@ import { RuleEditor } from '../parts/rule';
 import { Table } from '../parts/table';
 import { Wrong } from '../parts/basics';
 
-type Asking = { what: 'add' } | { what: 'edit' | 'remove'; rule: RuleView } | { what: 'preset'; preset: Preset } | { what: 'import' } | null;
+type Asking = { what: 'add' } | { what: 'edit' | 'remove'; rule: RuleView } | { what: 'preset'; preset: Preset } | { what: 'import' | 'block' } | { what: 'unblock'; domain: string } | null;
 
 export function Policy() {
   const policy = useLoad(() => get('policy', '/policy'), []);
@@ -33,13 +35,15 @@ export function Policy() {
             <Presets view={view} onAsk={ask} />
             <Tester />
           </div>
-          <Blocks onImport={() => ask({ what: 'import' })} />
+          <Blocks view={view} onAsk={ask} />
         </>
       )}</Waiting>
       {asking?.what === 'add' && <RuleEditor onClose={close} onDone={done} />}
       {asking?.what === 'edit' && <RuleEditor edit={asking.rule} onClose={close} onDone={done} />}
       {asking?.what === 'remove' && <Remove rule={asking.rule} onClose={close} onDone={done} />}
       {asking?.what === 'preset' && <SetPreset preset={asking.preset} onClose={close} onDone={done} />}
+      {asking?.what === 'block' && <Block domain="" onClose={close} onDone={done} />}
+      {asking?.what === 'unblock' && <Unblock domain={asking.domain} onClose={close} onDone={done} />}
       {asking?.what === 'import' && <Import onClose={close} onDone={done} />}
     </Page>
   );
@@ -63,7 +67,7 @@ function Rules(props: { view: PolicyView; onAsk: (asking: Asking) => void; onMov
         { name: 'Ends', cell: (it) => <Time at={it.rule.until} /> },
         ...(free ? [{ name: 'Change', bare: true, cell: (it: RuleView) => <Buttons rule={it} own={own} busy={doing.busy} onMove={move} onAsk={props.onAsk} /> }] : []),
       ]} />
-      <p class="behind"><span class="quiet">then</span> the preset <b>{PRESET[props.view.preset].name}</b>{props.view.preset_shadow && <span class="tag">shadow</span>}</p>
+      <p class="behind"><span class="quiet">then</span> the preset <b>{PRESET[props.view.preset].name}</b>{props.view.preset_shadow && <span class="tag">shadow</span>} <span class="quiet">{props.view.preset_shadow ? `(${count(props.view.preset_shadow_hits)})` : count(props.view.preset_hits)} hits</span></p>
     </Panel>
   );
 }
@@ -171,7 +175,9 @@ function Tester() {
   );
 }
 
-function Blocks(props: { onImport: () => void }) {
+function Blocks(props: { view: PolicyView; onAsk: (asking: Asking) => void }) {
+  const { blocks, blocks_total } = props.view;
+  const [free, moderate] = [may('operate'), may('moderate')];
   const doing = useDoing();
   const save = (format: 'csv' | 'json') => doing.run(async () => {
     const file = await get('file', '/policy/blocks', { format });
@@ -184,13 +190,25 @@ function Blocks(props: { onImport: () => void }) {
     return `blocks.${format} is saved.`;
   });
   return (
-    <Panel title="Blocks as a file" note="All blocked domains, to keep or to pass on.">
-      <Wrong text={doing.error} />
-      <div class="actions start">
+    <Panel title={`Blocked domains (${count(blocks_total)})`} note="Blocks are asked before all rules." aside={(
+      <>
         <button type="button" disabled={doing.busy} onClick={() => save('csv')}>Export CSV</button>
         <button type="button" disabled={doing.busy} onClick={() => save('json')}>Export JSON</button>
-        {may('operate') && <button type="button" onClick={props.onImport}>Import…</button>}
-      </div>
+        {free && <button type="button" onClick={() => props.onAsk({ what: 'import' })}>Import…</button>}
+        {moderate && <button type="button" onClick={() => props.onAsk({ what: 'block' })}>Block a domain…</button>}
+      </>
+    )}>
+      <Wrong text={doing.error} />
+      <Table<BlockView> caption="Blocked domains" none="No domain is blocked." rows={blocks} id={(it) => `${it.block.domain} ${String(it.configured)}`} columns={[
+        { name: 'Domain', head: true, cell: (it) => <><a href={href('domains', it.block.domain)}>{it.block.domain}</a>{it.block.subdomains && <span class="tag">and below</span>}</> },
+        { name: 'Reason', cell: (it) => it.block.reason || <span class="quiet">none</span> },
+        { name: 'Set by', cell: (it) => <>{it.set_by} {it.set_at > 0 && <span class="quiet"><Time at={it.set_at} /></span>}</> },
+        { name: 'Ends', cell: (it) => <Time at={it.block.until} /> },
+        ...(moderate ? [{ name: 'Change', bare: true, cell: (it: BlockView) => (it.configured
+          ? <span class="quiet small">in the configuration</span>
+          : <button type="button" class="plain" aria-label={`Take back the block of ${it.block.domain}`} onClick={() => props.onAsk({ what: 'unblock', domain: it.block.domain })}>Take back</button>) }] : []),
+      ]} />
+      {blocks.length < blocks_total && <p class="note">The latest {count(blocks.length)} are shown; a file has all.</p>}
     </Panel>
   );
 }

@@ -57,6 +57,7 @@ export function RuleEditor(props: { edit?: RuleView; onClose: () => void; onDone
           <div class="pair">
             <Select<Action['do']> label="Action" value={form.action} onChange={(action) => set({ action })} options={(Object.keys(ACTIONS) as Action['do'][]).map((it) => [it, capital(ACTIONS[it])])} />
             {form.action === 'reject' && <Text label="Error condition" value={form.condition} onInput={(condition) => set({ condition })} hint="policy-violation if empty" mono />}
+            {form.action === 'reject' && <Text label="Error text" value={form.errorText} onInput={(errorText) => set({ errorText })} hint="What the sender reads. If empty, people here read the reason, others that it is policy." />}
             {form.action === 'limit' && <Text label="Stanzas a minute" value={form.perMinute} onInput={(perMinute) => set({ perMinute })} wrong={wrong.perMinute} inputMode="numeric" />}
             {form.action === 'mark' && <Text label="The mark says" value={form.mark} onInput={(mark) => set({ mark })} wrong={wrong.mark} />}
           </div>
