@@ -38,6 +38,7 @@ class Exchange(Trunkline):
             "console.listen": f"127.0.0.1:{self.console}",
             "accounts.admins": f"admin@{self.domain}",
             "accounts.moderators": f"moderator@{self.domain}",
+            "accounts.registration": "invite",
         }
 
 

@@ -162,12 +162,13 @@ function Tester() {
         <Area label="Stanza" value={stanza} onInput={setStanza} rows={4} mono required />
         <div class="pair">
           <Select label="It goes" value={direction} onChange={setDirection} options={[['in', DIRECTION.in], ['out', DIRECTION.out]]} />
-          <Select label="They are" value={relation} onChange={setRelation} options={[['', 'as in truth'], ...RELATIONS.map((it): [Relation, string] => [it, RELATION[it]])]} />
+          <Select label="They are" value={relation} onChange={setRelation} options={[['', 'not said'], ...RELATIONS.map((it): [Relation, string] => [it, RELATION[it]])]} />
         </div>
       </Form>
       {result && (
         <div class="result" role="status">
           <p><Lamp tone={TONES[result.action] ?? 'calm'}>{capital(words(result.action))}</Lamp> by {result.by}{result.reason && <>: {result.reason}</>}</p>
+          {result.action === 'undecided' && <p class="quiet">It depends on how the two people stand to each other: choose it above.</p>}
           {result.trace.length > 0 && <details><summary>What was asked before</summary><ol>{result.trace.map((it) => <li key={it}>{it}</li>)}</ol></details>}
         </div>
       )}
