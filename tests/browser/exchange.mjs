@@ -85,7 +85,7 @@ await check('a second factor: set up, asked for, and a wrong code is refused', a
   await shot(page, shots, 'exchange-totp');
   await page.getByLabel('Code').fill(totp(secret));
   await page.getByRole('button', { name: 'Switch it on' }).click();
-  await page.getByText('Signing in asks for a code.').waitFor();
+  await page.getByText('To switch it off').waitFor();
   await page.getByRole('button', { name: 'Sign out' }).click();
   await page.getByText('You are signed out.').waitFor();
   await signIn(page, admin);
