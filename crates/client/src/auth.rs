@@ -9,8 +9,8 @@ use crate::{ClientError, Login};
 
 const NS: &str = "urn:ietf:params:xml:ns:xmpp-sasl";
 
-const BINDINGS: &str = "urn:xmpp:sasl-cb:0";
-const EXPORTER: &str = "tls-exporter";
+pub(crate) const BINDINGS: &str = "urn:xmpp:sasl-cb:0";
+pub(crate) const EXPORTER: &str = "tls-exporter";
 
 /// How to prove who one is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ impl Mechanism {
     }
 
     /// For SCRAM: the hash function.
-    fn hash(self) -> Option<Hash> {
+    pub(crate) fn hash(self) -> Option<Hash> {
         match self {
             Mechanism::ScramSha512Plus | Mechanism::ScramSha512 => Some(Hash::Sha512),
             Mechanism::ScramSha256Plus | Mechanism::ScramSha256 => Some(Hash::Sha256),
@@ -66,7 +66,7 @@ impl Mechanism {
         }
     }
 
-    fn is_bound(self) -> bool {
+    pub(crate) fn is_bound(self) -> bool {
         self.name().ends_with("-PLUS")
     }
 }

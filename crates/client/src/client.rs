@@ -17,12 +17,14 @@ const BIND: &str = "urn:ietf:params:xml:ns:xmpp-bind";
 /// A session on a connection.
 #[derive(Debug)]
 pub struct Client {
-    stream: Stream,
-    jid: String,
-    acks: Option<Acks>,
+    pub(crate) stream: Stream,
+    pub(crate) jid: String,
+    pub(crate) acks: Option<Acks>,
     /// Stanzas that [`Client::expect`] passed over.
-    kept: VecDeque<Element>,
-    next_id: u64,
+    pub(crate) kept: VecDeque<Element>,
+    pub(crate) next_id: u64,
+    /// Round trips that signing in took.
+    pub(crate) turns: u32,
 }
 
 /// What remains of a session whose connection is gone, to be taken up by [`Client::resume`].
@@ -33,8 +35,8 @@ pub struct Session {
     /// Counters and unacknowledged stanzas.
     pub acks: Acks,
     /// Stanzas received, and counted, but not taken by the program: the next [`Client::recv`] gives them.
-    kept: VecDeque<Element>,
-    next_id: u64,
+    pub(crate) kept: VecDeque<Element>,
+    pub(crate) next_id: u64,
 }
 
 /// How [`Client::resume`] went.
@@ -58,7 +60,7 @@ impl Client {
         within("a session", target.timeout, async {
             let (mut stream, _) = authenticated(target, login).await?;
             let jid = bind(&mut stream, login).await?;
-            Ok(Client { stream, jid, acks: None, kept: VecDeque::new(), next_id: 1 })
+            Ok(Client { stream, jid, acks: None, kept: VecDeque::new(), next_id: 1, turns: 0 })
         })
         .await
     }
@@ -88,11 +90,11 @@ impl Client {
                     stream.queue(stanza);
                 }
                 stream.flush().await?;
-                let client = Client { stream, jid, acks: Some(acks), kept, next_id };
+                let client = Client { stream, jid, acks: Some(acks), kept, next_id, turns: 0 };
                 return Ok(Resumption::Resumed(client));
             }
             let jid = bind(&mut stream, login).await?;
-            let client = Client { stream, jid, acks: None, kept, next_id };
+            let client = Client { stream, jid, acks: None, kept, next_id, turns: 0 };
             Ok(Resumption::Fresh { client, unacked: acks.unacked().cloned().collect() })
         })
         .await
@@ -101,6 +103,11 @@ impl Client {
     /// The full address that the server gave us.
     pub fn jid(&self) -> &str {
         &self.jid
+    }
+
+    /// How many times [`Client::sign_in`] waited for the server, from the end of the TLS handshake on.
+    pub fn round_trips(&self) -> u32 {
+        self.turns
     }
 
     /// The address without the resource.
@@ -282,11 +289,11 @@ impl Client {
     }
 }
 
-/// A stream after TLS and login, with the features that came then.
-async fn authenticated(target: &Target, login: &Login) -> Result<(Stream, Element), ClientError> {
+/// A stream after TLS, no header sent.
+pub(crate) async fn secured(target: &Target) -> Result<Stream, ClientError> {
     let mut stream = Stream::connect(target).await?;
-    let mut features = stream.open(&target.domain).await?;
     if target.security == Security::StartTls {
+        let features = stream.open(&target.domain).await?;
         if features.root().child(TLS, "starttls").is_none() {
             return Err(ClientError::NotOffered("STARTTLS"));
         }
@@ -296,8 +303,14 @@ async fn authenticated(target: &Target, login: &Login) -> Result<(Stream, Elemen
             return Err(unexpected("leave to start TLS", &answer));
         }
         stream.start_tls(target).await?;
-        features = stream.open(&target.domain).await?;
     }
+    Ok(stream)
+}
+
+/// A stream after TLS and login, with the features that came then.
+async fn authenticated(target: &Target, login: &Login) -> Result<(Stream, Element), ClientError> {
+    let mut stream = secured(target).await?;
+    let mut features = stream.open(&target.domain).await?;
     auth::authenticate(&mut stream, features.root(), login).await?;
     features = stream.open(&target.domain).await?;
     Ok((stream, features))
@@ -322,7 +335,7 @@ fn is_stanza(xml: &[u8]) -> bool {
         .any(|name| xml.starts_with(name) && xml.get(name.len()).is_some_and(|it| b" \t\r\n/>".contains(it)))
 }
 
-async fn within<T>(
+pub(crate) async fn within<T>(
     what: &str,
     wait: Duration,
     work: impl Future<Output = Result<T, ClientError>>,

@@ -19,6 +19,7 @@
 //! ```
 //!
 //! - [`Client::connect`] does TCP, TLS, SASL and resource binding; [`Client::resume`] takes up a session that was cut.
+//! - [`Client::sign_in`] does the same in one request, with tokens instead of the password (XEP-0388 and its company).
 //! - [`Client::recv`] gives the next stanza, [`Client::expect`] the next that matches and keeps the others for later.
 //! - With [`Client::enable_acks`] stream management (XEP-0198) counts in both directions: requests for acknowledgement
 //!   are answered while receiving, and what the server has not acknowledged stays in [`Client::unacked`].
@@ -29,6 +30,7 @@
 mod acks;
 mod auth;
 mod client;
+mod sign_in;
 mod stream;
 mod tls;
 
@@ -40,6 +42,7 @@ use std::time::Duration;
 pub use acks::Acks;
 pub use auth::Mechanism;
 pub use client::{Client, Resumption, Session};
+pub use sign_in::Device;
 
 /// Where and how to reach a server.
 #[derive(Clone, Debug)]

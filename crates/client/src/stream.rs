@@ -37,6 +37,9 @@ pub(crate) struct Stream {
     closed_by_peer: bool,
     out: BytesMut,
     transcript: Option<Transcript>,
+    /// How many times something was sent and then waited for.
+    turns: u32,
+    spoke: bool,
 }
 
 impl Stream {
@@ -52,6 +55,8 @@ impl Stream {
             closed_by_peer: false,
             out: BytesMut::new(),
             transcript: target.transcript.clone(),
+            turns: 0,
+            spoke: false,
         };
         if target.security == Security::DirectTls {
             stream.start_tls(target).await?;
@@ -86,20 +91,39 @@ impl Stream {
 
     /// Opens a stream and returns its features.
     pub(crate) async fn open(&mut self, domain: &str) -> Result<Element, ClientError> {
-        self.scanner.restart();
-        self.arrived.clear();
-        let header = format!(
-            "<?xml version='1.0'?><stream:stream to='{}' version='1.0' xml:lang='en' xmlns='jabber:client' \
-             xmlns:stream='{STREAMS}'>",
-            trunkline_xml::escape_attr(domain)
-        );
-        self.send(header.as_bytes()).await?;
+        self.queue_header(domain, None);
+        self.flush().await?;
         let features = self.next().await?;
         if features.root().is(STREAMS, "features") {
             Ok(features)
         } else {
             Err(unexpected("stream features", &features))
         }
+    }
+
+    /// Begins a stream, which others may follow in the same write. `from` is told inside TLS only.
+    pub(crate) fn queue_header(&mut self, domain: &str, from: Option<&str>) {
+        self.scanner.restart();
+        self.arrived.clear();
+        let from = from.map(|from| format!(" from='{}'", trunkline_xml::escape_attr(from)));
+        let header = format!(
+            "<?xml version='1.0'?><stream:stream to='{}'{} version='1.0' xml:lang='en' xmlns='jabber:client' \
+             xmlns:stream='{STREAMS}'>",
+            trunkline_xml::escape_attr(domain),
+            from.unwrap_or_default()
+        );
+        self.queue(header.as_bytes());
+    }
+
+    /// Counts from here on how many times something is sent and then waited for.
+    pub(crate) fn count_turns(&mut self) {
+        self.turns = 0;
+        self.spoke = false;
+    }
+
+    /// What was counted.
+    pub(crate) fn turns(&self) -> u32 {
+        self.turns
     }
 
     pub(crate) fn queue(&mut self, xml: &[u8]) {
@@ -115,6 +139,7 @@ impl Stream {
     }
 
     pub(crate) async fn flush(&mut self) -> Result<(), ClientError> {
+        self.spoke |= self.out.has_remaining();
         while self.out.has_remaining() {
             match &mut self.transport {
                 Transport::Tcp(tcp) => tcp.write_buf(&mut self.out).await?,
@@ -153,6 +178,7 @@ impl Stream {
     }
 
     async fn fill(&mut self) -> Result<(), ClientError> {
+        self.turns += u32::from(std::mem::take(&mut self.spoke));
         let mut buffer = BytesMut::with_capacity(READ);
         let read = match &mut self.transport {
             Transport::Tcp(tcp) => tcp.read_buf(&mut buffer).await,

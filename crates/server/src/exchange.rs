@@ -63,6 +63,8 @@ pub struct Exchange {
     pub logins: crate::session::attempts::Attempts,
     /// Whose failure to be stored was told lately.
     pub failed: crate::route::message::Failed,
+    /// What makes the tokens of devices.
+    pub mint: crate::devices::Mint,
     /// What logins are checked with.
     pub logging_in: crate::session::credentials::Credentials,
     /// Looks after the sessions.

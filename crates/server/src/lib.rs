@@ -6,6 +6,7 @@ pub mod commands;
 pub mod config;
 pub mod control;
 pub mod demo;
+pub mod devices;
 pub mod exchange;
 pub mod federation;
 pub mod ids;

@@ -4,6 +4,7 @@
 //! it) is done by the same functions.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use trunkline_xmpp::error::{Condition, StanzaError, StreamCondition, StreamError};
 use trunkline_xmpp::jid::Jid;
@@ -43,8 +44,12 @@ impl Admin for Operator {
             Operation::UserPasswd { address, password } => {
                 let jid = accounts::address(&address, &config)?;
                 let iterations = config.accounts.password_iterations;
-                accounts::set_password(&exchange.db, &jid, &password, iterations).await?;
-                Ok(said(format!("{jid} has a new password.")))
+                let new = accounts::NewPassword { password: &password, iterations, keep: 0 };
+                accounts::set_password(&exchange.db, &jid, new).await?;
+                if let Some(account) = exchange.accounts.online(&jid) {
+                    exchange.end_sessions(&account, None, &password_changed());
+                }
+                Ok(said(format!("{jid} has a new password; its devices were signed out.")))
             }
             Operation::UserRemove { address } => {
                 let jid = accounts::address(&address, &config)?;
@@ -127,6 +132,11 @@ impl Operator {
     }
 }
 
+/// RFC 6120 s.4.9.3.16: the security context of these streams is outdated.
+fn password_changed() -> StreamError {
+    StreamError::new(StreamCondition::Reset).text("The password was changed.")
+}
+
 /// What of a running server is not the exchange's: certificates, listeners, gates. The server registers itself once.
 pub trait Surroundings: Send + Sync + 'static {
     /// Takes over what a reload can change. Certificates are read first: when one can't be read nothing is changed.
@@ -196,7 +206,7 @@ impl Exchange {
         sessions.len()
     }
 
-    /// Sets the password of one's own account and ends the other sessions.
+    /// Sets the password of one's own account and ends the other sessions and their tokens.
     ///
     /// # Errors
     /// Those of [`accounts::set_password`].
@@ -206,10 +216,10 @@ impl Exchange {
         password: &Password,
     ) -> Result<(), OpError> {
         let iterations = self.config.load().accounts.password_iterations;
-        accounts::set_password(&self.db, &session.account.jid, password, iterations).await?;
-        // RFC 6120 s.4.9.3.16: the security context of these streams is outdated.
-        let error = StreamError::new(StreamCondition::Reset).text("The password was changed.");
-        self.end_sessions(&session.account, Some(session), &error);
+        let keep = session.device.load(Ordering::Relaxed);
+        let new = accounts::NewPassword { password, iterations, keep };
+        accounts::set_password(&self.db, &session.account.jid, new).await?;
+        self.end_sessions(&session.account, Some(session), &password_changed());
         Ok(())
     }
 

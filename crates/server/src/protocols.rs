@@ -47,8 +47,21 @@ const CORE: &[Core] = &[
     core(334, "1.0.0", Level::Complete, "xmpp::classify"),
     core(352, "1.0.0", Level::Complete, "session::outbox"),
     core(368, "1.1.0", Level::Complete, "net, federation"),
+    core(
+        386,
+        "1.1.0",
+        Level::Partial(
+            "no metadata of the archive as yet; what waits is delivered, not cleared, until the archive can be read",
+        ),
+        "session::login",
+    ),
+    core(388, "1.0.4", Level::Complete, "session::login"),
     core(440, "1.0.0", Level::Complete, "session::login"),
+    core(474, "0.5.0", Level::Complete, "xmpp::sasl"),
     core(478, "0.2.0", Level::Complete, "session::login"),
+    core(480, "0.2.0", Level::Complete, "session::login"),
+    core(484, "0.2.0", Level::Complete, "session::login, devices"),
+    core(509, "0.2.0", Level::Complete, "session::login"),
 ];
 
 /// Titles, by number: a specification without one here fails the test.
@@ -87,10 +100,17 @@ const TITLES: &[(u16, &str)] = &[
     (359, "Unique and Stable Stanza IDs"),
     (368, "SRV records for XMPP over TLS"),
     (379, "Pre-Authenticated Roster Subscription"),
+    (386, "Bind 2"),
+    (388, "Extensible SASL Profile"),
     (401, "Ad-hoc Account Invitation Generation"),
     (440, "SASL Channel-Binding Type Capability"),
     (445, "Pre-Authenticated In-Band Registration"),
+    (474, "SASL SCRAM Downgrade Protection"),
     (478, "Stream Limits Advertisement"),
+    (480, "SASL Upgrade Tasks"),
+    (484, "Fast Authentication Streamlining Tokens"),
+    (494, "Client Access Management"),
+    (509, "Initial Authentication Pipelining"),
 ];
 
 /// What RFC 6120, 6121 and 7590 are, in one line each.
@@ -129,7 +149,14 @@ const DEPARTURES: &str = "\
   `service-unavailable` a client that pings its room (XEP-0410 s.3.2) would believe to be inside still.
 - **A component that connects twice** (XEP-0114 s.3 lets the server choose): the newer connection stays, the older one
   is closed with `conflict`. Both have shown the secret; the older one is most likely dead.
-- **Changing the password** (XEP-0077 s.3.3) ends the account's other sessions with the stream error `reset`.
+- **Changing the password** (XEP-0077 s.3.3) ends the account's other sessions with the stream error `reset`, and the
+  tokens of its other devices; an operator who sets one ends all of them.
+- **Ending a device that has the password** (XEP-0494 s.3.2) answers `password-reset-required`, as it should, and signs
+  the device out nevertheless: its sessions and tokens are gone.
+- **Upgrade tasks** (XEP-0480 s.2) are announced to everybody alike, since who is announced less would be known to exist;
+  a client that asks for one is given it only if the account lacks those keys.
+- **A token that is not for its device, its mechanism or anybody** is `not-authorized`, whatever is the reason; only who
+  shows a token that was right and is too old hears `credentials-expired` (XEP-0484 s.4.2).
 - **Registration and invitations**: off by default. An invitation works once and expires; what a user's invitation is
   good for is the operator's choice (`accounts.user_invites`).
 - **Requests between others have no timer.** RFC 6120 s.8.2.3 has the addressee answer, not the servers between. A

@@ -30,6 +30,11 @@ pub(crate) async fn keep(exchange: Arc<Exchange>) {
             Ok(deleted) => tracing::info!(deleted, "old messages were deleted from archives"),
             Err(error) => tracing::warn!(%error, "old messages could not be deleted from archives"),
         }
+        match exchange.forget_devices().await {
+            Ok(0) => {}
+            Ok(forgotten) => tracing::info!(forgotten, "devices that no longer sign in were forgotten"),
+            Err(error) => tracing::warn!(%error, "devices could not be forgotten"),
+        }
     }
 }
 

@@ -6,7 +6,8 @@
 use trunkline_store::Migration;
 
 /// Every migration, oldest first.
-pub const MIGRATIONS: &[Migration] = &[ACCOUNTS, MESSAGING, INVITES, BOUNDS, WAITING, ONE_INDEX, CONTROL, CONSENT, EYES];
+pub const MIGRATIONS: &[Migration] =
+    &[ACCOUNTS, MESSAGING, INVITES, BOUNDS, WAITING, ONE_INDEX, CONTROL, CONSENT, EYES, DEVICES];
 
 const ACCOUNTS: Migration = Migration {
     name: "accounts",
@@ -315,5 +316,31 @@ const CONSENT: Migration = Migration {
             declined INTEGER NOT NULL,
             changed_at INTEGER NOT NULL
         ) STRICT;
+    ",
+};
+
+/// The devices of an account and their tokens, the current and the next one of each (see [`crate::devices`]).
+const DEVICES: Migration = Migration {
+    name: "devices",
+    sql: "
+        CREATE TABLE devices (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            account INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
+            agent BLOB NOT NULL,
+            handle TEXT NOT NULL,
+            software TEXT,
+            device TEXT,
+            first_seen INTEGER NOT NULL,
+            last_seen INTEGER NOT NULL,
+            password INTEGER NOT NULL,
+            mechanism TEXT,
+            seed BLOB,
+            expires INTEGER,
+            next_mechanism TEXT,
+            next_seed BLOB,
+            next_expires INTEGER,
+            UNIQUE (account, agent)
+        ) STRICT;
+        CREATE INDEX devices_by_age ON devices (last_seen);
     ",
 };

@@ -101,6 +101,9 @@ pub enum StartError {
     /// Threads or signals.
     #[error("the system refuses threads or signals: {0}")]
     Runtime(std::io::Error),
+    /// The secret that tokens are made with.
+    #[error(transparent)]
+    Secret(#[from] crate::admin::init::InitError),
     /// A domain in the configuration.
     #[error("'{0}' is not a domain")]
     Domain(String),
@@ -653,6 +656,14 @@ async fn exchange(config: Config, parts: &Parts) -> Result<Arc<Exchange>, StartE
     let mark = hosts.values().map(|host| u64::from_le_bytes(first_eight(&host.secret))).fold(0, |a, b| a ^ b);
     let started = parts.clock.now();
     let metrics = Metrics::new();
+    // Not in the database: who reads that can't make tokens. Where nothing is kept, nor are tokens.
+    let secret = if parts.in_memory || parts.store.is_some() {
+        let mut secret = [0; 32];
+        getrandom::fill(&mut secret).map_err(|error| StartError::Runtime(std::io::Error::other(error)))?;
+        secret
+    } else {
+        crate::admin::init::server_secret(&config)?
+    };
     Ok(Arc::new(Exchange {
         ids: Ids::new(parts.clock.clone(), last, mark),
         db,
@@ -668,6 +679,7 @@ async fn exchange(config: Config, parts: &Parts) -> Result<Arc<Exchange>, StartE
         control: Arc::new(crate::control::Control::new(&parts.clock)),
         components: crate::route::components::Components::default(),
         logins: Attempts::new(parts.clock.clone()),
+        mint: crate::devices::Mint::new(&secret),
         logging_in: crate::session::credentials::Credentials::default(),
         failed: crate::route::message::Failed::default(),
         keeper: Keeper::default(),

@@ -84,9 +84,20 @@ pub struct NewAccount<'a> {
     pub now: i64,
 }
 
-/// Sets a new password.
-pub async fn set_password(db: &Db, jid: &Jid, password: &Password, iterations: u32) -> Result<(), OpError> {
-    let keys = keys(password, iterations).await?;
+/// What [`set_password`] sets.
+#[derive(Clone, Copy, Debug)]
+pub struct NewPassword<'a> {
+    /// Of any length from 1 byte that SASLprep allows.
+    pub password: &'a Password,
+    /// PBKDF2 iterations.
+    pub iterations: u32,
+    /// The device that sets it, whose tokens stay; 0: none.
+    pub keep: i64,
+}
+
+/// Sets a new password. The tokens of devices that signed in with the old one are gone with it.
+pub async fn set_password(db: &Db, jid: &Jid, new: NewPassword<'_>) -> Result<(), OpError> {
+    let keys = keys(new.password, new.iterations).await?;
     let mut batch = Batch::new(Lane::Inside);
     batch.push(must_exist(jid));
     batch.push(on_account(
@@ -95,6 +106,7 @@ pub async fn set_password(db: &Db, jid: &Jid, password: &Password, iterations: u
         jid,
     ));
     push_credentials(&mut batch, jid, keys);
+    batch.push(on_account(crate::devices::forget_tokens(), jid).bind(new.keep));
     db.run(batch).await.map(drop).map_err(|error| missing(error, jid))
 }
 

@@ -41,8 +41,9 @@ impl Admin for Offline {
             }
             Operation::UserPasswd { address, password } => {
                 let jid = accounts::address(&address, &self.config)?;
-                accounts::set_password(&self.db, &jid, &password, self.config.accounts.password_iterations)
-                    .await?;
+                let iterations = self.config.accounts.password_iterations;
+                let new = accounts::NewPassword { password: &password, iterations, keep: 0 };
+                accounts::set_password(&self.db, &jid, new).await?;
                 Ok(Outcome::Done { text: format!("{jid} has a new password.") })
             }
             Operation::UserRemove { address } => {

@@ -168,6 +168,9 @@ pub const KEYS: &[Key] = &[
     key("clients.resume_timeout", Duration)
         .default("\"10 min\"")
         .doc("How long a session waits for a client whose connection broke (XEP-0198)."),
+    key("clients.token_lifetime", Duration).default("\"30 days\"").doc(
+        "How long the token is good that a device signs in with instead of the password (FAST, XEP-0484). A device that signs in gets a new one in time. 0 means no tokens.",
+    ),
     // --- accounts
     key("accounts.admins", Addresses)
         .default("[]")
@@ -192,6 +195,9 @@ pub const KEYS: &[Key] = &[
     ),
     key("accounts.history_age", Duration).default("\"365 days\"").doc(
         "How long messages stay in the archive; 0 means for ever. What waits to be picked up stays.",
+    ),
+    key("accounts.device_age", Duration).default("\"90 days\"").doc(
+        "How long a device that does not sign in any more is listed for its user (XEP-0494); its token ends with it. 0 means for ever.",
     ),
     key("accounts.password_iterations", Int(4096, 10_000_000)).default("10000").doc(
         "The work factor of stored passwords (SCRAM, PBKDF2). Clients do this work at each login. Applies when a password is set.",

@@ -122,6 +122,8 @@ pub struct Clients {
     pub idle_check: Duration,
     /// XEP-0198 `max`.
     pub resume_timeout: Duration,
+    /// Of FAST tokens; zero: there are none.
+    pub token_lifetime: Duration,
 }
 
 /// Whether clients must use TLS.
@@ -154,6 +156,8 @@ pub struct Accounts {
     pub archive: bool,
     /// How long messages stay in the archive; zero: for ever.
     pub history_age: Duration,
+    /// How long devices that are gone are remembered; zero: for ever.
+    pub device_age: Duration,
     /// PBKDF2 iterations for new passwords.
     pub password_iterations: u32,
 }

@@ -7,6 +7,7 @@
 pub mod administration;
 pub mod blocking;
 pub mod carbons;
+pub mod client_access;
 pub mod commands;
 pub mod disco;
 pub mod history;
@@ -60,6 +61,7 @@ pub fn all() -> Vec<Module> {
         carbons::module(),
         vcard::module(),
         private::module(),
+        client_access::module(),
         registration::module(),
         commands::module(),
         invitations::module(),

@@ -9,6 +9,7 @@ use trunkline_store::{StoreError, sql};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::sasl;
 
+use super::login::Stage;
 use crate::config::Config;
 use crate::exchange::{Exchange, Host};
 
@@ -50,7 +51,7 @@ pub(super) struct Turn {
     _permit: Option<OwnedSemaphorePermit>,
 }
 
-type Features = (Arc<Config>, Arc<[u8]>);
+type Features = (Arc<Config>, [Arc<[u8]>; 2]);
 
 type Counts = Arc<[(u32, u32)]>;
 
@@ -66,17 +67,23 @@ impl Default for Credentials {
 }
 
 impl Credentials {
-    /// What was written for this configuration, or what `write` writes.
-    pub(super) fn features(&self, config: &Arc<Config>, write: impl FnOnce() -> Vec<u8>) -> Arc<[u8]> {
+    /// What was written for this configuration, or what `write` writes, for each stage.
+    pub(super) fn features(
+        &self,
+        config: &Arc<Config>,
+        stage: Stage,
+        write: impl FnOnce() -> [Vec<u8>; 2],
+    ) -> Arc<[u8]> {
         let mut features = self.features.lock();
         if let Some((of, written)) = &*features
             && Arc::ptr_eq(of, config)
         {
-            return Arc::clone(written);
+            return Arc::clone(&written[stage as usize]);
         }
-        let written: Arc<[u8]> = write().into();
-        *features = Some((Arc::clone(config), Arc::clone(&written)));
-        written
+        let written = write().map(Arc::from);
+        let wanted = Arc::clone(&written[stage as usize]);
+        *features = Some((Arc::clone(config), written));
+        wanted
     }
 }
 

@@ -226,6 +226,7 @@ impl Exchange {
                 interested: resource.interested,
                 block_interested: resource.block_interested,
                 carbons: resource.carbons,
+                device: session.device.load(Ordering::Relaxed),
             },
         ))
     }
@@ -286,6 +287,7 @@ impl Exchange {
             return Ok(None);
         }
         session.with_outbox(|outbox| outbox.restore(kept));
+        session.device.store(snapshot.device, Ordering::Relaxed);
         session.detach(session.serial);
         session.vitals.detached.store(snapshot.detached.max(1), Ordering::Relaxed);
         let mut resource = Resource::new(Arc::clone(&session));
@@ -398,6 +400,8 @@ struct Snapshot {
     interested: bool,
     block_interested: bool,
     carbons: bool,
+    #[serde(default)]
+    device: i64,
 }
 
 /// A stanza in a snapshot.

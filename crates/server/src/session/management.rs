@@ -42,18 +42,46 @@ pub(super) fn handle(
     }
 }
 
-/// s.3.
-fn enable(exchange: &Arc<Exchange>, session: &Arc<Session>, element: &Node<'_>) {
-    if session.management().is_some() {
-        session.push_nonza(&failed(Condition::UnexpectedRequest, None));
-        return;
+/// What a client asks for with `<enable/>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wish {
+    resume: bool,
+    /// Seconds.
+    max: Option<u32>,
+}
+
+impl Wish {
+    /// Reads `<enable/>`.
+    pub(super) fn of(element: &Node<'_>) -> Wish {
+        Wish {
+            resume: matches!(element.attr("resume").as_deref(), Some("true" | "1")),
+            max: element.attr("max").and_then(|max| max.parse::<u32>().ok()),
+        }
     }
+}
+
+/// Stream management that is on, and what is still to be done about it.
+pub(super) struct Begun {
+    /// `<enabled/>`.
+    pub(super) enabled: Vec<u8>,
+    resume: Option<[u8; 32]>,
+}
+
+impl Begun {
+    /// From here on the session can be resumed. Not to be called with an account locked.
+    pub(super) fn publish(&self, exchange: &Exchange, session: &Arc<Session>) {
+        if let Some(hash) = self.resume {
+            exchange.resumable.lock().insert(hash, Arc::clone(session));
+        }
+    }
+}
+
+/// s.3: what comes is counted from here on; what goes out from the caller's `Outbox::manage` on.
+pub(super) fn begin(exchange: &Exchange, session: &Arc<Session>, wish: Wish) -> Begun {
     let most = exchange.config.load().clients.resume_timeout.as_secs();
     let most = u32::try_from(most).unwrap_or(u32::MAX);
-    let wanted = element.attr("max").and_then(|max| max.parse::<u32>().ok()).unwrap_or(most);
-    let seconds = wanted.min(most);
-    let resume = matches!(element.attr("resume").as_deref(), Some("true" | "1")) && seconds > 0;
-    let id = resume.then(|| crate::ids::token(24));
+    let seconds = wish.max.unwrap_or(most).min(most);
+    let id = (wish.resume && seconds > 0).then(|| crate::ids::token(24));
     let ledger = {
         let session = Arc::downgrade(session);
         Ledger::new(0, move || {
@@ -62,22 +90,30 @@ fn enable(exchange: &Arc<Exchange>, session: &Arc<Session>, element: &Node<'_>) 
             }
         })
     };
-    session.manage(Management { resume: id.as_deref().map(hash), seconds }, ledger);
+    let resume = id.as_deref().map(hash);
+    session.manage(Management { resume, seconds }, ledger);
     let mut w = Writer::new();
     w.open("enabled").attr("xmlns", ns::SM);
     if let Some(id) = &id {
         w.attr("resume", "true").attr("id", id).attr("max", &seconds.to_string());
     }
     w.close();
-    let enabled = w.finish();
+    Begun { enabled: w.finish(), resume }
+}
+
+/// s.3.
+fn enable(exchange: &Arc<Exchange>, session: &Arc<Session>, element: &Node<'_>) {
+    if session.management().is_some() {
+        session.push_nonza(&failed(Condition::UnexpectedRequest, None));
+        return;
+    }
+    let begun = begin(exchange, session, Wish::of(element));
     session.with_outbox(|outbox| {
-        outbox.push_nonza(&enabled);
+        outbox.push_nonza(&begun.enabled);
         outbox.manage();
     });
     session.wake();
-    if let Some(id) = id {
-        exchange.resumable.lock().insert(hash(&id), Arc::clone(session));
-    }
+    begun.publish(exchange, session);
 }
 
 /// s.4: answered once everything before is committed; what is not by then, after half a second.

@@ -51,6 +51,8 @@ pub struct Session {
     /// Counts [`Greeting`]s.
     greeting: AtomicU64,
     life: Mutex<Life>,
+    /// Which of the account's devices it is, by the store's key; 0: it did not say.
+    pub device: AtomicI64,
     /// What the keeper looks at; see [`Vitals`].
     pub vitals: Vitals,
 }
@@ -120,6 +122,7 @@ impl Session {
             drained: Notify::new(),
             greeting: AtomicU64::new(0),
             life: Mutex::new(Life { attached: true, connection: serial, ..Life::default() }),
+            device: AtomicI64::new(0),
             vitals: Vitals::default(),
         })
     }

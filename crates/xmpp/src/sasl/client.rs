@@ -29,6 +29,9 @@ pub enum ClientError {
     /// The server does not know our password either: it is an impostor.
     #[error("the server did not prove that it knows the password")]
     ServerSignature,
+    /// XEP-0474: the server did not announce what came here: somebody has changed the lists on their way.
+    #[error("somebody has changed the list of mechanisms or channel bindings on its way")]
+    Downgrade,
     /// No random numbers.
     #[error("the system gives no random numbers")]
     Random,
@@ -96,6 +99,8 @@ pub struct Scram {
     binding_data: Vec<u8>,
     first_bare: String,
     nonce: String,
+    /// What the server must have announced.
+    announcement: Option<String>,
     server_signature: Option<Vec<u8>>,
 }
 
@@ -133,8 +138,15 @@ impl Scram {
             binding_data,
             first_bare: format!("n={},r={nonce}", escape(&user)),
             nonce,
+            announcement: None,
             server_signature: None,
         })
+    }
+
+    /// XEP-0474 s.5.2: what came as the server's announcement. If the server signs another one the login is given up.
+    pub fn announced(mut self, mechanisms: &[&str], types: &[&str]) -> Scram {
+        self.announcement = Some(super::announcement(self.hash, mechanisms, types));
+        self
     }
 
     /// The text of `<auth/>`.
@@ -164,6 +176,11 @@ impl Scram {
         if !(MIN_ITERATIONS..=MAX_ITERATIONS).contains(&iterations) {
             return Err(ClientError::Iterations(iterations));
         }
+        if let (Some(ours), Some(theirs)) = (&self.announcement, first.announcement)
+            && ours != theirs
+        {
+            return Err(ClientError::Downgrade);
+        }
         let hash = self.hash;
         if !kept.as_ref().is_some_and(|keys| keys.fits(hash, &first)) {
             *kept = None;
@@ -189,6 +206,24 @@ impl Scram {
         let expected = self.server_signature.take().ok_or(ClientError::Malformed)?;
         if same(&verifier, &expected) { Ok(()) } else { Err(ClientError::ServerSignature) }
     }
+}
+
+/// XEP-0480 s.4: the SaltedPassword, in base64, for the salt that a server asks new keys for. Costs milliseconds.
+///
+/// # Errors
+/// The password has no prepared form, or the salt or the count can't be used.
+pub fn salted_password(
+    hash: Hash,
+    password: &str,
+    salt: &str,
+    iterations: u32,
+) -> Result<String, ClientError> {
+    let password = prepare_password(password).map_err(|_| ClientError::Credentials)?;
+    let salt = decode(salt).map_err(|_| ClientError::Malformed)?;
+    let rounds = NonZeroU32::new(iterations)
+        .filter(|rounds| (MIN_ITERATIONS..=MAX_ITERATIONS).contains(&rounds.get()))
+        .ok_or(ClientError::Iterations(iterations))?;
+    Ok(encode(hash.hi(password.as_bytes(), &salt, rounds)))
 }
 
 /// The text of `<auth/>` for PLAIN. Inside TLS only.

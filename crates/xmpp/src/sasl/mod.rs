@@ -1,5 +1,5 @@
 //! RFC 6120 s.6 SASL: SCRAM with and without channel binding (RFC 5802, RFC 7677, RFC 9266), PLAIN (RFC 4616),
-//! EXTERNAL (RFC 4422 appendix A), ANONYMOUS (RFC 4505).
+//! EXTERNAL (RFC 4422 appendix A), ANONYMOUS (RFC 4505), and tokens (SASL HT, for XEP-0484).
 //!
 //! [`Server`] and [`client`] hold a conversation without doing I/O. Texts go in and come out in base64, as the
 //! elements of the stream carry them.
@@ -7,14 +7,16 @@
 pub mod client;
 mod scram;
 mod server;
+mod token;
 
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
-pub use scram::{DEFAULT_ITERATIONS, Hash, PasswordError, ScramKeys};
+pub use scram::{DEFAULT_ITERATIONS, Hash, PasswordError, Salt, ScramKeys};
 pub use server::{Server, Step};
+pub use token::{TokenLogin, TokenMechanism, token_answer, token_initial, token_verify};
 
 /// Bytes a message may have after decoding. The longest honest ones are PLAIN's: two addresses and a password.
 pub const MAX_MESSAGE: usize = 8192;
@@ -57,6 +59,8 @@ pub enum Failure {
     BindingMismatch,
     /// The nonce or the header was not repeated as it was.
     NonceMismatch,
+    /// XEP-0509 s.2.2: the client has chosen from features that are no longer those of the stream.
+    OtherFeatures,
     /// A fault of this server, or a limit on attempts.
     TemporaryAuthFailure,
 }
@@ -65,7 +69,7 @@ impl Failure {
     /// The condition's name on the wire (RFC 6120 s.6.5).
     pub fn condition(self) -> &'static str {
         match self {
-            Failure::Aborted => "aborted",
+            Failure::Aborted | Failure::OtherFeatures => "aborted",
             Failure::AccountDisabled => "account-disabled",
             Failure::CredentialsExpired => "credentials-expired",
             Failure::EncryptionRequired => "encryption-required",
@@ -92,6 +96,7 @@ impl Failure {
             Failure::BindingUnsupported => "channel-binding-unsupported",
             Failure::BindingMismatch => "channel-binding-mismatch",
             Failure::NonceMismatch => "nonce-mismatch",
+            Failure::OtherFeatures => "config-version-mismatch",
             other => other.condition(),
         }
     }
@@ -195,7 +200,25 @@ impl Mechanism {
 
 /// The name as a label of bounded number, if there is a mechanism of that name: the peer chooses what it sends.
 pub fn known(name: &str) -> Option<&'static str> {
-    Mechanism::parse(name).map(Mechanism::name)
+    Mechanism::parse(name)
+        .map(Mechanism::name)
+        .or_else(|| TokenMechanism::parse(name).map(TokenMechanism::name))
+}
+
+/// XEP-0474 s.5.1: the hash of what a server announces, so that a client notices when somebody has changed the lists
+/// on their way. `types` empty: none are announced.
+pub(crate) fn announcement(hash: Hash, mechanisms: &[&str], types: &[&str]) -> String {
+    let sorted = |names: &[&str]| {
+        let mut names = names.to_vec();
+        names.sort_unstable();
+        names.join("\x1e")
+    };
+    let mut text = sorted(mechanisms);
+    if !types.is_empty() {
+        text.push('\x1f');
+        text.push_str(&sorted(types));
+    }
+    encode(hash.h(text.as_bytes()))
 }
 
 /// What a server offers on one connection, and so the list that a downgrade is measured against.
@@ -205,6 +228,7 @@ pub struct Offer {
     domain: Option<String>,
     identities: Vec<String>,
     decoys: Option<Decoys>,
+    protected: bool,
 }
 
 impl Offer {
@@ -220,12 +244,13 @@ impl Offer {
             domain: None,
             identities: Vec::new(),
             decoys: None,
+            protected: false,
         }
     }
 
     /// Nothing but what is added: a server's offer to another server.
     pub fn none() -> Offer {
-        Offer { mechanisms: Vec::new(), domain: None, identities: Vec::new(), decoys: None }
+        Offer { mechanisms: Vec::new(), domain: None, identities: Vec::new(), decoys: None, protected: false }
     }
 
     /// Offers EXTERNAL, to a peer whose certificate proves `identities` (bare JIDs or domains, canonical). An empty
@@ -255,6 +280,13 @@ impl Offer {
     /// would let a patient attacker tell unknown users by their changing salts.
     pub fn decoys(mut self, decoys: Decoys) -> Offer {
         self.decoys = Some(decoys);
+        self
+    }
+
+    /// XEP-0474: tells in SCRAM what was announced, for this to be signed with the password. The list on the stream
+    /// must be that of [`Offer::names`], with the binding types of [`ChannelBindings::types`].
+    pub fn protected(mut self) -> Offer {
+        self.protected = true;
         self
     }
 

@@ -104,6 +104,35 @@ impl std::fmt::Debug for ScramKeys {
     }
 }
 
+/// What a client makes new keys of its password with (XEP-0480 s.4).
+#[derive(Clone, Debug)]
+pub struct Salt {
+    bytes: Vec<u8>,
+    rounds: NonZeroU32,
+}
+
+impl Salt {
+    /// A new one. Zero iterations count as one.
+    ///
+    /// # Errors
+    /// The system gives no random numbers.
+    pub fn new(iterations: u32) -> Result<Salt, PasswordError> {
+        let mut bytes = vec![0; SALT_BYTES];
+        getrandom::fill(&mut bytes).map_err(|_| PasswordError::Random)?;
+        Ok(Salt { bytes, rounds: NonZeroU32::new(iterations).unwrap_or(NonZeroU32::MIN) })
+    }
+
+    /// In base64.
+    pub fn text(&self) -> String {
+        super::encode(&self.bytes)
+    }
+
+    /// PBKDF2 iterations.
+    pub fn iterations(&self) -> u32 {
+        self.rounds.get()
+    }
+}
+
 /// Why a password can't be used. The fault of who chose it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PasswordError {
@@ -139,14 +168,30 @@ impl ScramKeys {
         let password = prepare_password(password)?;
         let rounds = NonZeroU32::new(iterations).unwrap_or(NonZeroU32::MIN);
         let salted = hash.hi(password.as_bytes(), salt, rounds);
-        let client_key = hash.hmac(&salted, b"Client Key");
-        Ok(ScramKeys {
+        Ok(ScramKeys::of_salted(hash, &salted, (salt, rounds)))
+    }
+
+    fn of_salted(hash: Hash, salted: &[u8], (salt, rounds): (&[u8], NonZeroU32)) -> ScramKeys {
+        let client_key = hash.hmac(salted, b"Client Key");
+        ScramKeys {
             hash,
             salt: salt.to_vec(),
             iterations: rounds.get(),
             stored_key: hash.h(client_key.as_ref()).as_ref().to_vec(),
-            server_key: hash.hmac(&salted, b"Server Key").as_ref().to_vec(),
-        })
+            server_key: hash.hmac(salted, b"Server Key").as_ref().to_vec(),
+        }
+    }
+
+    /// XEP-0480 s.4: keys of the SaltedPassword that a client worked out from a [`Salt`] of ours; in base64.
+    ///
+    /// # Errors
+    /// No base64, or not of the hash's length.
+    pub fn upgraded(hash: Hash, salt: &Salt, salted: &str) -> Result<ScramKeys, Failure> {
+        let salted = super::decode(salted)?;
+        if salted.len() != hash.bytes() {
+            return Err(Failure::MalformedRequest);
+        }
+        Ok(ScramKeys::of_salted(hash, &salted, (&salt.bytes, salt.rounds)))
     }
 
     /// Whether the keys are of this password. As costly as [`ScramKeys::derive`].
@@ -299,6 +344,8 @@ pub(super) struct ServerFirst<'a> {
     pub(super) nonce: &'a str,
     pub(super) salt: Vec<u8>,
     pub(super) iterations: NonZeroU32,
+    /// XEP-0474 `h`.
+    pub(super) announcement: Option<&'a str>,
 }
 
 impl ServerFirst<'_> {
@@ -307,7 +354,8 @@ impl ServerFirst<'_> {
         let nonce = attributes.next()?.strip_prefix("r=")?;
         let salt = super::decode(attributes.next()?.strip_prefix("s=")?).ok()?;
         let iterations = attributes.next()?.strip_prefix("i=")?.parse().ok()?;
-        attributes.all(is_attribute).then_some(ServerFirst { nonce, salt, iterations })
+        let announcement = attributes.clone().find_map(|attribute| attribute.strip_prefix("h="));
+        attributes.all(is_attribute).then_some(ServerFirst { nonce, salt, iterations, announcement })
     }
 }
 

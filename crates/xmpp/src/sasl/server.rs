@@ -4,8 +4,8 @@ use std::sync::OnceLock;
 
 use super::scram::{ClientFinal, ClientFirst, Gs2Flag, same, xor};
 use super::{
-    ChannelBindings, DEFAULT_ITERATIONS, Decoys, Failure, Hash, Mechanism, Offer, ScramKeys, decode,
-    decode_text, encode, random_text,
+    ChannelBindings, DEFAULT_ITERATIONS, Decoys, Failure, Hash, Mechanism, Offer, ScramKeys, announcement,
+    decode, decode_text, encode, random_text,
 };
 use crate::prep::{Profile, Unassigned, prepare};
 
@@ -42,6 +42,7 @@ pub struct Server {
     state: State,
     next: Step,
     user: Option<String>,
+    authzid: Option<String>,
 }
 
 /// What the next call has to bring.
@@ -101,6 +102,7 @@ impl Server {
             state: State::First,
             next: Step::Challenge(String::new()),
             user: None,
+            authzid: None,
         };
         // RFC 6120 s.6.4.2: no initial response is asked for with an empty challenge; "=" is an empty one.
         if !initial.is_empty() {
@@ -117,6 +119,11 @@ impl Server {
     /// The user the client claims to be, as soon as it has said so.
     pub fn user(&self) -> Option<&str> {
         self.user.as_deref()
+    }
+
+    /// Whom the client asked to act for in so many words; the same user, or the login fails.
+    pub fn authzid(&self) -> Option<&str> {
+        self.authzid.as_deref()
     }
 
     /// Takes the text of a `<response/>`.
@@ -187,6 +194,7 @@ impl Server {
             Gs2Flag::NotOffered if self.offer.has_plus() => return Err(Failure::Downgrade),
             _ => {}
         }
+        self.authzid = first.authzid.clone();
         self.check_authzid(first.authzid.as_deref(), &first.user)?;
         let user = first.user.clone();
         self.state = State::ScramKeys(Box::new(first));
@@ -209,6 +217,7 @@ impl Server {
             return Err(Failure::MalformedRequest);
         }
         self.user = Some(user.clone());
+        self.authzid = Some(authzid.to_owned()).filter(|authzid| !authzid.is_empty());
         self.check_authzid(Some(authzid), &user)?;
         self.state = State::PlainKeys(password.to_owned());
         Ok(Step::NeedCredentials { user, hash: PLAIN_HASH })
@@ -243,7 +252,12 @@ impl Server {
         ours: String,
     ) -> Result<Step, Failure> {
         let nonce = first.nonce + &ours;
-        let message = format!("r={nonce},s={},i={}", encode(&keys.salt), keys.iterations);
+        let mut message = format!("r={nonce},s={},i={}", encode(&keys.salt), keys.iterations);
+        if self.offer.protected {
+            let announced = announcement(keys.hash, &self.offer.names(), &self.bindings.types());
+            message.push_str(",h=");
+            message.push_str(&announced);
+        }
         let mut binding = first.gs2_header.into_bytes();
         if let Gs2Flag::Bound(name) = &first.flag {
             binding.extend_from_slice(self.bindings.get(name).ok_or(Failure::BindingUnsupported)?);

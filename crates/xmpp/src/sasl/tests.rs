@@ -466,3 +466,44 @@ fn message() -> impl Strategy<Value = String> {
         "[a-z]{0,4}\u{0}?[a-z]{0,4}\u{0}[a-z]{0,4}".prop_map(encode),
     ]
 }
+
+#[test]
+fn what_was_announced_is_signed() {
+    // The example of XEP-0474 s.5.3.
+    let mechanisms = ["SCRAM-SHA-1-PLUS", "SCRAM-SHA-1"];
+    let types = ["tls-server-end-point", "tls-exporter"];
+    assert_eq!(announcement(Hash::Sha1, &mechanisms, &types), "G6k/rBLDqgOhRRaCuuatSDFkJ08=");
+    let bindings = tls();
+    let offer = Offer::new(true, &bindings).protected();
+    let run = |names: &[&str], types: &[&str]| {
+        let scram = client::Scram::new(Hash::Sha256, "user", "pencil", client::Binding::Unsupported).unwrap();
+        let mut scram = scram.announced(names, types);
+        let mut server = Server::start("SCRAM-SHA-256", &scram.initial(), &offer, &bindings).unwrap();
+        assert!(matches!(server.step(), Step::NeedCredentials { .. }));
+        server.credentials(Some(keys(Hash::Sha256, "pencil")));
+        let Step::Challenge(challenge) = server.step() else { panic!("no challenge") };
+        let response = scram.respond(&challenge)?;
+        server.response(&response);
+        let Step::Done { data: Some(data), .. } = server.step() else { panic!("not done") };
+        scram.verify(&data)
+    };
+    let (names, kinds) = (offer.names(), bindings.types());
+    assert_eq!(run(&names, &kinds), Ok(()));
+    // Somebody has taken the bound mechanisms away, or all types but one that nobody knows.
+    let unbound: Vec<&str> = names.iter().copied().filter(|name| !name.ends_with("-PLUS")).collect();
+    assert_eq!(run(&unbound, &kinds), Err(client::ClientError::Downgrade));
+    assert_eq!(run(&names, &["tls-dummy"]), Err(client::ClientError::Downgrade));
+}
+
+#[test]
+fn keys_of_a_salted_password_are_those_of_the_password() {
+    let salt = Salt::new(4096).unwrap();
+    for hash in Hash::ALL {
+        let salted = client::salted_password(hash, "pencil", &salt.text(), salt.iterations()).unwrap();
+        let keys = ScramKeys::upgraded(hash, &salt, &salted).unwrap();
+        assert!(keys.verify_password("pencil") && !keys.verify_password("pen"));
+        assert_eq!(keys.iterations, 4096);
+    }
+    assert_eq!(ScramKeys::upgraded(Hash::Sha512, &salt, "AAAA").err(), Some(Failure::MalformedRequest));
+    assert_eq!(ScramKeys::upgraded(Hash::Sha512, &salt, "?").err(), Some(Failure::IncorrectEncoding));
+}

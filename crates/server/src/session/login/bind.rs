@@ -1,9 +1,10 @@
 //! Binding a resource (RFC 6120 s.7) or resuming a session (XEP-0198 s.5).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use trunkline_xml::{Element, Writer};
+use trunkline_xml::{Node, Writer};
 use trunkline_xmpp::error::{Condition, StanzaError, StreamCondition, StreamError};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::ns;
@@ -14,20 +15,22 @@ use crate::exchange::Exchange;
 use crate::logging::Refusal;
 use crate::route::account::{Account, Resource};
 use crate::session::client::Seat;
+use crate::session::management::Begun;
 use crate::session::{Close, Session, management};
 
 impl Negotiation {
-    /// RFC 6120 s.7, or XEP-0198 s.5.
+    /// RFC 6120 s.7, or XEP-0198 s.5. The features are sent.
     pub(super) async fn bind(&mut self, account: Arc<Account>) -> Result<Seat, Stop> {
-        self.send(&self.session_features()).await?;
         loop {
             let element = self.element().await?;
             let root = element.root();
             if root.is(ns::SM, "resume") {
-                if let Some(seat) = self.resume(&account, &element).await? {
-                    return Ok(seat);
+                let (seat, answer) = self.resume(&account, &Resume::of(&root)).await?;
+                self.send(&answer).await?;
+                match seat {
+                    Some(seat) => return Ok(seat),
+                    None => continue,
                 }
-                continue;
             }
             if root.is(ns::SM, "enable") {
                 // XEP-0198 s.3: only after binding.
@@ -63,8 +66,8 @@ impl Negotiation {
                     continue;
                 }
             };
-            match self.desk.exchange.bind(account.clone(), full, self.desk.serial) {
-                Ok(session) => {
+            match self.desk.exchange.bind(account.clone(), (full, self.desk.serial), Wanted::default()) {
+                Ok((session, _)) => {
                     let seat = Seat::new(&self.desk.exchange, &session, self.desk.serial);
                     let mut w = Writer::new();
                     w.open("bind").attr("xmlns", ns::BIND);
@@ -88,23 +91,22 @@ impl Negotiation {
         self.send(&out).await
     }
 
-    /// XEP-0198 s.5. `None`: the client got `<failed/>` and may bind.
-    async fn resume(&mut self, account: &Arc<Account>, element: &Element) -> Result<Option<Seat>, Stop> {
-        let root = element.root();
-        let (Some(previous), Some(h)) =
-            (root.attr("previd"), root.attr("h").and_then(|h| h.parse::<u32>().ok()))
-        else {
-            self.send(&management::failed(Condition::BadRequest, None)).await?;
-            return Ok(None);
+    /// XEP-0198 s.5. The answer is to be sent; `None`: it is `<failed/>`, and the client may bind.
+    pub(super) async fn resume(
+        &mut self,
+        account: &Arc<Account>,
+        wanted: &Resume,
+    ) -> Result<(Option<Seat>, Vec<u8>), Stop> {
+        let (Some(previous), Some(h)) = (&wanted.previous, wanted.h) else {
+            return Ok((None, management::failed(Condition::BadRequest, None)));
         };
-        let session = self.desk.exchange.resumable.lock().get(&management::hash(&previous)).cloned();
+        let session = self.desk.exchange.resumable.lock().get(&management::hash(previous)).cloned();
         let session = session.filter(|session| session.account.id == account.id && !session.is_ended());
         let Some((session, ledger)) =
             session.and_then(|session| Some((Arc::clone(&session), session.ledger()?)))
         else {
             // After a crash, or too late. The kept messages come again with a delay.
-            self.send(&management::failed(Condition::ItemNotFound, None)).await?;
-            return Ok(None);
+            return Ok((None, management::failed(Condition::ItemNotFound, None)));
         };
         // The old connection, if it still believes to be there, goes without ending the session.
         session.attach(self.desk.serial);
@@ -128,23 +130,50 @@ impl Negotiation {
         w.open("resumed")
             .attr("xmlns", ns::SM)
             .attr("h", &handled.to_string())
-            .attr("previd", &previous)
+            .attr("previd", previous)
             .close();
-        self.send(&w.finish()).await?;
         self.desk.exchange.metrics.resumed.inc();
-        Ok(Some(seat))
+        Ok((Some(seat), w.finish()))
     }
+}
+
+/// `<resume/>`, as far as it could be read.
+#[derive(Clone, Debug)]
+pub(super) struct Resume {
+    previous: Option<String>,
+    h: Option<u32>,
+}
+
+impl Resume {
+    /// Reads it.
+    pub(super) fn of(element: &Node<'_>) -> Resume {
+        Resume {
+            previous: element.attr("previd").map(|previous| previous.into_owned()),
+            h: element.attr("h").and_then(|h| h.parse().ok()),
+        }
+    }
+}
+
+/// How a session is to begin.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Wanted {
+    pub(super) carbons: bool,
+    /// XEP-0352 s.4.
+    pub(super) inactive: bool,
+    pub(super) management: Option<management::Wish>,
+    /// Which device it is; 0: unknown.
+    pub(super) device: i64,
 }
 
 impl Exchange {
     /// Binds a resource: a new session wins, the old one of the same name gets `conflict`
-    /// (RFC 6120 s.7.7.2.2).
-    fn bind(
+    /// (RFC 6120 s.7.7.2.2). It is as wanted before anybody can reach it.
+    pub(super) fn bind(
         self: &Arc<Self>,
         account: Arc<Account>,
-        full: Jid,
-        serial: u64,
-    ) -> Result<Arc<Session>, StanzaError> {
+        (full, serial): (Jid, u64),
+        wanted: Wanted,
+    ) -> Result<(Arc<Session>, Option<Begun>), StanzaError> {
         let most = self.config.load().clients.max_sessions_per_account;
         let mut state = loop {
             let state = account.state();
@@ -166,8 +195,22 @@ impl Exchange {
                 .text(format!("An account may have {most} devices connected.")));
         }
         let session = Session::new(serial, full, Arc::clone(&account), self.bounds());
-        state.resources.push(Resource::new(Arc::clone(&session)));
+        session.device.store(wanted.device, Ordering::Relaxed);
+        let begun = wanted.management.map(|wish| management::begin(self, &session, wish));
+        session.with_outbox(|outbox| {
+            if begun.is_some() {
+                outbox.manage();
+            }
+            outbox.set_inactive(wanted.inactive);
+        });
+        let mut resource = Resource::new(Arc::clone(&session));
+        resource.carbons = wanted.carbons;
+        state.resources.push(resource);
+        drop(state);
+        if let Some(begun) = &begun {
+            begun.publish(self, &session);
+        }
         self.metrics.sessions.inc();
-        Ok(session)
+        Ok((session, begun))
     }
 }

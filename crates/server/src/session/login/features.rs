@@ -3,26 +3,55 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::digest;
+use base64::Engine as _;
 use trunkline_xml::Writer;
 use trunkline_xmpp::{ns, sasl};
 
-use super::Negotiation;
+use super::{Negotiation, inline};
 use crate::config::{Config, Registration};
 use crate::exchange::Exchange;
 
+/// How far somebody has come who has logged in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::session) enum Stage {
+    /// A resource is to be bound.
+    Unbound,
+    /// The session is there.
+    Bound,
+}
+
 impl Negotiation {
-    /// Features before login: mechanisms, channel-binding types (XEP-0440), registration, limits.
-    pub(super) fn login_features(&self, bindings: &sasl::ChannelBindings) -> Vec<u8> {
+    /// Features before login: mechanisms in both profiles with what goes inline, channel-binding types (XEP-0440),
+    /// registration, limits, and a name for all of it (XEP-0509).
+    pub(super) fn login_features(&mut self, bindings: &sasl::ChannelBindings) -> Vec<u8> {
         let mut w = Writer::new();
-        w.open("stream:features");
-        if !self.transport.is_encrypted() && self.certificates.is_some() {
+        let encrypted = self.transport.is_encrypted();
+        if !encrypted && self.certificates.is_some() {
             w.open("starttls").attr("xmlns", ns::TLS).close();
         }
+        let offer = self.mechanisms(bindings);
         w.open("mechanisms").attr("xmlns", ns::SASL);
-        for name in self.mechanisms(bindings).names() {
+        for name in offer.names() {
             w.open("mechanism").text(name).close();
         }
         w.close();
+        // XEP-0388 s.3: inside TLS only.
+        if encrypted {
+            w.open("authentication").attr("xmlns", ns::SASL2);
+            for name in offer.names() {
+                w.open("mechanism").text(name).close();
+            }
+            w.open("inline");
+            for feature in inline::FEATURES {
+                (feature.announce)(&self.desk.exchange, bindings, &mut w);
+            }
+            w.close();
+            for hash in inline::UPGRADES {
+                w.open("upgrade").attr("xmlns", ns::SASL_UPGRADE).text(&inline::task(hash)).close();
+            }
+            w.close();
+        }
         let types = bindings.types();
         if !types.is_empty() {
             w.open("sasl-channel-binding").attr("xmlns", ns::SASL_CB);
@@ -37,25 +66,42 @@ impl Negotiation {
             w.open("register").attr("xmlns", ns::IBR_TOKEN).close();
         }
         write_limits(&mut w, config.limits.stanza_bytes_unauthenticated, config.clients.login_timeout);
+        let offered = w.finish();
+        let mut w = Writer::new();
+        w.open("stream:features").raw(&offered);
+        if encrypted {
+            // XEP-0509 s.2.3.1: other features, another name.
+            let hash = digest::digest(&digest::SHA256, &offered);
+            self.version = base64::engine::general_purpose::STANDARD.encode(&hash.as_ref()[..18]);
+            w.open("config-version")
+                .attr("xmlns", ns::PIPELINING)
+                .attr("scheme", "opaque")
+                .attr("value", &self.version)
+                .close();
+        }
         w.close();
         w.finish()
     }
 
     /// Features after login.
-    pub(super) fn session_features(&self) -> Arc<[u8]> {
+    pub(super) fn session_features(&self, stage: Stage) -> Arc<[u8]> {
         let exchange = &self.desk.exchange;
         let config = exchange.config.load_full();
-        exchange.logging_in.features(&config, || exchange.write_session_features(&config))
+        exchange.logging_in.features(&config, stage, || {
+            [Stage::Unbound, Stage::Bound].map(|stage| exchange.write_session_features(&config, stage))
+        })
     }
 }
 
 impl Exchange {
-    fn write_session_features(&self, config: &Config) -> Vec<u8> {
+    fn write_session_features(&self, config: &Config, stage: Stage) -> Vec<u8> {
         let mut w = Writer::new();
         w.open("stream:features");
-        w.open("bind").attr("xmlns", ns::BIND).close();
-        // RFC 3921's session: optional, as draft-cridland-xmpp-session says.
-        w.open("session").attr("xmlns", ns::SESSION).empty("optional").close();
+        if stage == Stage::Unbound {
+            w.open("bind").attr("xmlns", ns::BIND).close();
+            // RFC 3921's session: optional, as draft-cridland-xmpp-session says.
+            w.open("session").attr("xmlns", ns::SESSION).empty("optional").close();
+        }
         w.open("sm").attr("xmlns", ns::SM).close();
         w.open("csi").attr("xmlns", ns::CSI).close();
         w.open("ver").attr("xmlns", ns::ROSTER_VERSIONING).close();

@@ -1,12 +1,14 @@
-//! From an accepted socket to a bound resource (RFC 6120 s.4 to s.7), step by step: [`tls`], [`sasl`], [`bind`], and
-//! the [`features`] that each of them is announced with.
+//! From an accepted socket to a bound resource (RFC 6120 s.4 to s.7), step by step: [`tls`], [`sasl`], [`bind`], or all
+//! that at once in [`inline`] with [`tasks`], and the [`features`] that each of them is announced with.
 //!
 //! Straight-line code: each step reads what may come there and refuses the rest by name. Nothing here is on
 //! the way of a message.
 
 mod bind;
 mod features;
+mod inline;
 mod sasl;
+mod tasks;
 mod tls;
 
 use std::net::SocketAddr;
@@ -29,7 +31,8 @@ use crate::exchange::{Exchange, Host};
 use crate::metrics::{Connected, Direction, Link};
 use crate::modules::registration::Preauth;
 use crate::net::{CertStore, Gate, Guard, Transport};
-use sasl::Guess;
+pub(super) use features::Stage;
+use sasl::{Entered, Guess};
 
 /// How a client arrived.
 #[derive(Debug)]
@@ -69,6 +72,10 @@ struct Negotiation {
     reader: Reader,
     host: Option<Arc<Host>>,
     lang: Option<Arc<str>>,
+    /// Who the client said on the stream that it is. Nobody has proved that.
+    from: Option<Jid>,
+    /// XEP-0509: names the features that were announced before the login.
+    version: String,
     preauth: Preauth,
     /// A password of this client is being checked.
     guess: Option<Guess>,
@@ -95,6 +102,8 @@ pub fn serve(exchange: Arc<Exchange>, arrival: Arrival) -> impl Future<Output = 
         reader: Reader::new(&config.limits),
         host: None,
         lang: None,
+        from: None,
+        version: String::new(),
         preauth: Preauth::default(),
         guess: None,
         opened: false,
@@ -156,11 +165,11 @@ impl Negotiation {
     }
 
     async fn negotiate(&mut self) -> Result<Seat, Stop> {
-        let account = match self.entry.clone() {
+        let entered = match self.entry.clone() {
             Entry::Seated(jid) => {
                 let exchange = &self.desk.exchange;
                 match exchange.accounts.load(&exchange.db, &jid).await {
-                    Ok(Some(account)) => Arc::clone(&account),
+                    Ok(Some(account)) => Entered::Anew(Arc::clone(&account)),
                     _ => return Err(StreamCondition::NotAuthorized.into()),
                 }
             }
@@ -178,8 +187,15 @@ impl Negotiation {
             }
         };
         self.reader.set_limits(scan_limits(&self.desk.exchange.config.load().limits));
-        self.reopen().await?;
-        self.bind(account).await
+        match entered {
+            Entered::Anew(account) => {
+                self.reopen().await?;
+                self.send(&self.session_features(Stage::Unbound)).await?;
+                self.bind(account).await
+            }
+            Entered::Unbound(account) => self.bind(account).await,
+            Entered::Bound(seat) => Ok(seat),
+        }
     }
 
     /// A new stream on the same connection, after TLS and after SASL.
@@ -218,8 +234,18 @@ impl Negotiation {
         if version.unwrap_or(0) < 1 {
             return Err(desk.refusal(StreamCondition::UnsupportedVersion, "a stream without version 1.0"));
         }
-        let from = root.attr("from").and_then(|from| Jid::parse(&from).ok());
-        let answer = self.our_header(from.as_ref());
+        self.from = root.attr("from").and_then(|from| Jid::parse(&from).ok());
+        // XEP-0388 s.2.1 and RFC 6120 s.4.9.3.9: nobody from elsewhere has an account here.
+        if self
+            .from
+            .as_ref()
+            .is_some_and(|from| self.host.as_ref().is_some_and(|host| host.domain != *from.domain()))
+        {
+            return Err(
+                desk.refusal(StreamCondition::InvalidFrom, "a stream from another domain than it is to")
+            );
+        }
+        let answer = self.our_header(self.from.as_ref());
         self.opened = true;
         self.send(&answer).await
     }

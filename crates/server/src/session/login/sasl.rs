@@ -1,8 +1,9 @@
-//! The login itself (RFC 6120 s.6), and registering before it (XEP-0077).
+//! The login itself (RFC 6120 s.6, and in [`super::inline`] XEP-0388), and registering before it (XEP-0077).
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use trunkline_store::StoreError;
 use trunkline_xml::{Element, Writer};
 use trunkline_xmpp::error::{StreamCondition, StreamError};
 use trunkline_xmpp::jid::Jid;
@@ -14,6 +15,7 @@ use crate::exchange::{Exchange, Host};
 use crate::modules::{Reply, registration};
 use crate::route::account::Account;
 use crate::session::attempts::{Most, TooMany};
+use crate::session::client::Seat;
 
 /// Failed logins on one stream before it is closed (RFC 6120 s.6.4.5 allows 2 to 5).
 const MOST_FAILURES: u32 = 4;
@@ -36,13 +38,63 @@ impl Drop for Guess {
     }
 }
 
+/// The two ways to hold a login's conversation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Profile {
+    /// RFC 6120 s.6.
+    Plain,
+    /// XEP-0388.
+    Extensible,
+}
+
+impl Profile {
+    fn ns(self) -> &'static str {
+        match self {
+            Profile::Plain => ns::SASL,
+            Profile::Extensible => ns::SASL2,
+        }
+    }
+}
+
+/// What a login asks for.
+pub(super) struct Attempt<'a> {
+    pub(super) profile: Profile,
+    pub(super) mechanism: &'a str,
+    /// Empty: there was none; `=`: an empty one.
+    pub(super) initial: &'a str,
+}
+
+/// Who has logged in.
+pub(super) struct Proved {
+    pub(super) account: Arc<Account>,
+    /// What goes with the success, in base64.
+    pub(super) data: Option<String>,
+    /// Of the keys that the password was checked with.
+    pub(super) salt: Vec<u8>,
+    /// Their iterations.
+    pub(super) iterations: u32,
+    /// The client asked in so many words to be this user.
+    pub(super) named: bool,
+}
+
+/// How a login ends that did not fail.
+pub(super) enum Entered {
+    /// A new stream is to be opened.
+    Anew(Arc<Account>),
+    /// The stream goes on, without a resource as yet.
+    Unbound(Arc<Account>),
+    /// The session is there.
+    Bound(Seat),
+}
+
 impl Negotiation {
-    /// RFC 6120 s.6. Returns the account that logged in.
-    pub(super) async fn authenticate(&mut self) -> Result<Arc<Account>, Stop> {
+    /// RFC 6120 s.6, or XEP-0388.
+    pub(super) async fn authenticate(&mut self) -> Result<Entered, Stop> {
         let host = self.host.clone().ok_or(StreamCondition::HostUnknown)?;
         let bindings = self.channel_bindings();
         let mut failures = 0;
-        self.send(&self.login_features(&bindings)).await?;
+        let features = self.login_features(&bindings);
+        self.send(&features).await?;
         loop {
             let element = self.element().await?;
             let root = element.root();
@@ -54,30 +106,47 @@ impl Negotiation {
                 self.before_login(&host, element).await?;
                 continue;
             }
-            if root.ns() != ns::SASL {
-                return Err(self.too_early(&element));
-            }
+            let profile = match root.ns() {
+                ns::SASL => Profile::Plain,
+                ns::SASL2 => Profile::Extensible,
+                _ => return Err(self.too_early(&element)),
+            };
             let mechanism = root.attr("mechanism").map(|name| name.into_owned()).unwrap_or_default();
-            let initial = root.text().into_owned();
-            let outcome = match root.name() {
-                "auth" => self.attempt(&host, &mechanism, &initial, &bindings).await?,
+            let outcome = match (profile, root.name()) {
+                (Profile::Plain, "auth") => {
+                    let initial = root.text().into_owned();
+                    let attempt = Attempt { profile, mechanism: &mechanism, initial: &initial };
+                    match self.attempt(&host, &attempt, &bindings).await? {
+                        Ok(proved) => Ok(self.welcome(proved).await?),
+                        Err(failure) => Err(failure),
+                    }
+                }
+                (Profile::Extensible, "authenticate") => {
+                    self.authenticate_inline(&host, &element, &bindings).await?
+                }
                 // s.6.4.4: nothing is under way that could be aborted or answered.
-                "abort" => Err(sasl::Failure::Aborted),
+                (_, "abort") => Err(sasl::Failure::Aborted),
                 _ => Err(sasl::Failure::MalformedRequest),
             };
             match outcome {
-                Ok(account) => {
+                Ok(entered) => {
                     self.guess = None;
-                    return Ok(account);
+                    self.desk.exchange.metrics.login(mechanism_label(&mechanism), "ok");
+                    return Ok(entered);
                 }
                 Err(failure) => {
                     self.desk.exchange.metrics.login(mechanism_label(&mechanism), failure.name());
-                    // What was not looked at, for rates or faults of ours, is nobody's failure.
-                    if failure != sasl::Failure::TemporaryAuthFailure {
+                    // What was not looked at, for rates or faults of ours, is nobody's failure; nor is what was meant
+                    // for other features (XEP-0509 s.2.2).
+                    let looked_at = !matches!(
+                        failure,
+                        sasl::Failure::TemporaryAuthFailure | sasl::Failure::OtherFeatures
+                    );
+                    if looked_at {
                         self.desk.exchange.logins.failed_from(self.address.ip());
                     }
                     self.guess = None;
-                    self.fail(failure).await?;
+                    self.fail(profile, failure).await?;
                     failures += 1;
                     if failures >= MOST_FAILURES {
                         self.desk.refused("too-many-login-failures", "too many failed logins on one stream");
@@ -91,41 +160,50 @@ impl Negotiation {
         }
     }
 
+    /// RFC 6120 s.6.4.6: the end of a login in the plain profile.
+    async fn welcome(&mut self, proved: Proved) -> Result<Entered, Stop> {
+        let mut w = Writer::new();
+        w.open("success").attr("xmlns", ns::SASL);
+        if let Some(data) = &proved.data {
+            w.text(data);
+        }
+        w.close();
+        self.send(&w.finish()).await?;
+        Ok(Entered::Anew(proved.account))
+    }
+
     /// One run of a mechanism.
-    async fn attempt(
+    pub(super) async fn attempt(
         &mut self,
         host: &Arc<Host>,
-        mechanism: &str,
-        initial: &str,
+        attempt: &Attempt<'_>,
         bindings: &sasl::ChannelBindings,
-    ) -> Result<Result<Arc<Account>, sasl::Failure>, Stop> {
-        if self.desk.exchange.login_blocked_from(self.address.ip()) {
-            self.desk.refused(FROM_ADDRESS.0, FROM_ADDRESS.1);
-            return Ok(Err(sasl::Failure::TemporaryAuthFailure));
+    ) -> Result<Result<Proved, sasl::Failure>, Stop> {
+        if let Err(failure) = self.may_try() {
+            return Ok(Err(failure));
         }
         let offered = match self.desk.exchange.decoys(host).await {
             Ok(decoys) => self.mechanisms(bindings).decoys(decoys),
-            Err(error) => {
-                tracing::error!(%error, "credentials can't be read");
-                return Ok(Err(sasl::Failure::TemporaryAuthFailure));
-            }
+            Err(error) => return Ok(Err(unreadable(&error))),
         };
+        let Attempt { profile, mechanism, initial } = *attempt;
         let mut server = match sasl::Server::start(mechanism, initial, &offered, bindings) {
             Ok(server) => server,
             Err(failure) => return Ok(Err(failure)),
         };
+        let (mut salt, mut iterations) = (Vec::new(), 0);
         loop {
             match server.step() {
                 sasl::Step::Challenge(text) => {
                     let mut w = Writer::new();
-                    w.open("challenge").attr("xmlns", ns::SASL).text(&text).close();
+                    w.open("challenge").attr("xmlns", profile.ns()).text(&text).close();
                     self.send(&w.finish()).await?;
                     let element = self.element().await?;
                     let root = element.root();
-                    if root.is(ns::SASL, "abort") {
+                    if root.is(profile.ns(), "abort") {
                         return Ok(Err(sasl::Failure::Aborted));
                     }
-                    if !root.is(ns::SASL, "response") {
+                    if !root.is(profile.ns(), "response") {
                         return Err(self
                             .desk
                             .refusal(StreamCondition::NotAuthorized, "no response to a challenge"));
@@ -135,32 +213,31 @@ impl Negotiation {
                     if let Err(failure) = user.map_or(Ok(()), |jid| self.guess(jid)) {
                         return Ok(Err(failure));
                     }
-                    server.response(&root.text());
+                    server.response(root.text().trim());
                 }
                 sasl::Step::NeedCredentials { user, hash } => {
                     let jid = address(&user, host);
-                    if let Some(jid) = &jid
-                        && self.desk.exchange.login_blocked_for(jid)
-                    {
-                        self.desk.refused(FOR_ACCOUNT.0, FOR_ACCOUNT.1);
-                        return Ok(Err(sasl::Failure::TemporaryAuthFailure));
+                    if let Err(failure) = self.may_try_for(jid.as_ref()) {
+                        return Ok(Err(failure));
                     }
-                    match self.desk.exchange.credentials(host, jid.as_ref(), hash).await {
-                        Ok(keys) if mechanism == sasl::Mechanism::Plain.name() => {
-                            let turn = self.desk.exchange.password_turn().await;
-                            if let Err(failure) = jid.map_or(Ok(()), |jid| self.guess(jid)) {
-                                return Ok(Err(failure));
-                            }
-                            server = match self.desk.exchange.check_password(turn, server, keys).await {
-                                Ok(server) => server,
-                                Err(failure) => return Ok(Err(failure)),
-                            };
+                    let keys = match self.desk.exchange.credentials(host, jid.as_ref(), hash).await {
+                        Ok(keys) => keys,
+                        Err(error) => return Ok(Err(unreadable(&error))),
+                    };
+                    if let Some(keys) = &keys {
+                        (salt, iterations) = (keys.salt.clone(), keys.iterations);
+                    }
+                    if mechanism == sasl::Mechanism::Plain.name() {
+                        let turn = self.desk.exchange.password_turn().await;
+                        if let Err(failure) = jid.map_or(Ok(()), |jid| self.guess(jid)) {
+                            return Ok(Err(failure));
                         }
-                        Ok(keys) => server.credentials(keys),
-                        Err(error) => {
-                            tracing::error!(%error, "credentials can't be read");
-                            return Ok(Err(sasl::Failure::TemporaryAuthFailure));
-                        }
+                        server = match self.desk.exchange.check_password(turn, server, keys).await {
+                            Ok(server) => server,
+                            Err(failure) => return Ok(Err(failure)),
+                        };
+                    } else {
+                        server.credentials(keys);
                     }
                 }
                 sasl::Step::Failed(failure) => {
@@ -173,27 +250,48 @@ impl Negotiation {
                     let Some(jid) = address(&user, host) else {
                         return Ok(Err(sasl::Failure::NotAuthorized));
                     };
-                    let account = match self.desk.exchange.accounts.load(&self.desk.exchange.db, &jid).await {
-                        Ok(Some(account)) => Arc::clone(&account),
-                        Ok(None) => return Ok(Err(sasl::Failure::NotAuthorized)),
-                        Err(_) => return Ok(Err(sasl::Failure::TemporaryAuthFailure)),
-                    };
-                    let mut w = Writer::new();
-                    w.open("success").attr("xmlns", ns::SASL);
-                    if let Some(data) = &data {
-                        w.text(data);
-                    }
-                    w.close();
-                    self.send(&w.finish()).await?;
-                    self.desk.exchange.metrics.login(mechanism_label(mechanism), "ok");
-                    return Ok(Ok(account));
+                    let named = server.authzid().is_some();
+                    return Ok(self.account(&jid).await.map(|account| Proved {
+                        account,
+                        data,
+                        salt,
+                        iterations,
+                        named,
+                    }));
                 }
             }
         }
     }
 
+    /// Somebody has proved to be this user.
+    pub(super) async fn account(&self, jid: &Jid) -> Result<Arc<Account>, sasl::Failure> {
+        match self.desk.exchange.accounts.load(&self.desk.exchange.db, jid).await {
+            Ok(Some(account)) => Ok(Arc::clone(&account)),
+            Ok(None) => Err(sasl::Failure::NotAuthorized),
+            Err(error) => Err(unreadable(&error)),
+        }
+    }
+
+    /// Whether logins are tried at all that come from this address.
+    pub(super) fn may_try(&self) -> Result<(), sasl::Failure> {
+        if self.desk.exchange.login_blocked_from(self.address.ip()) {
+            self.desk.refused(FROM_ADDRESS.0, FROM_ADDRESS.1);
+            return Err(sasl::Failure::TemporaryAuthFailure);
+        }
+        Ok(())
+    }
+
+    /// Whether logins are tried to this account, which need not exist.
+    pub(super) fn may_try_for(&self, account: Option<&Jid>) -> Result<(), sasl::Failure> {
+        if account.is_some_and(|jid| self.desk.exchange.login_blocked_for(jid)) {
+            self.desk.refused(FOR_ACCOUNT.0, FOR_ACCOUNT.1);
+            return Err(sasl::Failure::TemporaryAuthFailure);
+        }
+        Ok(())
+    }
+
     /// A proof or password is about to be checked: it counts as a failure from here on until it was right.
-    fn guess(&mut self, account: Jid) -> Result<(), sasl::Failure> {
+    pub(super) fn guess(&mut self, account: Jid) -> Result<(), sasl::Failure> {
         let exchange = &self.desk.exchange;
         let config = exchange.config.load();
         if !config.limits.enabled {
@@ -246,15 +344,24 @@ impl Negotiation {
         Ok(())
     }
 
-    async fn fail(&mut self, failure: sasl::Failure) -> Result<(), Stop> {
+    async fn fail(&mut self, profile: Profile, failure: sasl::Failure) -> Result<(), Stop> {
         let mut w = Writer::new();
-        w.open("failure").attr("xmlns", ns::SASL).empty(failure.condition());
+        w.open("failure").attr("xmlns", profile.ns());
+        w.open(failure.condition());
+        if profile == Profile::Extensible {
+            // XEP-0388 s.2.6.2: the conditions are RFC 6120's.
+            w.attr("xmlns", ns::SASL);
+        }
+        w.close();
+        if failure == sasl::Failure::OtherFeatures {
+            w.open("config-version-mismatch").attr("xmlns", ns::PIPELINING).close();
+        }
         w.close();
         self.send(&w.finish()).await
     }
 
     pub(super) fn mechanisms(&self, bindings: &sasl::ChannelBindings) -> sasl::Offer {
-        let offer = sasl::Offer::new(self.transport.is_encrypted(), bindings);
+        let offer = sasl::Offer::new(self.transport.is_encrypted(), bindings).protected();
         let Some(host) = &self.host else { return offer };
         offer.domain(host.domain.as_str())
     }
@@ -262,8 +369,14 @@ impl Negotiation {
 
 /// The account of that name at this host. The name is the client's: a `/` or `@` in it must not lead to another
 /// domain, so it is a local part or nothing.
-fn address(user: &str, host: &Host) -> Option<Jid> {
+pub(super) fn address(user: &str, host: &Host) -> Option<Jid> {
     Jid::from_parts(Some(user), host.domain.domain(), None).ok()
+}
+
+/// A fault of ours.
+pub(super) fn unreadable(error: &StoreError) -> sasl::Failure {
+    tracing::error!(%error, "credentials can't be read");
+    sasl::Failure::TemporaryAuthFailure
 }
 
 /// A label of bounded number: the peer chooses the mechanism's name.

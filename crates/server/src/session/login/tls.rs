@@ -74,7 +74,7 @@ impl Negotiation {
             self.desk.refused("stanza-before-login", "a stanza before the login");
             return StreamCondition::NotAuthorized.into();
         }
-        if root.ns() == ns::SASL {
+        if root.ns() == ns::SASL || root.ns() == ns::SASL2 {
             self.desk.refused("sasl-before-tls", "a login without TLS");
             return Stop::Error(
                 StreamError::new(StreamCondition::PolicyViolation).text("Use STARTTLS before you log in."),
