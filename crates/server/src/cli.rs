@@ -67,7 +67,7 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
-    /// Accounts: add, passwd, remove, list
+    /// Accounts: add, passwd, remove, list, and their devices
     #[command(subcommand)]
     User(UserCommand),
     /// Make the running server read its configuration and certificates again
@@ -148,6 +148,22 @@ enum UserCommand {
         /// Don't ask
         #[arg(long, short)]
         yes: bool,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Show the devices of an account
+    Clients {
+        /// Such as romeo@example.org
+        address: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Sign a device out; if it has the password, set another one too
+    ClientEnd {
+        /// Such as romeo@example.org
+        address: String,
+        /// Its id, from `user clients`
+        client: String,
         #[command(flatten)]
         common: Common,
     },
@@ -495,6 +511,10 @@ fn user(command: UserCommand) -> Result<(), CliError> {
         UserCommand::Totp(TotpCommand::Reset { address, common }) => {
             let config = load(&common)?;
             run_anywhere(&common, config, Operation::UserTotpReset { address })
+        }
+        UserCommand::Clients { address, common } => ask(&common, Operation::UserClients { address }),
+        UserCommand::ClientEnd { address, client, common } => {
+            ask(&common, Operation::UserClientEnd { address, client })
         }
         UserCommand::List { domain, common } => {
             let config = load(&common)?;

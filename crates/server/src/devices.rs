@@ -208,6 +208,15 @@ pub struct Device {
     pub resources: Vec<String>,
 }
 
+/// Who ends a device.
+#[derive(Debug)]
+pub enum Ender<'a> {
+    /// Its user, from this session, which stays.
+    User(&'a Session),
+    /// An operator: the entry of the audit log goes with the change.
+    Operator(Statement),
+}
+
 /// What came of ending a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
@@ -441,7 +450,7 @@ impl Exchange {
         URL_SAFE_NO_PAD.encode(&tag(&self.mint.0, &parts)[..9])
     }
 
-    /// Ends a device of an account: its sessions, but for `keep`, and its tokens. Durable when it returns.
+    /// Ends a device of an account: its sessions and its tokens. Durable when it returns.
     ///
     /// # Errors
     /// Those of the store.
@@ -449,7 +458,7 @@ impl Exchange {
         self: &Arc<Self>,
         account: &Account,
         handle: &str,
-        keep: Option<&Session>,
+        by: Ender<'_>,
     ) -> Result<Ended, StoreError> {
         let mut batch = Batch::new(Lane::Inside);
         batch.push(
@@ -468,6 +477,13 @@ impl Exchange {
                 .bind(account.id)
                 .bind(handle),
         );
+        let keep = match by {
+            Ender::User(session) => Some(session.serial),
+            Ender::Operator(audit) => {
+                batch.push(audit);
+                None
+            }
+        };
         let rows = self.db.run(batch).await?;
         let found = rows.first().and_then(|rows| rows.first()).map(|row| (row.int(0), row.int(1) != 0));
         let of_device = |session: &Session| match found {
@@ -483,8 +499,7 @@ impl Exchange {
             .collect();
         let known = found.is_some() || !sessions.is_empty();
         let error = StreamError::new(StreamCondition::Reset).text("This device was signed out.");
-        for session in sessions.iter().filter(|session| keep.is_none_or(|keep| keep.serial != session.serial))
-        {
+        for session in sessions.iter().filter(|session| keep != Some(session.serial)) {
             session.close(Close { error: Some(error.clone()), resumable: false });
             if !session.is_attached() {
                 self.end_session(session, None);

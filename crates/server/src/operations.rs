@@ -16,6 +16,7 @@ use crate::admin::{Admin, DomainStatus, OpError, Operation, Outcome, Password, S
 use crate::admin::{tokens, totp};
 use crate::config::{Config, Registration};
 use crate::control;
+use crate::devices::{Ended, Ender};
 use crate::exchange::Exchange;
 use crate::invites::{InviteError, Wish};
 use crate::route::Mail;
@@ -67,6 +68,26 @@ impl Admin for Operator {
                     user.sessions = Some(u32::try_from(sessions).unwrap_or(u32::MAX));
                 }
                 Ok(Outcome::Users { users, more })
+            }
+            Operation::UserClients { address } => {
+                let account = exchange.account_of(&address, &config).await?;
+                let clients = exchange.devices(&account).await;
+                clients.map(|clients| Outcome::Clients { clients }).map_err(|error| OpError::Store(error.to_string()))
+            }
+            Operation::UserClientEnd { address, client } => {
+                let account = exchange.account_of(&address, &config).await?;
+                let jid = &account.jid;
+                let change = (Some(format!("{jid} {client}")), None);
+                let audit = exchange.control.audit.entry(actor, "user client-end", "", change);
+                match exchange.end_device(&account, &client, Ender::Operator(audit)).await {
+                    Ok(Ended::Gone) => Ok(said(format!("The device {client} of {jid} was signed out."))),
+                    Ok(Ended::KnowsPassword) => Ok(said(format!(
+                        "The device {client} of {jid} was signed out. It has the password and may come back: set \
+                         another one to keep it out."
+                    ))),
+                    Ok(Ended::Unknown) => Err(OpError::NotFound(format!("device {client} of {jid}"))),
+                    Err(error) => Err(OpError::Store(error.to_string())),
+                }
             }
             Operation::UserTotpReset { address } => {
                 let jid = accounts::address(&address, &config)?;
@@ -180,6 +201,14 @@ impl Exchange {
         self.accounts.forget(&account);
         drop(writing);
         Ok(Erased { exchange: Arc::clone(self), account: Some(account) })
+    }
+
+    /// The account of that address.
+    async fn account_of(&self, address: &str, config: &Config) -> Result<Loaded, OpError> {
+        let jid = accounts::address(address, config)?;
+        let loaded = self.accounts.load(&self.db, &jid).await;
+        let loaded = loaded.map_err(|error| OpError::Store(error.to_string()))?;
+        loaded.ok_or_else(|| OpError::NoSuchUser(jid.to_string()))
     }
 
     /// Asks the connections of an account to close with `error`, all but `keep`; sessions without a connection

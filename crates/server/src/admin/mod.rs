@@ -33,6 +33,7 @@ use crate::control::policy::{PolicyOp, PolicyView, TestResult};
 use crate::control::reports::{ReportView, ReportsOp};
 use crate::control::requests::{RequestView, RequestsOp};
 use crate::control::traffic::{DomainDetail, DomainSummary, DomainsOp, HistoryPoint, NowView};
+use crate::devices::Device;
 
 use actor::{Actor, Scope};
 use tokens::{TokenView, TokensOp};
@@ -58,7 +59,7 @@ pub enum Operation {
         /// Its password.
         password: Password,
     },
-    /// Sets a new password. Sessions that are logged in stay.
+    /// Sets a new password. All devices are signed out.
     UserPasswd {
         /// `user@domain`
         address: String,
@@ -81,6 +82,18 @@ pub enum Operation {
     UserTotpReset {
         /// `user@domain`
         address: String,
+    },
+    /// The devices of an account.
+    UserClients {
+        /// `user@domain`
+        address: String,
+    },
+    /// Signs a device out: its sessions and its token end.
+    UserClientEnd {
+        /// `user@domain`
+        address: String,
+        /// Its id, from the list.
+        client: String,
     },
     /// Reads the configuration and the certificates again.
     Reload,
@@ -158,6 +171,11 @@ pub enum Outcome {
         users: Vec<User>,
         /// Whether there are more after the last of these.
         more: bool,
+    },
+    /// The devices of an account.
+    Clients {
+        /// Connected ones first.
+        clients: Vec<Device>,
     },
     /// The configuration was read.
     Reloaded {

@@ -70,6 +70,8 @@ impl Admin for Offline {
             | Operation::FederationClose { .. }
             | Operation::FederationOpen { .. }
             | Operation::Kick { .. }
+            | Operation::UserClients { .. }
+            | Operation::UserClientEnd { .. }
             | Operation::InviteCreate { .. }
             | Operation::Policy(_)
             | Operation::Breaker(_)

@@ -7,12 +7,14 @@ use jiff::tz::TimeZone;
 
 use super::{FederationStatus, Outcome, PeerStatus, Status, StreamStatus, User};
 use crate::control::requests::RequestView;
+use crate::devices::Device;
 
 /// An outcome for people, at the time `now` (milliseconds since 1970).
 pub fn human(outcome: &Outcome, now: i64) -> String {
     match outcome {
         Outcome::Done { text } => format!("{text}\n"),
         Outcome::Users { users, .. } => user_table(users),
+        Outcome::Clients { clients } => device_table(clients),
         Outcome::Reloaded { reload } => {
             let mut out = String::new();
             if reload.applied.is_empty() && reload.needs_restart.is_empty() {
@@ -47,6 +49,33 @@ pub fn user_table(users: &[User]) -> String {
         let sessions = user.sessions.map_or("-".into(), |sessions| sessions.to_string());
         let disabled = if user.disabled { "disabled" } else { "" };
         rows.push(vec![printable(&user.address), time(user.created_at), sessions, disabled.into()]);
+    }
+    table(&rows)
+}
+
+/// Devices as a table.
+fn device_table(devices: &[Device]) -> String {
+    if devices.is_empty() {
+        return "No devices.\n".into();
+    }
+    let header = ["ID", "DEVICE", "SIGNED IN", "BY", ""];
+    let mut rows = vec![header.map(str::to_owned).to_vec()];
+    for device in devices {
+        let names = [&device.device, &device.software].into_iter().flatten();
+        let names = names.map(|name| printable(name)).collect::<Vec<_>>().join(", ");
+        let by = match (device.password, device.token) {
+            (true, true) => "password, token",
+            (true, false) => "password",
+            (false, true) => "token",
+            (false, false) => "-",
+        };
+        rows.push(vec![
+            printable(&device.id),
+            if names.is_empty() { "-".into() } else { names },
+            device.last_seen.map_or("-".into(), time),
+            by.into(),
+            if device.connected { "connected".into() } else { String::new() },
+        ]);
     }
     table(&rows)
 }

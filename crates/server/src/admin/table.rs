@@ -57,6 +57,8 @@ pub const TABLE: &[Row] = &[
     post(("user-passwd", ""), "/accounts/password", Accounts, "Set an account's password"),
     post(("user-remove", ""), "/accounts/remove", Accounts, "Remove an account with everything it owns"),
     get(("user-list", ""), "/accounts", Accounts, "List accounts"),
+    get(("user-clients", ""), "/accounts/devices", Accounts, "The devices of an account"),
+    post(("user-client-end", ""), "/accounts/end-device", Accounts, "Sign a device of an account out"),
     post(("kick", ""), "/accounts/end-sessions", Accounts, "End the sessions of an account"),
     post(("invite-create", ""), "/invitations/create", Accounts, "Make an invitation"),
     post(

@@ -6,7 +6,7 @@ use trunkline_xmpp::stanza::IqType::{Get, Set};
 use trunkline_xmpp::{ns, time};
 
 use super::{Answer, Level, Module, Reply, Request, Scope};
-use crate::devices::{Device, Ended};
+use crate::devices::{Device, Ended, Ender};
 
 /// Lists and ends devices.
 pub fn module() -> Module {
@@ -66,14 +66,13 @@ fn write(w: &mut Writer, device: &Device) {
 
 /// s.3.2.
 async fn revoke(request: Request) -> Answer {
-    let Some(account) = request.account.as_ref().filter(|_| request.session.is_some()) else {
+    let (Some(account), Some(session)) = (&request.account, &request.session) else {
         return Err(StanzaError::new(Condition::Forbidden));
     };
     let id = request.stanza.first_child().and_then(|revoke| revoke.attr("id").map(|id| id.into_owned()));
     let id = id.ok_or_else(|| StanzaError::new(Condition::BadRequest))?;
-    let session = request.session.as_deref();
     // The session that asks stays, whatever it ends: it gets the answer, and can leave by itself.
-    match request.exchange.end_device(account, &id, session).await {
+    match request.exchange.end_device(account, &id, Ender::User(session)).await {
         Ok(Ended::Gone) => Ok(Reply::Empty),
         Ok(Ended::KnowsPassword) => {
             let mut w = Writer::new();
