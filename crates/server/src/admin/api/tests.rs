@@ -219,7 +219,8 @@ async fn a_session_ends() {
 
     let changed = desk.sign_in("mod@north.example").await;
     let jid = Jid::parse("mod@north.example").unwrap();
-    accounts::set_password(&desk.exchange().db, &jid, &Password::new("new"), 4096).await.unwrap();
+    let new = accounts::NewPassword { password: &Password::new("new"), iterations: 4096, keep: 0 };
+    accounts::set_password(&desk.exchange().db, &jid, new).await.unwrap();
     assert_eq!(desk.get("/status", &changed).await.status, 401, "the password is another");
 
     let removed = Desk::browser(&desk.prove("mod@north.example", "new").await.0);
