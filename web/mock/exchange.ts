@@ -327,6 +327,7 @@ export class Exchange {
         return done('Removed.');
       },
       'POST /accounts/password': () => done('The password is set.'),
+      'POST /accounts/reset-second-factor': () => done('The second factor is off.'),
       'POST /accounts/end-sessions': () => done('2 sessions are ended.'),
       'POST /invitations/create': () => ({ outcome: 'invitation', uri: 'xmpp:trunkline.example?register;preauth=7f3kd92mmw', expires_at: Date.now() + 7 * DAY }),
       'GET /tokens': () => ({ tokens: this.tokens }),

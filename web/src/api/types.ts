@@ -167,6 +167,7 @@ export interface ReportView {
   id: number;
   at: number;
   reporter: string;
+  origin?: string;
   affiliation: string;
   about: string;
   reason: string;
@@ -176,6 +177,7 @@ export interface ReportView {
   may_forward: boolean;
   may_share: boolean;
   state: string;
+  forwarded_to?: string | null;
   actions: string[];
 }
 

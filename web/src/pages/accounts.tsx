@@ -9,7 +9,7 @@ import { Search, Some, Text, Until } from '../parts/fields';
 import { useLoad } from '../parts/hooks';
 import { Pages, Table } from '../parts/table';
 
-type Asking = { what: 'add' } | { what: 'invite' } | { what: 'password' | 'end' | 'remove'; user: User } | null;
+type Asking = { what: 'add' } | { what: 'invite' } | { what: 'password' | 'factor' | 'end' | 'remove'; user: User } | null;
 
 export function Accounts() {
   const [domain, setDomain] = useState('');
@@ -41,6 +41,7 @@ export function Accounts() {
               { name: 'Change', bare: true, cell: (it) => (
                 <span class="buttons">
                   <button type="button" class="plain" aria-label={`Set the password of ${it.address}`} onClick={() => ask({ what: 'password', user: it })}>Password</button>
+                  <button type="button" class="plain" aria-label={`Second factor of ${it.address}`} onClick={() => ask({ what: 'factor', user: it })}>Second factor</button>
                   <button type="button" class="plain" aria-label={`End sessions of ${it.address}`} disabled={!it.sessions} onClick={() => ask({ what: 'end', user: it })}>End sessions</button>
                   <button type="button" class="plain" aria-label={`Remove ${it.address}`} onClick={() => ask({ what: 'remove', user: it })}>Remove</button>
                 </span>
@@ -54,6 +55,7 @@ export function Accounts() {
       {asking?.what === 'add' && <Add onClose={close} onDone={done} />}
       {asking?.what === 'invite' && <Invite onClose={close} />}
       {asking?.what === 'password' && <SetPassword user={asking.user} onClose={close} onDone={done} />}
+      {asking?.what === 'factor' && <ResetFactor user={asking.user} onClose={close} onDone={done} />}
       {asking?.what === 'end' && <EndSessions user={asking.user} onClose={close} onDone={done} />}
       {asking?.what === 'remove' && <RemoveAccount user={asking.user} onClose={close} onDone={done} />}
     </Page>
@@ -86,6 +88,15 @@ function SetPassword(props: Asked & { user: User }) {
       <Form act="Set the password" onCancel={props.onClose} onDone={props.onDone} work={() => change('/accounts/password', { address: props.user.address, password })}>
         <Text label="New password" type="password" autoComplete="new-password" value={password} onInput={setPassword} required autoFocus />
       </Form>
+    </Dialog>
+  );
+}
+
+function ResetFactor(props: Asked & { user: User }) {
+  return (
+    <Dialog title={`Take the second factor off ${props.user.address}?`} onClose={props.onClose}>
+      <p>For somebody who has lost the program that makes the codes. Until it is set up again, the password alone opens the console for this account.</p>
+      <Form act="Take it off" danger onCancel={props.onClose} onDone={props.onDone} work={() => change('/accounts/reset-second-factor', { address: props.user.address })}>{null}</Form>
     </Dialog>
   );
 }

@@ -80,7 +80,7 @@ function What(props: { view: RuleView }) {
   return (
     <span class="what">
       <span class="conditions"><span class="tag">{DIRECTION[rule.direction]}</span>{conditions.length ? conditions.map((it) => <span class="condition" key={it}>{it}</span>) : <span class="condition">everything</span>}{rule.shadow && <span class="tag on">shadow</span>}</span>
-      <span class="why">{rule.reason && <>{rule.reason}: </>}{props.view.set_by}{props.view.set_at > 0 && <>, <Time at={props.view.set_at} /></>}</span>
+      <span class="why">{rule.reason && <>{rule.reason} </>}({props.view.set_by}{props.view.set_at > 0 && <>, <Time at={props.view.set_at} /></>})</span>
     </span>
   );
 }

@@ -1,3 +1,4 @@
+import type { ComponentChildren } from 'preact';
 import { useState } from 'preact/hooks';
 
 import { change, get } from '../api/client';
@@ -116,11 +117,12 @@ export function Report(props: { id: number }) {
             <Facts rows={[
               ['About', <><span class="mono">{it.about}</span> (<a href={href('domains', domainOf(it.about))}>{domainOf(it.about)}</a>)</>],
               ['Reason', <Reason report={it} />],
-              ['From', <><Name of={it.reporter} />{it.affiliation && <span class="tag">{it.affiliation}</span>}</>],
+              ['From', <><Name of={it.reporter} />{it.origin === 'outside' && <span class="tag">another provider</span>}{it.affiliation && <span class="tag">{it.affiliation}</span>}</>],
               ['When', moment(it.at)],
               ['They say', it.text || <span class="quiet">nothing</span>],
               ['They agree that', it.may_forward || it.may_share ? [it.may_forward && 'the sender’s provider is told', it.may_share && 'third parties are told'].filter(Boolean).join(', ') : 'nobody else is told'],
               ['Stanzas', it.stanza_ids.length ? <ul class="plain-list mono small">{it.stanza_ids.map((id) => <li key={id}>{id}</li>)}</ul> : <span class="quiet">none named</span>],
+              ...(it.forwarded_to ? [['Forwarded to', <Name of={it.forwarded_to} />] as [string, ComponentChildren]] : []),
             ]} />
             <h3>Messages ({count(it.messages.length)})</h3>
             {it.messages.length ? it.messages.map((text, n) => <blockquote key={n} class="message">{text}</blockquote>) : <p class="quiet">None in the reporter’s archive.</p>}

@@ -64,7 +64,7 @@ function options(props: ChartProps, width: number): uPlot.Options {
   return {
     width,
     height: props.height,
-    padding: [8, 8, 0, 0],
+    padding: [8, 24, 0, 0],
     legend: { show: false },
     cursor: { drag: { x: false, y: false }, points: { size: 6 }, y: false },
     scales: {
