@@ -97,7 +97,7 @@ await check('a second factor: set up, asked for, and a wrong code is refused', a
   // A code is good once: the one of the next half minute is another.
   await page.getByLabel('Code').fill(totp(secret, Date.now() + 30_000));
   await page.getByRole('button', { name: 'Go on' }).click();
-  await heading('Now');
+  await heading('You and this server');
   clean(page);
 });
 
@@ -218,7 +218,7 @@ await check('a report is handled: the sender is blocked for everybody', async ()
   const id = await stage('report', { who: 'juliet', about: `tybalt@${theirs}`, text: 'he will not stop' });
   must(id !== '', 'nothing was reported');
   await at(page, 'now', 'Now');
-  await page.getByRole('link', { name: 'Requests and reports, waiting: 1' }).waitFor();
+  await page.getByRole('link', { name: /^Requests and reports ?, waiting: 1$/ }).waitFor();
   await at(page, 'reports', 'Requests and reports');
   await shot(page, shots, 'exchange-reports');
   await page.getByRole('link', { name: `tybalt@${theirs}` }).first().click();
