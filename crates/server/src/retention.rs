@@ -1,8 +1,9 @@
-//! How much of the past is kept: `limits.archive_bytes` and `accounts.history_age`, account by account, in the
-//! background. What waits for delivery is never touched; its bound is the offline queue's.
+//! How much of the past is kept: `limits.archive_bytes` and `accounts.history_age`, or what a host has instead, account
+//! by account, in the background. What waits for delivery is never touched; its bound is the offline queue's.
 //!
 //! Between two rounds an account can exceed its bytes by what `limits.client_bytes` lets its clients send.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,8 +25,7 @@ const BATCH: (i64, i64) = (64, 256 << 10);
 pub(crate) async fn keep(exchange: Arc<Exchange>) {
     loop {
         tokio::time::sleep(PAUSE).await;
-        let bounds = Bounds::of(&exchange);
-        match round(&exchange.db, &bounds).await {
+        match round(&exchange.db, &of_hosts(&exchange)).await {
             Ok(0) => {}
             Ok(deleted) => tracing::info!(deleted, "old messages were deleted from archives"),
             Err(error) => tracing::warn!(%error, "old messages could not be deleted from archives"),
@@ -46,20 +46,26 @@ struct Bounds {
     oldest: LogId,
 }
 
-impl Bounds {
-    fn of(exchange: &Exchange) -> Bounds {
-        let config = exchange.config.load();
-        let age = config.accounts.history_age;
+/// By the host's key in the store.
+fn of_hosts(exchange: &Exchange) -> HashMap<i64, Bounds> {
+    let config = exchange.config.load();
+    let now = exchange.clock().now();
+    let bounds = exchange.hosts.values().map(|host| {
+        let (age, bytes) = config.retention(host.domain.as_str());
         let oldest = match i64::try_from(age.as_millis()) {
-            Ok(age) if age > 0 => LogId::first_of(exchange.clock().now().saturating_sub(age)),
+            Ok(age) if age > 0 => LogId::first_of(now.saturating_sub(age)),
             _ => LogId::ZERO,
         };
-        Bounds { bytes: i64::try_from(config.limits.archive_bytes).unwrap_or(i64::MAX), oldest }
-    }
+        (host.id, Bounds { bytes: i64::try_from(bytes).unwrap_or(i64::MAX), oldest })
+    });
+    bounds.collect()
 }
 
 /// Looks at every account once. The number of rows deleted.
-async fn round(db: &Db, bounds: &Bounds) -> Result<u64, StoreError> {
+async fn round(db: &Db, hosts: &HashMap<i64, Bounds>) -> Result<u64, StoreError> {
+    // The store names what is too much for the strictest of the hosts.
+    let least = hosts.values().map(|bounds| bounds.bytes).min().unwrap_or(i64::MAX);
+    let oldest = hosts.values().map(|bounds| bounds.oldest).max().unwrap_or(LogId::ZERO);
     let last = db.read(sql("SELECT COALESCE(MAX(id), 0) FROM accounts")).await?;
     let last = last.first().map_or(0, |row| row.int(0));
     let mut deleted = 0;
@@ -67,16 +73,23 @@ async fn round(db: &Db, bounds: &Bounds) -> Result<u64, StoreError> {
     while from < last {
         let rows = db
             .read(
-                sql("SELECT account, SUM(size), MIN(id) FROM archive WHERE account > ?1 AND account <= ?2 \
-                     GROUP BY account HAVING SUM(size) > ?3 OR MIN(id) < ?4")
+                sql("SELECT sums.account, sums.bytes, sums.first, accounts.host_id FROM \
+                     (SELECT account, SUM(size) AS bytes, MIN(id) AS first FROM archive \
+                     WHERE account > ?1 AND account <= ?2 GROUP BY account) AS sums \
+                     JOIN accounts ON accounts.id = sums.account WHERE sums.bytes > ?3 OR sums.first < ?4")
                 .bind(from)
                 .bind(from + ACCOUNTS)
-                .bind(bounds.bytes)
-                .bind(bounds.oldest.0),
+                .bind(least)
+                .bind(oldest.0),
             )
             .await?;
         for row in rows.iter() {
-            deleted += shorten(db, row.int(0), row.int(1) - bounds.bytes, bounds.oldest).await?;
+            // A host that is not served at present: its archives wait as they are.
+            let Some(bounds) = hosts.get(&row.int(3)) else { continue };
+            let excess = row.int(1).saturating_sub(bounds.bytes);
+            if excess > 0 || row.int(2) < bounds.oldest.0 {
+                deleted += shorten(db, row.int(0), excess, bounds.oldest).await?;
+            }
         }
         from += ACCOUNTS;
         tokio::time::sleep(BREATH).await;
@@ -159,11 +172,12 @@ mod tests {
         let (size, real) = size.first().map(|row| (row.int(0), row.int(1))).unwrap();
         assert_eq!(size, real);
         let bounds = Bounds { bytes: size / 10, oldest: LogId::ZERO };
-        assert_eq!(round(&db, &bounds).await.unwrap(), 900);
+        let hosts = HashMap::from([(1, bounds)]);
+        assert_eq!(round(&db, &hosts).await.unwrap(), 900);
         let mut expected = vec![3];
         expected.extend(902..=1000);
         assert_eq!(left(&db).await, expected);
-        assert_eq!(round(&db, &bounds).await.unwrap(), 0);
+        assert_eq!(round(&db, &hosts).await.unwrap(), 0);
     }
 
     #[tokio::test(start_paused = true)]
@@ -176,9 +190,37 @@ mod tests {
         );
         db.run(batch).await.unwrap();
         let bounds = Bounds { bytes: i64::MAX, oldest: LogId::first_of(8 * 86_400_000) };
-        assert_eq!(round(&db, &bounds).await.unwrap(), 6);
+        assert_eq!(round(&db, &HashMap::from([(1, bounds)])).await.unwrap(), 6);
         let days: Vec<i64> = left(&db).await.into_iter().map(|id| LogId(id).millis() / 86_400_000).collect();
         assert_eq!(days, [1, 8, 9, 10]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_host_has_its_own_bounds() {
+        let db = archive_of((1..=10).map(|day| LogId::first_of(day * 86_400_000).0)).await;
+        let mut batch = Batch::new(Lane::Inside)
+            .with(sql("INSERT INTO hosts (id, name) VALUES (2, 'there.example'), (3, 'gone.example')"));
+        for (account, host) in [(400, 2), (500, 3)] {
+            batch.push(
+                sql("INSERT INTO accounts (id, host_id, local, created_at) VALUES (?1, ?2, 'nurse', 0)")
+                    .bind(account)
+                    .bind(host),
+            );
+            batch.push(
+                sql("INSERT INTO archive (id, account, peer, flags, size, stanza) \
+                     SELECT id + ?1, ?1, peer, flags, size, stanza FROM archive WHERE account = 300")
+                .bind(account),
+            );
+        }
+        db.run(batch).await.unwrap();
+        let strict = Bounds { bytes: i64::MAX, oldest: LogId::first_of(8 * 86_400_000) };
+        let lenient = Bounds { bytes: i64::MAX, oldest: LogId::first_of(5 * 86_400_000) };
+        assert_eq!(round(&db, &HashMap::from([(1, lenient), (2, strict)])).await.unwrap(), 4 + 7);
+        let rows =
+            db.read(sql("SELECT COUNT(*) FROM archive GROUP BY account ORDER BY account")).await.unwrap();
+        assert_eq!(rows.iter().map(|row| row.int(0)).collect::<Vec<_>>(), [6, 3, 10]);
+        let small = Bounds { bytes: 1, oldest: LogId::ZERO };
+        assert_eq!(round(&db, &HashMap::from([(1, lenient), (2, small)])).await.unwrap(), 3);
     }
 
     #[tokio::test]
@@ -186,7 +228,7 @@ mod tests {
         let db = archive_of(1..=2).await;
         let plan = db
             .read(
-                sql("EXPLAIN QUERY PLAN SELECT account, SUM(size), MIN(id) FROM archive \
+                sql("EXPLAIN QUERY PLAN SELECT account, SUM(size) AS bytes, MIN(id) AS first FROM archive \
                      WHERE account > ?1 AND account <= ?2 GROUP BY account")
                 .bind(0)
                 .bind(256),

@@ -7,7 +7,7 @@ use trunkline_store::Migration;
 
 /// Every migration, oldest first.
 pub const MIGRATIONS: &[Migration] =
-    &[ACCOUNTS, MESSAGING, INVITES, BOUNDS, WAITING, ONE_INDEX, CONTROL, CONSENT, EYES, DEVICES];
+    &[ACCOUNTS, MESSAGING, INVITES, BOUNDS, WAITING, ONE_INDEX, CONTROL, CONSENT, EYES, DEVICES, ARCHIVES];
 
 const ACCOUNTS: Migration = Migration {
     name: "accounts",
@@ -342,5 +342,33 @@ const DEVICES: Migration = Migration {
             UNIQUE (account, agent)
         ) STRICT;
         CREATE INDEX devices_by_age ON devices (last_seen);
+    ",
+};
+
+/// Reading archives. The index tells everything but the stanza, so that a search for an address reads no stanzas and
+/// the messages of each account still touch one page of one index. What users want archived (rule 0: always, 1:
+/// never, 2: contacts; the empty address stands for those that are not listed). The full-text index, from which a
+/// message goes with its row, and how far each account's archive is in it.
+const ARCHIVES: Migration = Migration {
+    name: "archives",
+    sql: "
+        DROP INDEX archive_by_account;
+        CREATE INDEX archive_by_account ON archive (account, id, size, flags, peer);
+        CREATE TABLE archive_rules (
+            account INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
+            jid TEXT NOT NULL,
+            rule INTEGER NOT NULL,
+            PRIMARY KEY (account, jid)
+        ) STRICT, WITHOUT ROWID;
+        CREATE TABLE archive_searched (
+            account INTEGER PRIMARY KEY REFERENCES accounts (id) ON DELETE CASCADE,
+            indexed_until INTEGER NOT NULL
+        ) STRICT;
+        CREATE VIRTUAL TABLE archive_words USING fts5
+            (owner, body, tokenize = 'unicode61 remove_diacritics 2');
+        INSERT INTO archive_words (archive_words, rank) VALUES ('secure-delete', 1);
+        CREATE TRIGGER archive_gone AFTER DELETE ON archive WHEN old.flags & 2 = 0 BEGIN
+            DELETE FROM archive_words WHERE rowid = old.id;
+        END;
     ",
 };

@@ -427,13 +427,19 @@ mod tests {
             (field("with", "@"), Condition::JidMalformed),
             (field("with", ""), Condition::BadRequest),
             ("<field var='with'/>".to_owned(), Condition::BadRequest),
-            ("<field var='with'><value>a@b</value><value>c@d</value></field>".to_owned(), Condition::BadRequest),
+            (
+                "<field var='with'><value>a@b</value><value>c@d</value></field>".to_owned(),
+                Condition::BadRequest,
+            ),
             (field("start", "yesterday"), Condition::BadRequest),
             (field("end", ""), Condition::BadRequest),
             (field("before-id", ""), Condition::BadRequest),
             (field("include-groupchat", "maybe"), Condition::BadRequest),
             (field("{http://example.com/}free-text-search", "x"), Condition::FeatureNotImplemented),
-            (format!("<field var='ids'>{}</field>", "<value>1</value>".repeat(4)), Condition::ResourceConstraint),
+            (
+                format!("<field var='ids'>{}</field>", "<value>1</value>".repeat(4)),
+                Condition::ResourceConstraint,
+            ),
             (field("x", "1").repeat(300), Condition::ResourceConstraint),
         ] {
             assert_eq!(condition(&fields), expected, "{fields}");
@@ -455,7 +461,10 @@ mod tests {
         write_result(&mut w, Some("f'1"), Kept { id: "i1", millis: 1000, stanza });
         let element = Element::parse(w.finish(), ns::CLIENT).unwrap();
         let result = element.root();
-        assert_eq!((result.attr("queryid").as_deref(), result.attr("id").as_deref()), (Some("f'1"), Some("i1")));
+        assert_eq!(
+            (result.attr("queryid").as_deref(), result.attr("id").as_deref()),
+            (Some("f'1"), Some("i1"))
+        );
         let forwarded = result.child(ns::FORWARD, "forwarded").unwrap();
         let delay = forwarded.child(ns::DELAY, "delay").unwrap();
         assert_eq!(delay.attr("stamp").as_deref(), Some("1970-01-01T00:00:01.000Z"));

@@ -225,6 +225,8 @@ pub const STANZA_ID: &str = "urn:xmpp:sid:0";
 pub const MAM: &str = "urn:xmpp:mam:2";
 /// XEP-0313: feature: pages by id, flipped pages, metadata.
 pub const MAM_EXTENDED: &str = "urn:xmpp:mam:2#extended";
+/// XEP-0313 s.7: feature: the field `include-groupchat` is understood.
+pub const MAM_GROUPCHAT_FIELD: &str = "urn:xmpp:mam:2#groupchat-field";
 /// XEP-0313 s.5.4: feature: group chat messages in a user archive.
 pub const MAM_GROUPCHAT: &str = "urn:xmpp:mam:2#groupchat-available";
 /// XEP-0431 Full Text Search in MAM.

@@ -109,7 +109,10 @@ mod tests {
         let none = Element::parse(&b"<query/>"[..], "urn:x").unwrap();
         assert_eq!(Request::parse(none.root()), Ok(Request::default()));
         let request = read("<max> 10 </max><after>a</after>").unwrap();
-        assert_eq!((request.max, request.after.as_deref(), request.is_backward()), (Some(10), Some("a"), false));
+        assert_eq!(
+            (request.max, request.after.as_deref(), request.is_backward()),
+            (Some(10), Some("a"), false)
+        );
         let last = read("<max>10</max><before/>").unwrap();
         assert_eq!((last.before.as_deref(), last.is_backward()), (Some(""), true));
         assert_eq!(read("<after/>").unwrap().after, None);

@@ -263,7 +263,7 @@ pub(super) fn dotted(path: &[String]) -> String {
     path.iter().map(|segment| quoted(segment)).collect::<Vec<_>>().join(".")
 }
 
-fn quoted(segment: &str) -> String {
+pub(super) fn quoted(segment: &str) -> String {
     let bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if !segment.is_empty() && segment.chars().all(bare) {
         segment.to_owned()
@@ -307,9 +307,9 @@ pub(super) fn unknown(path: &[String]) -> String {
 
 pub(super) fn resolve_paths(config: &mut Config, base: &Path) {
     config.data_dir = base.join(&config.data_dir);
-    let tls = std::iter::once(&mut config.tls).chain(config.hosts.values_mut());
-    let tls = tls.flat_map(|tls| [&mut tls.certificate, &mut tls.key]);
-    for path in tls.chain([&mut config.federation.trust]).flatten() {
+    let hosts = config.hosts.values_mut().flat_map(|host| [&mut host.certificate, &mut host.key]);
+    let common = [&mut config.tls.certificate, &mut config.tls.key, &mut config.federation.trust];
+    for path in hosts.chain(common).flatten() {
         *path = base.join(&*path);
     }
 }
@@ -351,9 +351,8 @@ fn across_keys(config: &Config) -> Vec<Problem> {
         let text = format!("{address} is not loopback, so it needs TLS: set tls.certificate and tls.key");
         add("console.listen", text);
     }
-    let hosts = config.hosts.iter().map(|(name, host)| (format!("hosts.{}", quoted(name)), host));
-    for (section, tls) in std::iter::once(("tls".to_owned(), &config.tls)).chain(hosts) {
-        match (&tls.certificate, &tls.key) {
+    for (section, certificate, key) in config.certificates() {
+        match (certificate, key) {
             (Some(_), None) => {
                 let text = format!("a certificate needs its private key: add {section}.key");
                 add(&format!("{section}.certificate"), text);
@@ -422,9 +421,8 @@ pub(super) fn missing_files(config: &Config) -> Vec<Problem> {
             add("tls.certificate", text);
         }
     }
-    let hosts = config.hosts.iter().map(|(name, host)| (format!("hosts.{}", quoted(name)), host));
-    for (section, tls) in std::iter::once(("tls".to_owned(), &config.tls)).chain(hosts) {
-        for (leaf, path) in [("certificate", &tls.certificate), ("key", &tls.key)] {
+    for (section, certificate, key) in config.certificates() {
+        for (leaf, path) in [("certificate", certificate), ("key", key)] {
             if let Some(path) = path
                 && let Err(error) = std::fs::File::open(path)
             {

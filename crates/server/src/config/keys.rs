@@ -130,6 +130,8 @@ pub const KEYS: &[Key] = &[
     key("hosts.*.key", Path)
         .example("\"/etc/letsencrypt/live/example.net/privkey.pem\"")
         .doc("The private key of this domain's own certificate."),
+    key("hosts.*.history_age", Duration).example("\"30 days\"").doc("accounts.history_age for this domain."),
+    key("hosts.*.archive_bytes", Bytes).example("\"100 MB\"").doc("limits.archive_bytes for this domain."),
     // --- clients
     key("clients.listen", Listen).restart().default("[\"[::]:5222\"]").doc("Addresses for clients with STARTTLS."),
     key("clients.listen_tls", Listen)
@@ -198,6 +200,9 @@ pub const KEYS: &[Key] = &[
     ),
     key("accounts.device_age", Duration).default("\"90 days\"").doc(
         "How long a device that does not sign in any more is listed for its user (XEP-0494); its token ends with it. 0 means for ever.",
+    ),
+    key("accounts.search", Bool).default("false").doc(
+        "Whether users may search their archives for words (XEP-0431). The first search of a user makes an index of the archive, about half as large as the texts in it.",
     ),
     key("accounts.password_iterations", Int(4096, 10_000_000)).default("10000").doc(
         "The work factor of stored passwords (SCRAM, PBKDF2). Clients do this work at each login. Applies when a password is set.",
@@ -484,6 +489,9 @@ pub const KEYS: &[Key] = &[
     key("limits.archive_bytes", Bytes).default("\"1 GB\"").doc(
         "Bytes of one account's archive. Beyond it the oldest messages go, within minutes.",
     ),
+    key("limits.archive_page", Int(1, 1000))
+        .default("250")
+        .doc("Messages of an archive that are sent for one request, whatever the client asks for."),
     key("limits.held_requests", Int(1, i64::MAX))
         .default("200")
         .doc("Subscription requests of others that wait for one account's answer."),

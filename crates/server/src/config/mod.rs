@@ -92,7 +92,18 @@ pub struct Tls {
 }
 
 /// A further domain.
-pub type Host = Tls;
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    /// Instead of the common one; PEM, chain included.
+    pub certificate: Option<PathBuf>,
+    /// PEM.
+    pub key: Option<PathBuf>,
+    /// Instead of [`Accounts::history_age`].
+    pub history_age: Option<Duration>,
+    /// Instead of [`Limits::archive_bytes`].
+    pub archive_bytes: Option<usize>,
+}
 
 /// `[clients]`
 #[derive(Clone, Debug, Deserialize)]
@@ -158,6 +169,8 @@ pub struct Accounts {
     pub history_age: Duration,
     /// How long devices that are gone are remembered; zero: for ever.
     pub device_age: Duration,
+    /// Whether users may search their archives for words.
+    pub search: bool,
     /// PBKDF2 iterations for new passwords.
     pub password_iterations: u32,
 }
@@ -434,6 +447,7 @@ pub struct Limits {
     pub offline_messages: usize,
     pub offline_bytes: usize,
     pub archive_bytes: usize,
+    pub archive_page: usize,
     pub held_requests: usize,
     pub roster_items: usize,
     pub blocked_items: usize,
@@ -570,9 +584,27 @@ impl Config {
 
     /// Certificate and key of one of our domains: its own, or the common one.
     pub fn certificate(&self, domain: &str) -> Option<(&Path, &Path)> {
-        let own = self.hosts.get(domain).filter(|host| host.certificate.is_some());
-        let tls = own.unwrap_or(&self.tls);
-        Some((tls.certificate.as_deref()?, tls.key.as_deref()?))
+        match self.hosts.get(domain).filter(|host| host.certificate.is_some()) {
+            Some(own) => Some((own.certificate.as_deref()?, own.key.as_deref()?)),
+            None => Some((self.tls.certificate.as_deref()?, self.tls.key.as_deref()?)),
+        }
+    }
+
+    /// How long and how much an archive of that domain keeps: the age, zero for ever, and the bytes.
+    pub fn retention(&self, domain: &str) -> (Duration, usize) {
+        let host = self.hosts.get(domain);
+        let age = host.and_then(|host| host.history_age).unwrap_or(self.accounts.history_age);
+        let bytes = host.and_then(|host| host.archive_bytes).unwrap_or(self.limits.archive_bytes);
+        (age, bytes)
+    }
+
+    /// The certificates and keys that the file names, with the section they stand in.
+    pub(crate) fn certificates(&self) -> Vec<(String, Option<&Path>, Option<&Path>)> {
+        let common = ("tls".to_owned(), self.tls.certificate.as_deref(), self.tls.key.as_deref());
+        let own = self.hosts.iter().map(|(name, host)| {
+            (format!("hosts.{}", check::quoted(name)), host.certificate.as_deref(), host.key.as_deref())
+        });
+        std::iter::once(common).chain(own).collect()
     }
 
     /// The SQLite file.

@@ -12,6 +12,8 @@
 //! The federation queue is the table `outbound`; see `federation`.
 
 pub mod in_flight;
+pub mod pages;
+pub mod search;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -148,6 +150,7 @@ macro_rules! page_of {
         ))
     };
 }
+use page_of;
 
 /// What waits for `account` after the start of `span` and before its end, oldest first, at most a page.
 ///

@@ -82,7 +82,11 @@ fn wrap(passage: &Passage<'_>) -> Vec<u8> {
         Way::Received => "received",
     };
     let mut inner = Vec::with_capacity(passage.stanza.size() + 64);
-    passage.stanza.write_in(&mut inner, ns::CLIENT);
+    match passage.stanza_id().filter(|_| passage.way == Way::Sent) {
+        // XEP-0313 s.3.4: the other devices learn under which id the sent message is archived.
+        Some(id) => passage.stanza.with_appended(&id).write_in(&mut inner, ns::CLIENT),
+        None => passage.stanza.write_in(&mut inner, ns::CLIENT),
+    }
     let mut w = Writer::new();
     w.open(name).attr("xmlns", ns::CARBONS);
     w.open("forwarded").attr("xmlns", ns::FORWARD).raw(&inner).close();

@@ -37,10 +37,10 @@ pub fn module() -> Module {
 pub fn describe(exchange: &Exchange) -> trunkline_xmpp::disco::Info {
     let mut info = trunkline_xmpp::disco::Info::new();
     info.identity("server", "im", Some("Trunkline"));
-    for feature in exchange.modules.features(Scope::Host) {
+    let config = exchange.config.load();
+    for feature in exchange.modules.features(Scope::Host, &config) {
         info.feature(feature);
     }
-    let config = exchange.config.load();
     contact_form(&mut info, &config.contact);
     info
 }
@@ -117,7 +117,8 @@ async fn account_info(request: Request) -> Answer {
     let mut info = trunkline_xmpp::disco::Info::new();
     let admin = request.account.as_ref().is_some_and(|account| request.exchange.is_admin(&account.jid));
     info.identity("account", if admin { "admin" } else { "registered" }, None);
-    for feature in request.exchange.modules.features(Scope::Account) {
+    let config = request.exchange.config.load();
+    for feature in request.exchange.modules.features(Scope::Account, &config) {
         info.feature(feature);
     }
     let mut w = Writer::new();

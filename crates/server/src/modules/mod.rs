@@ -5,6 +5,7 @@
 //! is a service (`log`, `route`), not a module; modules do not import each other.
 
 pub mod administration;
+pub mod archive;
 pub mod blocking;
 pub mod carbons;
 pub mod client_access;
@@ -33,12 +34,15 @@ use bytes::Bytes;
 use prometheus_client::metrics::counter::Counter;
 use smallvec::SmallVec;
 use trunkline_store::{Batch, Lane, Ticket};
+use trunkline_xml::Writer;
 use trunkline_xmpp::classify::Class;
 use trunkline_xmpp::error::StanzaError;
 use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::{IqType, Stanza};
 
 use crate::commands::Command;
+use crate::config::Config;
 use crate::exchange::{Exchange, Host};
 use crate::ids::LogId;
 use crate::metrics::Metrics;
@@ -58,6 +62,7 @@ pub fn all() -> Vec<Module> {
         blocking::module(),
         stanza_ids::module(),
         history::module(),
+        archive::module(),
         carbons::module(),
         vcard::module(),
         private::module(),
@@ -174,9 +179,32 @@ impl fmt::Debug for Passage<'_> {
 }
 
 impl Passage<'_> {
-    /// The message is for the archive, and the operator keeps one.
+    /// The message is for the archive, the operator keeps one, and the user wants it there.
     pub fn archives(&self) -> bool {
-        self.class.store.yes && self.exchange.config.load().accounts.archive
+        if !(self.class.store.yes && self.exchange.config.load().accounts.archive) {
+            return false;
+        }
+        let head = &self.stanza.head;
+        let peer = match self.way {
+            Way::Sent => head.to.as_ref(),
+            Way::Received => head.from.as_ref(),
+        };
+        let peer = peer.unwrap_or(&self.account.jid);
+        // XEP-0313 s.6.1.1: once in an archive. What one sends to oneself is there as received.
+        !(self.way == Way::Sent && peer.same_bare(&self.account.jid)) && self.state.archives(peer)
+    }
+
+    /// The `<stanza-id/>` (XEP-0359) by which the message is found in this account's archive.
+    pub fn stanza_id(&self) -> Option<Vec<u8>> {
+        let id = self.id.filter(|_| self.archives())?;
+        let uuid = self.exchange.ids.uuid(id).hyphenated();
+        let mut w = Writer::new();
+        w.open("stanza-id")
+            .attr("xmlns", ns::STANZA_ID)
+            .attr("by", self.account.jid.as_str())
+            .attr("id", uuid.encode_lower(&mut uuid::Uuid::encode_buffer()))
+            .close();
+        Some(w.finish())
     }
 }
 
@@ -236,12 +264,15 @@ pub type Answer = Result<Reply, StanzaError>;
 type Answering = Pin<Box<dyn Future<Output = Answer> + Send>>;
 type Handler = Arc<dyn Fn(Request) -> Answering + Send + Sync>;
 
+/// Whether something is announced with this configuration.
+type Condition = fn(&Config) -> bool;
+
 /// One capability.
 pub struct Module {
     name: &'static str,
     summary: &'static str,
     xeps: Vec<(u16, &'static str, Level)>,
-    features: Vec<(Scope, &'static str)>,
+    features: Vec<(Scope, &'static str, Option<Condition>)>,
     requests: Vec<(Scope, IqType, (&'static str, &'static str), Handler)>,
     hooks: Vec<(Way, Step, Hook)>,
     commands: Vec<Command>,
@@ -271,7 +302,14 @@ impl Module {
     /// A feature to announce in service discovery.
     #[must_use]
     pub fn feature(mut self, scope: Scope, feature: &'static str) -> Module {
-        self.features.push((scope, feature));
+        self.features.push((scope, feature, None));
+        self
+    }
+
+    /// A feature to announce in service discovery if the configuration is such.
+    #[must_use]
+    pub fn feature_if(mut self, scope: Scope, feature: &'static str, when: fn(&Config) -> bool) -> Module {
+        self.features.push((scope, feature, Some(when)));
         self
     }
 
@@ -367,10 +405,13 @@ impl Modules {
     }
 
     /// The features announced in `scope`, in the order of the list.
-    pub fn features(&self, scope: Scope) -> impl Iterator<Item = &'static str> {
-        self.list.iter().flat_map(move |module| {
-            module.features.iter().filter(move |(of, _)| *of == scope).map(|(_, feature)| *feature)
-        })
+    pub fn features(&self, scope: Scope, config: &Config) -> impl Iterator<Item = &'static str> {
+        let announced = move |(of, _, when): &&(Scope, &'static str, Option<Condition>)| {
+            *of == scope && when.is_none_or(|when| when(config))
+        };
+        self.list
+            .iter()
+            .flat_map(move |module| module.features.iter().filter(announced).map(|(_, feature, _)| *feature))
     }
 
     /// The ad-hoc commands, in the order of the list.

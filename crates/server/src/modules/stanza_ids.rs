@@ -1,6 +1,5 @@
 //! XEP-0359 Unique and Stable Stanza IDs 0.7: every kept message gets the id it has in the archive.
 
-use trunkline_xml::Writer;
 use trunkline_xmpp::ns;
 
 use super::{Flow, Level, Module, Passage, Scope, Step, Way};
@@ -15,7 +14,7 @@ pub fn module() -> Module {
 }
 
 /// The sender's archive has its own order, so a sent message has its own id there; the stanza on its way
-/// does not carry it.
+/// does not carry it; the copies for the sender's other devices do.
 fn number(passage: &mut Passage<'_>) -> Flow {
     if passage.archives() {
         passage.id = Some(passage.exchange.ids.next());
@@ -37,16 +36,10 @@ fn stamp(passage: &mut Passage<'_>) -> Flow {
     }
     let id = passage.exchange.ids.next();
     passage.id = Some(id);
-    // The id is the archive's: without one there is nothing to find under it.
-    if !passage.exchange.config.load().accounts.archive {
-        return Flow::Pass;
+    // XEP-0313 s.3.4: the id is the archive's. Of what is kept for its delivery only there is nothing to find, and a
+    // client that asks for what came after it would be told that there is no such message.
+    if let Some(element) = passage.stanza_id() {
+        passage.stanza = passage.stanza.with_appended(&element);
     }
-    let mut w = Writer::new();
-    w.open("stanza-id")
-        .attr("xmlns", ns::STANZA_ID)
-        .attr("by", by)
-        .attr("id", passage.exchange.ids.uuid(id).hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()))
-        .close();
-    passage.stanza = passage.stanza.with_appended(&w.finish());
     Flow::Pass
 }

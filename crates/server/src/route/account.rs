@@ -12,8 +12,9 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
-use trunkline_store::{Db, Lane, StoreError, sql};
+use trunkline_store::{Batch, Db, Lane, StoreError, sql};
 use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::mam::{Preferences, Rule};
 use trunkline_xmpp::stanza::Stanza;
 
 use super::roster::Roster;
@@ -46,6 +47,8 @@ pub struct AccountState {
     pub roster: Roster,
     /// The block list (XEP-0191).
     pub blocked: BTreeSet<Jid>,
+    /// What is archived (XEP-0441); `None`: everything.
+    pub archiving: Option<Box<Preferences>>,
     /// The newest id given to something kept for this account.
     pub last_kept: Option<LogId>,
     /// Messages that waited when the account was loaded, and those that came since when nobody was there.
@@ -147,6 +150,13 @@ impl AccountState {
                     && blocked.domain() == jid.domain()
                     && blocked.resource().is_none_or(|resource| jid.resource() == Some(resource))
             })
+    }
+
+    /// The user wants messages with `peer` archived.
+    pub fn archives(&self, peer: &Jid) -> bool {
+        self.archiving.as_ref().is_none_or(|preferences| {
+            preferences.allows(peer, || self.roster.get(peer).is_some_and(|item| item.listed))
+        })
     }
 
     /// Contacts with a subscription to us may know about us (RFC 6121 s.8.5, XEP-0030 s.8.1).
@@ -319,18 +329,65 @@ async fn read(
             "SELECT COUNT(*), COALESCE(SUM(size), 0) FROM pending WHERE account = (SELECT a.id FROM accounts a \
             JOIN hosts h ON h.id = a.host_id WHERE h.name = ?1 AND a.local = ?2)",
         ),
+        of("SELECT jid, rule FROM archive_rules WHERE account = (SELECT a.id FROM accounts a \
+            JOIN hosts h ON h.id = a.host_id WHERE h.name = ?1 AND a.local = ?2) ORDER BY jid"),
     ];
     let results = db.read_all(lane, statements).await?;
-    let [account, items, blocked, waiting] = results.as_slice() else { return Err(StoreError::Closed) };
+    let [account, items, blocked, waiting, rules] = results.as_slice() else {
+        return Err(StoreError::Closed);
+    };
     let Some(row) = account.first() else { return Ok(None) };
     let count = |column| waiting.first().and_then(|row| usize::try_from(row.int(column)).ok()).unwrap_or(0);
     let state = AccountState {
         waiting: Waiting { messages: count(0), bytes: count(1) },
         roster: Roster::load(items, row.int(1)),
         blocked: blocked.iter().filter_map(|row| Jid::parse(row.text(0)).ok()).collect(),
+        archiving: (!rules.is_empty()).then(|| Box::new(preferences(rules))),
         ..AccountState::default()
     };
     Ok(Some((row.int(0), state)))
+}
+
+/// The rows of `archive_rules`.
+fn preferences(rows: &trunkline_store::Rows) -> Preferences {
+    let mut preferences = Preferences::default();
+    for row in rows.iter() {
+        let rule = match row.int(1) {
+            1 => Rule::Never,
+            2 => Rule::Roster,
+            _ => Rule::Always,
+        };
+        match (Jid::parse(row.text(0)), rule) {
+            (Ok(jid), Rule::Always) => preferences.always.push(jid),
+            (Ok(jid), _) => preferences.never.push(jid),
+            // The empty address.
+            (Err(_), rule) => preferences.rule = rule,
+        }
+    }
+    preferences
+}
+
+/// Adds the statements that put an account's preferences in the place of those it had.
+pub fn save_preferences(batch: &mut Batch, account: i64, preferences: &Preferences) {
+    batch.push(sql("DELETE FROM archive_rules WHERE account = ?1").bind(account));
+    let mut add = |jid: &str, rule: i64| {
+        batch.push(
+            sql("INSERT INTO archive_rules (account, jid, rule) VALUES (?1, ?2, ?3)")
+                .bind(account)
+                .bind(jid)
+                .bind(rule),
+        );
+    };
+    add(
+        "",
+        match preferences.rule {
+            Rule::Always => 0,
+            Rule::Never => 1,
+            Rule::Roster => 2,
+        },
+    );
+    preferences.always.iter().for_each(|jid| add(jid.as_str(), 0));
+    preferences.never.iter().for_each(|jid| add(jid.as_str(), 1));
 }
 
 impl Deref for Loaded {

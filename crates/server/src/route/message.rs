@@ -67,9 +67,17 @@ impl Exchange {
             }
         }
         self.note_writing(account, (passage.state, &passage.stanza), passage.batch);
-        let stanza = passage.stanza;
+        let (stanza, id) = (passage.stanza, passage.id);
         if !batch.is_empty() {
-            self.commit(batch, mail.receipt.clone(), &stanza);
+            let row = id.map(|id| {
+                account.in_flight.submitted(id, batch.lane(), Arc::default());
+                (Arc::clone(account), id)
+            });
+            self.commit_then(batch, (mail.receipt.clone(), &stanza), move |_| {
+                if let Some((account, id)) = row {
+                    account.in_flight.landed(id);
+                }
+            });
         }
         drop(guard);
         Some(Mail { stanza, ..mail })
@@ -190,8 +198,8 @@ impl Exchange {
             // Under the lock, so that what this account is sent is committed in the order of its ids; and before
             // it is pushed, so that the note of its delivery can't come before the row.
             let rows = std::mem::replace(passage.batch, Batch::new(mail.lane()));
-            let waits = kept.zip(passage.waits.take()).map(|(id, ticket)| {
-                account.in_flight.submitted(id, mail.lane(), ticket);
+            let waits = passage.id.map(|id| {
+                account.in_flight.submitted(id, mail.lane(), passage.waits.take().unwrap_or_default());
                 (Arc::clone(account), id)
             });
             self.commit_then(rows, (mail.receipt.clone(), &mail.stanza), move |_| {
