@@ -28,6 +28,9 @@ use crate::route::{Push, Queued, Session};
 
 /// Messages of a page if the client does not say how many.
 const USUAL_PAGE: usize = 50;
+/// Pages of one account's archive in the making at once. A connection makes one at a time, but one that breaks leaves its page
+/// to the session, which may be resumed and break again.
+const MOST_PAGES: usize = 32;
 /// Addresses in the two lists of one user's preferences.
 const MOST_RULES: usize = 1000;
 
@@ -166,9 +169,31 @@ impl Wanted {
     }
 }
 
+/// A page in the making, counted.
+struct Making(Arc<Account>);
+
+impl Making {
+    fn begin(account: &Arc<Account>) -> Result<Making, StanzaError> {
+        let mut state = account.state();
+        if state.pages >= MOST_PAGES {
+            return Err(StanzaError::new(Condition::ResourceConstraint)
+                .text("Read the pages that you have asked for first."));
+        }
+        state.pages += 1;
+        Ok(Making(Arc::clone(account)))
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        self.0.state().pages -= 1;
+    }
+}
+
 /// s.4.
 async fn query(request: Request) -> Answer {
     let account = owner(&request)?;
+    let _making = Making::begin(&account)?;
     let Some(session) = request.session.clone() else { return Err(StanzaError::new(Condition::Forbidden)) };
     let exchange = &request.exchange;
     let node = request.stanza.first_child().ok_or_else(|| StanzaError::new(Condition::BadRequest))?;
@@ -306,4 +331,27 @@ async fn set_preferences(request: Request) -> Answer {
         (preferences != Preferences::default()).then(|| Box::new(preferences.clone()));
     drop(writing);
     Ok(written(&preferences))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trunkline_store::{Db, Lane, Options, sql};
+    use trunkline_xmpp::jid::Jid;
+
+    #[tokio::test]
+    async fn an_account_has_so_many_pages_in_the_making_and_no_more() {
+        let db = Db::open(Options::memory(crate::schema::MIGRATIONS)).unwrap();
+        let setup = Batch::new(Lane::Inside)
+            .with(sql("INSERT INTO hosts (id, name) VALUES (1, 'here.example')"))
+            .with(sql("INSERT INTO accounts (id, host_id, local, created_at) VALUES (1, 1, 'juliet', 0)"));
+        db.run(setup).await.unwrap();
+        let juliet = Jid::parse("juliet@here.example").unwrap();
+        let account = crate::route::account::Accounts::new().load(&db, &juliet).await.unwrap().unwrap();
+        let mut making: Vec<Making> = (0..MOST_PAGES).map(|_| Making::begin(&account).unwrap()).collect();
+        let refused = Making::begin(&account).err().unwrap();
+        assert_eq!(refused.condition, Condition::ResourceConstraint);
+        making.pop();
+        assert!(Making::begin(&account).is_ok());
+    }
 }

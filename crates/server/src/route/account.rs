@@ -53,6 +53,8 @@ pub struct AccountState {
     pub last_kept: Option<LogId>,
     /// Messages that waited when the account was loaded, and those that came since when nobody was there.
     pub waiting: Waiting,
+    /// Pages of the archive that are being sent to the user's devices.
+    pub pages: usize,
     /// The account was removed while in memory.
     pub removed: bool,
 }
