@@ -30,7 +30,7 @@ use crate::route::{Push, Queued, Session};
 const USUAL_PAGE: usize = 50;
 /// Pages of one account's archive in the making at once. A connection makes one at a time, but one that breaks leaves its page
 /// to the session, which may be resumed and break again.
-const MOST_PAGES: usize = 32;
+const MOST_PAGES: u8 = 32;
 /// Addresses in the two lists of one user's preferences.
 const MOST_RULES: usize = 1000;
 

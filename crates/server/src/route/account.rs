@@ -54,7 +54,7 @@ pub struct AccountState {
     /// Messages that waited when the account was loaded, and those that came since when nobody was there.
     pub waiting: Waiting,
     /// Pages of the archive that are being sent to the user's devices.
-    pub pages: usize,
+    pub pages: u8,
     /// The account was removed while in memory.
     pub removed: bool,
 }
