@@ -94,7 +94,10 @@ fn plain_body(stanza: &[u8]) -> Option<String> {
         )
     });
     let body = stanza.body().filter(|_| !encrypted)?;
-    let end = body.floor_char_boundary(MOST_BYTES);
+    let mut end = body.len().min(MOST_BYTES);
+    while !body.is_char_boundary(end) {
+        end -= 1;
+    }
     Some(body[..end].to_owned())
 }
 

@@ -158,10 +158,7 @@ impl Wanted {
         if let Some(id) = page.before.as_deref().filter(|id| !id.is_empty()) {
             window.before = name(id)?;
         }
-        let words = match &query.words {
-            None => None,
-            Some(text) => Some(search::query(text)),
-        };
+        let words = query.words.as_ref().map(|text| search::query(text));
         // Only signs and no word: nothing matches.
         let only = if words == Some(None) { Some(Vec::new()) } else { only };
         let filter = Filter { after, before, with: query.with.clone(), words: words.flatten(), only };
