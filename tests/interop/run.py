@@ -18,6 +18,7 @@ import time
 import traceback
 from pathlib import Path
 
+import control_consent
 import real_clients
 import scenarios
 from clients import Timeout
@@ -155,6 +156,10 @@ async def main():
                 report.fail(f"{pair}", "there is no trunkline binary (--trunkline)")
             else:
                 await federation(report, world, kinds)
+        if "trunkline-prosody" in arguments.pairs and binary and binary.exists():
+            checks = [(f"consent: {s.__name__}", s, False) for s in control_consent.ALL]
+            good = Setting("starttls", "good")
+            await with_pair(report, world, ("trunkline", "prosody"), (good, good), checks)
         if not arguments.no_clients:
             if "prosody-ejabberd" in arguments.pairs:
                 await real_clients.run(report, world, ("prosody", "ejabberd"))

@@ -69,6 +69,8 @@ impl Provider {
             ("federation.dialback".to_owned(), "false".to_owned()),
             // A peer that was killed is back within a second.
             ("federation.retry_max".to_owned(), "1 s".to_owned()),
+            // They write to each other without being introduced.
+            ("federation.preset".to_owned(), "open".to_owned()),
             (format!("federation.routes.\"{}\"", peer.domain), peer.federation.to_string()),
             // Those who sleep long get more than most people do.
             ("limits.offline_messages".to_owned(), "1000000".to_owned()),

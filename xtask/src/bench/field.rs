@@ -32,6 +32,8 @@ pub(super) struct Field {
     pub(super) sessions: u32,
     /// Whether our server's archive can be switched off.
     pub(super) knows_archive: bool,
+    /// It has rules for strangers.
+    pub(super) knows_presets: bool,
     certificates: RefCell<BTreeMap<String, Certificate>>,
     running: BTreeMap<Subject, Server>,
 }
@@ -64,6 +66,7 @@ impl Field {
             load: load.unwrap_or_else(|| programs.join("trunkline-load")),
             rosters: programs.join("examples/roster-pushes"),
             knows_archive: reference.contains("`accounts.archive`"),
+            knows_presets: reference.contains("`federation.preset`"),
             trunkline,
             seconds,
             sessions,

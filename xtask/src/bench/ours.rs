@@ -66,6 +66,10 @@ fn init(plan: &Plan, field: &Field) -> Result<(), String> {
     if field.knows_archive {
         settings.push(("accounts.archive".into(), plan.archive.to_string()));
     }
+    if field.knows_presets {
+        // Whoever writes is let in, as the others do: people of the two servers write without being introduced.
+        settings.push(("federation.preset".into(), "open".into()));
+    }
     if let Some(own) = &plan.as_shipped {
         settings.retain(|(name, _)| name != "limits.enabled" && name != "accounts.archive");
         settings.retain(|(name, _)| own.iter().all(|(other, _)| other != name));
