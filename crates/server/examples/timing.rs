@@ -238,6 +238,7 @@ struct Peer {
     domain: String,
     input: Vec<u8>,
     sent: u32,
+    received: u32,
     random: u64,
 }
 
@@ -265,8 +266,14 @@ impl Peer {
         let mut seed = [0; 8];
         getrandom::fill(&mut seed).unwrap();
         let random = u64::from_le_bytes(seed) | 1;
-        let mut peer =
-            Peer { stream: StreamOwned::new(tls, socket), domain, input: Vec::new(), sent: 0, random };
+        let mut peer = Peer {
+            stream: StreamOwned::new(tls, socket),
+            domain,
+            input: Vec::new(),
+            sent: 0,
+            received: 0,
+            random,
+        };
         let hello = format!(
             "<?xml version='1.0'?><stream:stream xmlns='jabber:server' \
              xmlns:stream='http://etherx.jabber.org/streams' from='{}' to='here.example' version='1.0'>",
@@ -349,7 +356,9 @@ impl Peer {
                 self.acknowledged(),
             ),
             "subscribe" => (
-                format!("<presence from='{from}' to='{to}' type='subscribe' id='{id}'/><r xmlns='urn:xmpp:sm:3'/>"),
+                format!(
+                    "<presence from='{from}' to='{to}' type='subscribe' id='{id}'/><r xmlns='urn:xmpp:sm:3'/>"
+                ),
                 self.acknowledged(),
             ),
             "iq" => (
@@ -360,18 +369,21 @@ impl Peer {
                 format!("id='{id}'"),
             ),
             "groupchat" => (
-                format!("<message from='{from}/r' to='{to}' type='groupchat' id='{id}'><body>x</body></message>"),
+                format!(
+                    "<message from='{from}/r' to='{to}' type='groupchat' id='{id}'><body>x</body></message>"
+                ),
                 format!("id='{id}'"),
             ),
-            "probe" => {
-                (format!("<presence from='{from}' to='{to}' type='probe'/>"), format!("to='{from}'"))
-            }
+            "probe" => (format!("<presence from='{from}' to='{to}' type='probe'/>"), format!("to='{from}'")),
             _ => panic!("unknown kind {kind}"),
         };
         let begin = Instant::now();
         self.send(&xml);
         self.until(&answer);
         let taken = begin.elapsed();
+        if matches!(kind, "iq" | "groupchat" | "probe") {
+            self.received();
+        }
         if kind != "afterwards" {
             return taken;
         }
@@ -382,9 +394,18 @@ impl Peer {
                 "<iq from='{from}' to='here.example' type='get' id='p{number}-{pings}'><ping xmlns='urn:xmpp:ping'/></iq>"
             ));
             self.until(&format!("id='p{number}-{pings}'"));
+            self.received();
             pings += 1;
         }
         begin.elapsed() / pings
+    }
+
+    /// A stanza has come: now and then the server is told, or it would wait.
+    fn received(&mut self) {
+        self.received = self.received.wrapping_add(1);
+        if self.received.is_multiple_of(100) {
+            self.send(&format!("<a xmlns='urn:xmpp:sm:3' h='{}'/>", self.received));
+        }
     }
 
     fn acknowledged(&self) -> String {

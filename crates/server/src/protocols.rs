@@ -133,16 +133,16 @@ const DEPARTURES: &str = "\
 - **Who exists is not told to strangers from other domains** (RFC 6121 s.8.5.1 permits it). The answer to a sender of
   another domain without consent is fixed before the account is looked up: silence for messages and presence,
   `service-unavailable` for IQ requests and group chat, `unsubscribed` for probes. The RFC's SHOULD of
-  `service-unavailable` for messages to unknown users applies to local senders only. Consent is a subscription in either
-  direction, an open request of the user's, or directed presence.
-  The time tells little as well: a message or request to an address that does not exist costs as many reads, and its
-  acknowledgement (XEP-0198) waits for the disk, as if it had been kept. Accounts that are in use are in memory, though,
-  and need no reads, nor do the others need the work for devices that are there: who measures often and finely enough,
-  on a server that has little else to do, may tell these from those.
+  `service-unavailable` for messages to unknown users applies to local senders only. Who has consent is in
+  docs/control/consent.md; whether an address exists shows neither in the answer nor in its time nor in the
+  acknowledgement (XEP-0198). A contact who is blocked gets the literal answers of XEP-0191. With the preset \"open\"
+  strangers' messages are delivered, and then the time may tell.
 - **Answers to other domains are not kept** (RFC 6121 says nothing): the `unsubscribed` for a probe, or a `subscribed`
   that repeats what was granted before, is lost when the peer can't be reached. The next probe gets it again.
-- **Strangers' messages are delivered.** Holding the first contact of somebody from another domain until the user agrees
-  is designed and not built; blocking (XEP-0191) and blocking whole domains (`federation.domains`) are there.
+- **Strangers' first contacts are held** until the user agrees: messages, calls (XEP-0353), invitations (XEP-0045,
+  XEP-0249) and subscription requests show as one subscription request. Of the stranger's own request only the text
+  reaches the user, with its links broken, where RFC 6121 s.3.1.3 delivers it whole. `subscribed` and `unsubscribed` go
+  to the stranger only if they answer a request of the stranger's.
 - **While the disk is full** senders are told `resource-constraint` for what could not be stored, those from other
   domains too: for that time they can tell an account that exists from one that does not.
 - **Errors of subscription requests** come to the bare address that the request was sent from; while it has no answer

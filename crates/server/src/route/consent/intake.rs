@@ -22,7 +22,7 @@ use crate::route::presence::delayed;
 use crate::route::{Mail, Origin};
 
 /// Rows sorted before the next pause.
-const PAGE: i64 = 64;
+const PAGE: i64 = 256;
 /// The pause before rows are sorted: from, and so much more at most.
 const PAUSE: (u64, u8) = (50, 100);
 /// The pause after the store has failed.
