@@ -3,12 +3,13 @@
 //! The acknowledgement waits for this row only. A worker sorts them at moments of its own: whatever it finds about the
 //! account shows in nothing that a stranger can see.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::task::{JoinError, JoinSet};
 use trunkline_store::{Batch, Lane, Statement, StoreError, sql};
 use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::jid::Jid;
@@ -23,6 +24,8 @@ use crate::route::{Mail, Origin};
 
 /// Rows sorted before the next pause.
 const PAGE: i64 = 256;
+/// Domains whose rows are sorted at the same time.
+const AT_ONCE: usize = 32;
 /// The pause before rows are sorted: from, and so much more at most.
 const PAUSE: (u64, u8) = (50, 100);
 /// The pause after the store has failed.
@@ -113,35 +116,59 @@ impl Exchange {
         self.refusals.report(Refusal { name, peer: domain, conn: 0, detail: "a first contact was not kept" });
     }
 
-    /// Sorts what has come, a page at most.
+    /// Sorts what has come, a page at most: what one domain sent in its order, so that its bounds are counted exactly;
+    /// several domains at once, so that none waits for the others' disk.
     async fn sort_page(self: &Arc<Self>) -> Result<(), StoreError> {
         let page = sql("SELECT id, stanza FROM intake ORDER BY id LIMIT ?1").bind(PAGE);
         let rows = self.db.read_in(Lane::Outside, page).await?;
-        let mut gone = Batch::new(Lane::Outside);
-        let mut domains = Vec::new();
-        let mut failed = None;
+        let mut domains: BTreeMap<String, Vec<(LogId, Option<Stanza>)>> = BTreeMap::new();
         for row in rows.iter() {
-            let id = LogId(row.int(0));
             let stanza = Stanza::parse(row.blob(1)).ok();
+            let from = stanza.as_ref().and_then(|stanza| stanza.head.from.as_ref());
+            let domain = from.map_or(String::new(), |from| from.domain().to_owned());
+            domains.entry(domain).or_default().push((LogId(row.int(0)), stanza));
+        }
+        let mut sorting = JoinSet::new();
+        let mut outcome = Ok(());
+        for (domain, rows) in domains {
+            if sorting.len() >= AT_ONCE {
+                outcome = outcome.and(ended(sorting.join_next().await));
+            }
+            let exchange = Arc::clone(self);
+            sorting.spawn(async move { exchange.sort_domain(&domain, rows).await });
+        }
+        while !sorting.is_empty() {
+            outcome = outcome.and(ended(sorting.join_next().await));
+        }
+        outcome
+    }
+
+    async fn sort_domain(
+        self: &Arc<Self>,
+        domain: &str,
+        rows: Vec<(LogId, Option<Stanza>)>,
+    ) -> Result<(), StoreError> {
+        let mut gone = Batch::new(Lane::Outside);
+        let mut outcome = Ok(());
+        for (id, stanza) in rows {
             let from = stanza.as_ref().and_then(|stanza| stanza.head.from.clone());
-            let domain = from.as_ref().map_or(String::new(), |from| from.domain().to_owned());
-            if let (Some(stanza), Some(from)) = (stanza, from)
-                && let Err(error) = self.sort_one((id, stanza), &from).await
-            {
-                failed = Some(error);
-                break;
+            if let (Some(stanza), Some(from)) = (stanza, from) {
+                outcome = self.sort_one((id, stanza), &from).await;
+                if outcome.is_err() {
+                    break;
+                }
             }
             // Also what went with what was done: a row is deleted in the same way, whatever was in it.
             gone.push(sorted_row(id));
-            domains.push(domain);
         }
-        if !gone.is_empty() {
+        let sorted = gone.len();
+        if sorted > 0 {
             self.db.run(gone).await?;
         }
-        for domain in &domains {
+        for _ in 0..sorted {
             self.control.requests.intake.leave(domain);
         }
-        failed.map_or(Ok(()), Err)
+        outcome
     }
 
     async fn sort_one(self: &Arc<Self>, (id, stanza): (LogId, Stanza), from: &Jid) -> Result<(), StoreError> {
@@ -171,6 +198,15 @@ impl Exchange {
             return Ok(());
         }
         self.hold_message(&account, (id, &stanza)).await
+    }
+}
+
+/// A bug in one stanza's handling is logged by its panic; its rows are tried again.
+fn ended(task: Option<Result<Result<(), StoreError>, JoinError>>) -> Result<(), StoreError> {
+    match task {
+        Some(Ok(outcome)) => outcome,
+        Some(Err(error)) => Err(StoreError::Other(error.to_string())),
+        None => Ok(()),
     }
 }
 
