@@ -541,7 +541,7 @@ fn token(command: TokenCommand) -> Result<(), CliError> {
 fn serve(file: &Path) -> Result<(), CliError> {
     let config = Config::load(file)?;
     config.missing_files()?;
-    let log = crate::logging::init(&config.log)?;
+    let log = crate::logging::init(&config.log, &config.traces)?;
     crate::serve::run(config, log)?;
     Ok(())
 }

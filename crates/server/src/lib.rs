@@ -24,4 +24,5 @@ pub mod route;
 pub mod schema;
 pub mod serve;
 pub mod session;
+pub mod traces;
 pub mod web;

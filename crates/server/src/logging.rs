@@ -11,12 +11,16 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::time::Instant;
+use tracing::Subscriber;
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
-use crate::config::{Log, LogFormat};
+use crate::config::{Log, LogFormat, Traces};
 use crate::metrics::Metrics;
+use crate::traces::Exporter;
 
 /// Why logging can't be set up.
 #[derive(Debug, Error)]
@@ -24,6 +28,9 @@ pub enum LogError {
     /// The operator's: not a filter.
     #[error("log.level: {0}")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
+    /// The operator's.
+    #[error(transparent)]
+    Traces(#[from] crate::traces::TraceError),
     /// A second set-up in one process.
     #[error("logging is set up already")]
     Twice,
@@ -34,28 +41,50 @@ pub enum LogError {
 
 /// Changes the filter of a running server.
 #[derive(Clone, Debug)]
-pub struct LogHandle(reload::Handle<EnvFilter, Registry>);
+pub struct LogHandle(reload::Handle<EnvFilter, Registry>, Option<Exporter>);
 
 impl LogHandle {
     /// Applies a new `log.level`.
     pub fn set_level(&self, level: &str) -> Result<(), LogError> {
         Ok(self.0.reload(filter(level)?)?)
     }
+
+    /// Sends the traces that wait. May take seconds.
+    pub fn flush(&self) {
+        if let Some(exporter) = &self.1 {
+            exporter.flush();
+        }
+    }
 }
 
 /// Sets logging up for this process, to standard error. `RUST_LOG` is not read: one place says what is logged.
-pub fn init(config: &Log) -> Result<LogHandle, LogError> {
+pub fn init(config: &Log, traces: &Traces) -> Result<LogHandle, LogError> {
+    let exporter =
+        traces.endpoint.as_deref().map(|endpoint| Exporter::new(endpoint, traces.one_in)).transpose()?;
     let (filter, handle) = reload::Layer::new(filter(&config.level)?);
+    match &exporter {
+        None => tracing_subscriber::registry().with(filter).with(lines(config)).try_init(),
+        // Each its own filter: what is logged does not decide what is traced.
+        Some(exporter) => {
+            let lines =
+                lines(config).with_filter(filter).with_filter(filter_fn(|metadata| !metadata.is_span()));
+            tracing_subscriber::registry().with(lines).with(exporter.layer()).try_init()
+        }
+    }
+    .map_err(|_| LogError::Twice)?;
+    Ok(LogHandle(handle, exporter))
+}
+
+/// What writes the lines.
+fn lines<S: Subscriber + for<'a> LookupSpan<'a>>(config: &Log) -> Box<dyn Layer<S> + Send + Sync> {
     // Terminals get colours, files and the journal don't.
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(ansi);
-    let layer: Box<dyn Layer<_> + Send + Sync> = match config.format {
+    match config.format {
         LogFormat::Text => Box::new(layer),
         LogFormat::Journal => Box::new(layer.without_time()),
         LogFormat::Json => Box::new(fmt::layer().with_writer(std::io::stderr).json().flatten_event(true)),
-    };
-    tracing_subscriber::registry().with(filter).with(layer).try_init().map_err(|_| LogError::Twice)?;
-    Ok(LogHandle(handle))
+    }
 }
 
 fn filter(level: &str) -> Result<EnvFilter, LogError> {

@@ -6,12 +6,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use tracing::Instrument as _;
 use trunkline_xmpp::error::{Condition, StanzaError, StreamCondition, StreamError};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::stanza::{Kind, PresenceType, Stanza};
 
 use crate::admin::accounts::{self, NewAccount};
-use crate::admin::actor::Actor;
+use crate::admin::actor::{Actor, Scope};
 use crate::admin::{Admin, DomainStatus, OpError, Operation, Outcome, Password, Status};
 use crate::admin::{tokens, totp};
 use crate::config::{Config, Registration};
@@ -23,6 +24,7 @@ use crate::route::Mail;
 use crate::route::account::{Account, Loaded};
 use crate::route::remote::Remote;
 use crate::session::{Close, Session};
+use crate::traces;
 
 /// Runs operations on a running server.
 #[derive(Clone, Debug)]
@@ -30,10 +32,24 @@ pub struct Operator(pub Arc<Exchange>);
 
 impl Admin for Operator {
     async fn run(&self, actor: &Actor, operation: Operation) -> Result<Outcome, OpError> {
-        let needed = operation.scope();
+        let row = operation.row();
+        let span = traces::operation(row.map_or(("", ""), |row| (row.op, row.act)), actor);
+        let needed = row.map_or(Scope::Accounts, |row| row.scope);
         if !actor.may(needed) {
+            span.record("failed", true);
             return Err(OpError::Forbidden(needed.name().into()));
         }
+        let outcome = self.permitted(actor, operation).instrument(span.clone()).await;
+        if outcome.is_err() {
+            span.record("failed", true);
+        }
+        outcome
+    }
+}
+
+impl Operator {
+    /// Does what the caller was found to be allowed to.
+    async fn permitted(&self, actor: &Actor, operation: Operation) -> Result<Outcome, OpError> {
         let exchange = &self.0;
         let config = exchange.config.load_full();
         match operation {

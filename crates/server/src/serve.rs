@@ -610,6 +610,9 @@ pub fn run(config: Config, log: LogHandle) -> Result<(), StartError> {
         crate::notify::stopping();
         tracing::info!("stopping");
         server.stop().await;
+        if let Some(log) = server.log.get().cloned() {
+            let _ = tokio::task::spawn_blocking(move || log.flush()).await;
+        }
         Ok(())
     })
 }

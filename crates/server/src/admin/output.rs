@@ -5,8 +5,10 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use super::tokens::TokenView;
 use super::{FederationStatus, Outcome, PeerStatus, Status, StreamStatus, User};
 use crate::control::requests::RequestView;
+use crate::control::traffic::{DomainDetail, DomainSummary, HistoryPoint, NowView};
 use crate::devices::Device;
 
 /// An outcome for people, at the time `now` (milliseconds since 1970).
@@ -35,8 +37,165 @@ pub fn human(outcome: &Outcome, now: i64) -> String {
         }
         Outcome::File { text, .. } => text.clone(),
         Outcome::Requests { requests, more } => requests_text(requests, *more, now),
+        Outcome::Now(view) => now_text(view),
+        Outcome::Domains { domains, total } => domains_text(domains, *total, now),
+        Outcome::Domain(detail) => domain_text(detail, now),
+        Outcome::History { step, points } => history_text(*step, points),
+        Outcome::Tokens { tokens } => tokens_text(tokens, now),
+        Outcome::Token { name, token } => {
+            format!("{token}\nThis is the token {name}. It is not shown again.\n")
+        }
         other => serde_json::to_string_pretty(other).unwrap_or_default() + "\n",
     }
+}
+
+fn now_text(view: &NowView) -> String {
+    let mut rows = vec![
+        vec!["inside".to_owned(), format!("{:.1} stanzas/s, {} sessions", view.inside, view.sessions)],
+        vec![
+            "outside".into(),
+            format!("{:.1} in, {:.1} out stanzas/s, {} peers", view.outside_in, view.outside_out, view.peers),
+        ],
+        vec!["breaker".into(), format!("{}, {} domains of their own", word(&view.level), view.levels)],
+        vec!["waiting".into(), format!("{} first contacts, {} reports", view.requests, view.reports)],
+    ];
+    rows.extend(view.busiest.iter().map(|(domain, count)| {
+        vec!["busy".to_owned(), format!("{}: {count} in the last minute", printable(domain))]
+    }));
+    let refused = view.refused.iter();
+    rows.extend(
+        refused
+            .map(|(name, count)| vec!["refused".to_owned(), format!("{name}: {count} in the last minute")]),
+    );
+    table(&rows)
+}
+
+/// An enum's word, as it is written everywhere.
+fn word(value: &impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        _ => "-".into(),
+    }
+}
+
+fn domains_text(domains: &[DomainSummary], total: u64, now: i64) -> String {
+    if domains.is_empty() {
+        return "No peer domains.\n".into();
+    }
+    let heads = [
+        "DOMAIN",
+        "STATE",
+        "FIRST SEEN",
+        "IN",
+        "OUT",
+        "REFUSED",
+        "HELD",
+        "REPORTS",
+        "REPUTATION",
+        "QUEUE",
+        "LEVEL",
+    ];
+    let mut rows = vec![heads.map(str::to_owned).to_vec()];
+    for domain in domains {
+        let first = if domain.first_seen > 0 { span(now - domain.first_seen) } else { "-".into() };
+        let mut row = vec![printable(&domain.domain), domain.state.clone(), first];
+        row.extend(
+            [domain.stanzas_in, domain.stanzas_out, domain.refused, domain.held, domain.reports]
+                .map(|n| n.to_string()),
+        );
+        row.extend([domain.reputation.to_string(), domain.queue.to_string(), word(&domain.level)]);
+        rows.push(row);
+    }
+    let mut out = table(&rows);
+    if total > domains.len() as u64 {
+        let _ = writeln!(out, "{} of {total}; more with --offset.", domains.len());
+    }
+    out
+}
+
+fn domain_text(detail: &DomainDetail, now: i64) -> String {
+    let summary = &detail.summary;
+    let when =
+        |at: i64| if at > 0 { format!("{} ({} ago)", time(at), span(now - at)) } else { "never".into() };
+    let mut rows = vec![
+        vec!["domain".to_owned(), printable(&summary.domain)],
+        vec![
+            "state".into(),
+            format!(
+                "{}, level {}{}",
+                summary.state,
+                word(&summary.level),
+                if summary.blocked { ", blocked" } else { "" }
+            ),
+        ],
+        vec!["first seen".into(), when(summary.first_seen)],
+        vec!["last seen".into(), when(summary.last_seen)],
+        vec!["proved by".into(), detail.authentication.clone().unwrap_or_else(|| "nothing yet".into())],
+        vec!["reputation".into(), summary.reputation.to_string()],
+    ];
+    let mut add = |name: &str, text: String| rows.push(vec![name.to_owned(), printable(&text)]);
+    detail.reputation_reasons.iter().for_each(|(points, why)| add("", format!("{points:+} {why}")));
+    detail.certificate.iter().for_each(|line| add("certificate", line.clone()));
+    if let Some((median, late)) = detail.acknowledged_after {
+        add("acknowledges", format!("after {median} ms, 99 of 100 within {late} ms"));
+    }
+    if let Some(age) = detail.queue_age {
+        add("queue", format!("{} wait, the oldest for {}", summary.queue, span(age)));
+    }
+    detail.sanctions.iter().for_each(|rule| {
+        let id = rule.id.map_or_else(|| "in the configuration".into(), |id| format!("rule {id}"));
+        add("sanction", format!("{id}, {}: {}", rule.set_by, rule.rule.reason));
+    });
+    detail.contacts.iter().for_each(|contact| add("contact", contact.clone()));
+    detail.last_error.iter().for_each(|error| add("last error", error.clone()));
+    let counted = detail.counters.iter().filter(|(_, count)| **count > 0);
+    counted.for_each(|(name, count)| add("counted", format!("{name}: {count}")));
+    table(&rows)
+}
+
+/// Forty lines at most: neighbouring points are added up.
+fn history_text(step: i64, points: &[HistoryPoint]) -> String {
+    let heads = ["FROM", "IN", "OUT", "BYTES IN", "BYTES OUT", "REFUSED", "HELD", "REPORTS"];
+    let mut rows = vec![heads.map(str::to_owned).to_vec()];
+    let together = points.len().div_ceil(40).max(1);
+    for chunk in points.chunks(together) {
+        let sum = |of: fn(&HistoryPoint) -> u64| chunk.iter().map(of).sum::<u64>();
+        rows.push(vec![
+            chunk.first().map_or("-".into(), |point| time(point.at)),
+            sum(|point| point.stanzas_in).to_string(),
+            sum(|point| point.stanzas_out).to_string(),
+            size(sum(|point| point.bytes_in)),
+            size(sum(|point| point.bytes_out)),
+            sum(|point| point.refused).to_string(),
+            sum(|point| point.held).to_string(),
+            sum(|point| point.reports).to_string(),
+        ]);
+    }
+    let length = step.saturating_mul(i64::try_from(together).unwrap_or(1));
+    table(&rows) + &format!("Each line is {}.\n", span(length))
+}
+
+fn tokens_text(tokens: &[TokenView], now: i64) -> String {
+    if tokens.is_empty() {
+        return "No tokens.\n".into();
+    }
+    let mut rows = vec![["NAME", "SCOPES", "BY", "CREATED", "ENDS", "USED"].map(str::to_owned).to_vec()];
+    for token in tokens {
+        let scopes: Vec<&str> = token.scopes.iter().map(|scope| scope.name()).collect();
+        rows.push(vec![
+            printable(&token.name),
+            scopes.join(" "),
+            printable(&token.created_by),
+            time(token.created_at),
+            match token.until {
+                Some(until) if until <= now => "ENDED".into(),
+                Some(until) => time(until),
+                None => "never".into(),
+            },
+            token.last_used_at.map_or("never".into(), time),
+        ]);
+    }
+    table(&rows)
 }
 
 /// Accounts as a table.
@@ -369,6 +528,50 @@ mod tests {
         assert!(text.contains("3 (1.5 kB), 2 on disk  next attempt in 30 s"));
         assert!(text.contains("last error, 1 s ago: no route"));
         assert!(!text.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn what_is_seen_of_peers() {
+        let summary = DomainSummary {
+            domain: "south.example".into(),
+            state: "connected".into(),
+            first_seen: NOW - 90_000_000,
+            stanzas_in: 12,
+            refused: 3,
+            ..DomainSummary::default()
+        };
+        let text = human(&Outcome::Domains { domains: vec![summary.clone()], total: 7 }, NOW);
+        assert!(
+            text.contains("south.example  connected  1 day 1 h")
+                && text.contains("1 of 7; more with --offset")
+        );
+        let detail = DomainDetail {
+            summary,
+            counters: [("message-in".to_owned(), 12), ("held".to_owned(), 0)].into(),
+            acknowledged_after: Some((1.0, 22.63)),
+            queue_age: None,
+            certificate: vec!["subject: CN=south\u{1b}".into()],
+            authentication: Some("dialback".into()),
+            reputation_reasons: vec![(-5, "two reports".into())],
+            sanctions: Vec::new(),
+            contacts: Vec::new(),
+            last_error: None,
+        };
+        let text = human(&Outcome::Domain(Box::new(detail)), NOW);
+        for part in ["dialback", "-5 two reports", "99 of 100 within 22.63 ms", "message-in: 12"] {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+        assert!(!text.contains("held: 0") && !text.contains('\u{1b}'));
+        let points: Vec<HistoryPoint> = (0..80)
+            .map(|n| HistoryPoint { at: NOW + n * 60_000, stanzas_in: 1, ..HistoryPoint::default() })
+            .collect();
+        let text = human(&Outcome::History { step: 60_000, points }, NOW);
+        assert_eq!(text.lines().count(), 42);
+        assert!(text.contains("Each line is 2 min 0 s."));
+        let now =
+            NowView { inside: 1.25, refused: [("peer-rate".to_owned(), 4)].into(), ..NowView::default() };
+        let text = human(&Outcome::Now(Box::new(now)), NOW);
+        assert!(text.contains("1.2 stanzas/s") && text.contains("peer-rate: 4") && text.contains("normal"));
     }
 
     #[test]

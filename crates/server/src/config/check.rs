@@ -392,6 +392,9 @@ fn across_keys(config: &Config) -> Vec<Problem> {
     if let Err(error) = config.log.level.parse::<tracing_subscriber::EnvFilter>() {
         add("log.level", format!("not a log filter: {error}"));
     }
+    if config.traces.endpoint.as_deref().is_some_and(|endpoint| !crate::traces::is_endpoint(endpoint)) {
+        add("traces.endpoint", crate::traces::NOT_A_URL.into());
+    }
     duplicate_listeners(config, &mut add);
     problems
 }

@@ -102,6 +102,7 @@ pub const SECTIONS: &[(&str, &str)] = &[
         "Bounds for everything that others can make grow. The defaults suit a provider with some thousand users on a small machine.",
     ),
     ("log", "What the server writes about itself. Never message content, never passwords."),
+    ("traces", "Traces for OpenTelemetry: kinds and sizes of stanzas and their domains, never people, never content"),
     ("contact", "Whom to contact about this server (XEP-0157), published to everybody"),
 ];
 
@@ -513,6 +514,14 @@ pub const KEYS: &[Key] = &[
     key("log.format", OneOf(&["text", "journal", "json"])).restart().default("\"text\"").doc(
         "\"text\" with time stamps, \"journal\" without (the journal adds them), or \"json\".",
     ),
+    // --- traces
+    key("traces.endpoint", Text).restart().example("\"http://127.0.0.1:4318/v1/traces\"").doc(
+        "Where an OpenTelemetry collector takes traces (OTLP over HTTP, on this machine or in a private network). Without it there are none.",
+    ),
+    key("traces.one_in", Int(1, 1_000_000))
+        .restart()
+        .default("1")
+        .doc("One of so many traces is sent."),
     // --- contact
     key("contact.abuse", Uris)
         .default("[]")

@@ -58,6 +58,8 @@ pub struct Config {
     pub limits: Limits,
     /// Logging.
     pub log: Log,
+    /// Traces.
+    pub traces: Traces,
     /// XEP-0157 contact addresses: kind (`abuse`, `admin` ...) to URIs.
     pub contact: BTreeMap<String, Vec<String>>,
     #[serde(skip)]
@@ -465,6 +467,16 @@ pub struct Log {
     pub level: String,
     /// How lines look.
     pub format: LogFormat,
+}
+
+/// `[traces]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Traces {
+    /// A collector's URL; `None`: no traces.
+    pub endpoint: Option<String>,
+    /// One of so many is sent.
+    pub one_in: u32,
 }
 
 /// How log lines look.

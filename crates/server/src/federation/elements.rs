@@ -27,6 +27,7 @@ use crate::control::traffic;
 use crate::metrics::{Direction, Side};
 use crate::route::{Mail, Origin};
 use crate::session::ledger::Receipt;
+use crate::traces;
 
 impl Line {
     pub(super) fn event(&mut self, event: Event) -> Result<(), End> {
@@ -183,6 +184,8 @@ impl Line {
             Ok(stanza) => stanza,
             Err(refusal) => return self.refuse_stanza(&refusal),
         };
+        let span = traces::stanza("outside-in", &stanza);
+        let _traced = span.enter();
         // RFC 6120 s.8.1.1.2 and s.8.1.2.2: between servers both are required.
         let (Some(from), Some(to)) = (&stanza.head.from, &stanza.head.to) else {
             self.refused("stanza-addressing", "a stanza without to or from");

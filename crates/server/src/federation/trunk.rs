@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use rustls_pki_types::CertificateDer;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 use trunkline_xmpp::jid::Jid;
 
 use super::MOST_PEERS;
@@ -28,6 +29,7 @@ use crate::control::traffic::Event;
 use crate::logging::Refusal;
 use crate::metrics::Direction;
 use crate::net::{CertInfo, TlsInfo};
+use crate::traces;
 
 impl Shared {
     /// Starts looking after `pair`.
@@ -43,10 +45,12 @@ impl Shared {
             if pair.rest() {
                 return;
             }
-            let failure = match self.attempt(pair).await {
+            let span = traces::dial(&pair.local.domain, &pair.peer);
+            let failure = match self.attempt(pair).instrument(span.clone()).await {
                 Ok(()) => return,
                 Err(failure) => failure,
             };
+            span.record("failure", failure.label());
             self.note_failure(pair, &failure);
             if failure.is_final() {
                 self.give_up(pair, &failure).await;

@@ -528,6 +528,8 @@ pub(crate) fn refuse(session: &Session, stanza: &Stanza, error: &StanzaError) {
 impl Exchange {
     /// A client's stanza enters: the sender's side of RFC 6121 s.8.1 and s.4, then the router.
     pub(crate) fn admit(self: &Arc<Self>, session: &Arc<Session>, mut mail: Mail) -> Routed {
+        let span = crate::traces::stanza("inside", &mail.stanza);
+        let _traced = span.enter();
         match mail.stanza.head.kind {
             Kind::Message(_) => {
                 // RFC 6121 s.8.1.1.1: no `to` means the sender's own account.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use trunkline_store::sql;
 use trunkline_xmpp::jid::Jid;
 
 use super::Access;
@@ -284,9 +285,16 @@ async fn now(exchange: &Arc<Exchange>, actor: &Actor) -> Result<NowView, OpError
         levels: around.breaker.domains.len() as u64,
         refused: traffic.refused_lately(),
         busiest: traffic.busiest(BUSIEST),
-        requests: 0,
+        requests: waiting(exchange).await?,
         reports: 0,
     })
+}
+
+/// First contacts that wait, of all accounts.
+async fn waiting(exchange: &Exchange) -> Result<u64, OpError> {
+    let rows = exchange.db.read(sql("SELECT COUNT(*) FROM first_contacts WHERE state = 0")).await;
+    let rows = rows.map_err(|error| OpError::Store(error.to_string()))?;
+    Ok(rows.first().and_then(|row| u64::try_from(row.int(0)).ok()).unwrap_or(0))
 }
 
 async fn list(

@@ -4,6 +4,7 @@ mod bad;
 mod budgets;
 mod components;
 mod consent;
+mod eyes;
 mod invitations;
 mod limits;
 mod proofs;
