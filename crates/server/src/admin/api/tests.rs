@@ -482,6 +482,60 @@ async fn the_console_is_served_with_its_policy() {
     assert_eq!(document.body["openapi"], "3.1.0");
 }
 
+#[tokio::test]
+async fn off_loopback_it_speaks_tls_with_the_servers_certificate() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use crate::net::pki::{Leaf, self_signed};
+    use crate::net::{CertSource, GateLimits, Transport};
+
+    let files = tempfile::tempdir().unwrap();
+    let (chain, key) = (files.path().join("chain.pem"), files.path().join("key.pem"));
+    self_signed(&Leaf::new("north.example", 30)).unwrap().write(&chain, &key).unwrap();
+    let certificates = CertStore::load(&[CertSource { domains: Vec::new(), chain, key }]).unwrap();
+    let desk = Desk::new("").await;
+    let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    assert!(
+        needs_tls(address)
+            && !needs_tls("127.0.0.1:1".parse().unwrap())
+            && !needs_tls("[::1]:1".parse().unwrap())
+    );
+    let (stop, stopped) = watch::channel(());
+    let listening = Listening {
+        listener,
+        certificates: Some(Arc::clone(&certificates)),
+        gate: Gate::new(GateLimits::default()),
+        stopped,
+    };
+    let serving = tokio::spawn(desk.face.clone().serve(listening, async move {
+        std::future::pending::<()>().await;
+    }));
+    let here = SocketAddr::from(([127, 0, 0, 1], address.port()));
+    let ask = b"GET /api/v1/openapi.json HTTP/1.1\r\nHost: north.example\r\nConnection: close\r\n\r\n";
+    let socket = tokio::net::TcpStream::connect(here).await.unwrap();
+    let identity = certificates.for_domain(None);
+    let mut tls =
+        Transport::from(socket).connect_tls(&identity, "north.example", Some("http/1.1")).await.unwrap();
+    tls.write_all(ask).await.unwrap();
+    tls.flush().await.unwrap();
+    let mut answer = Vec::new();
+    let _ = tls.read_to_end(&mut answer).await;
+    let answer = String::from_utf8_lossy(&answer).to_lowercase();
+    assert!(
+        answer.starts_with("http/1.1 200") && answer.contains("strict-transport-security"),
+        "{answer:.300}"
+    );
+    // In clear text there is nothing.
+    let mut plain = tokio::net::TcpStream::connect(here).await.unwrap();
+    plain.write_all(ask).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = plain.read_to_end(&mut answer).await;
+    assert!(!String::from_utf8_lossy(&answer).contains("HTTP/1.1"), "{answer:?}");
+    drop(stop);
+    serving.abort();
+}
+
 /// Some operation of a row, with fields that a schema allows.
 fn sample(row: &Row) -> Operation {
     fn some(schema: &Value, depth: usize) -> Value {
