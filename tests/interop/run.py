@@ -19,6 +19,7 @@ import traceback
 from pathlib import Path
 
 import control_consent
+import control_policy
 import real_clients
 import scenarios
 from clients import Timeout
@@ -111,6 +112,8 @@ async def federation(report, world, kinds):
             checks = [(f"{pair} {mode}: {s.__name__}", s, False) for s in scenarios.SHORT]
         if "trunkline" in kinds:
             checks.insert(1, (f"{pair} {mode}: status", scenarios.status, False))
+        if mode == "starttls" and kinds == ("trunkline", "prosody"):
+            checks += [(f"{pair} control: {s.__name__}", s, False) for s in control_policy.ALL]
         await with_pair(report, world, kinds, settings, checks)
     for swapped in (False, True):
         shower = kinds[0] if swapped else kinds[1]

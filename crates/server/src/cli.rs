@@ -4,6 +4,8 @@
 //! running server, directly on the database. Passwords come from a prompt or from standard input, never from an
 //! argument: arguments are visible to everybody on the machine.
 
+mod policy;
+
 use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -80,9 +82,11 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
-    /// Other servers: status, close, open
+    /// Other servers: status, close, open, policy, block, unblock, blocks, breaker, requests
     #[command(subcommand)]
     Federation(FederationCommand),
+    /// Who changed what about the outside, and why; newest first
+    Audit(policy::AuditArgs),
     /// Invitations: create
     #[command(subcommand)]
     Invite(InviteCommand),
@@ -194,7 +198,20 @@ enum FederationCommand {
         #[command(flatten)]
         common: Common,
     },
-    /// Cut off a domain, or the whole outside, until opened again or restarted
+    /// The rules for what comes from outside and goes there: show, preset, add, replace, move, remove, test
+    #[command(subcommand)]
+    Policy(Box<policy::PolicyCommand>),
+    /// Block a domain: nothing to it or from it, its streams end at once
+    Block(policy::BlockArgs),
+    /// Take a block back
+    Unblock(policy::UnblockArgs),
+    /// Blocked domains as files: export, import
+    #[command(subcommand)]
+    Blocks(policy::BlocksCommand),
+    /// Cut the outside off by degrees: show, set
+    #[command(subcommand)]
+    Breaker(policy::BreakerCommand),
+    /// Cut off a domain, or the whole outside, until opened again: the breaker's last level
     Close {
         /// Without one: everybody
         domain: Option<String>,
@@ -434,6 +451,12 @@ fn run(command: Command) -> Result<(), CliError> {
         Command::Federation(FederationCommand::Status { common }) => {
             ask(&common, Operation::FederationStatus)
         }
+        Command::Federation(FederationCommand::Policy(command)) => policy::policy(*command),
+        Command::Federation(FederationCommand::Block(args)) => policy::block(args),
+        Command::Federation(FederationCommand::Unblock(args)) => policy::unblock(args),
+        Command::Federation(FederationCommand::Blocks(command)) => policy::blocks(command),
+        Command::Federation(FederationCommand::Breaker(command)) => policy::breaker(command),
+        Command::Audit(args) => policy::audit(args),
         Command::Federation(FederationCommand::Close { domain, common }) => {
             ask(&common, Operation::FederationClose { domain })
         }

@@ -307,7 +307,7 @@ impl Exchange {
         self.config.store(Arc::clone(&effective));
         *self.needs_restart.lock() = reload.needs_restart.clone();
         self.components.reconcile(&effective);
-        self.control.configured(&effective);
+        control::Control::reloaded(self, &effective);
         if let Some(remote) = self.remote.get() {
             remote.reload(&effective);
         }

@@ -107,6 +107,7 @@ const TITLES: &[(u16, &str)] = &[
     (440, "SASL Channel-Binding Type Capability"),
     (441, "Message Archive Management Preferences"),
     (445, "Pre-Authenticated In-Band Registration"),
+    (455, "Service Outage Status"),
     (474, "SASL SCRAM Downgrade Protection"),
     (478, "Stream Limits Advertisement"),
     (480, "SASL Upgrade Tasks"),

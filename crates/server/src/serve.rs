@@ -177,6 +177,7 @@ impl Server {
         server.spawn(crate::retention::keep(Arc::clone(&exchange)));
         server.spawn(crate::route::consent::sort(Arc::clone(&exchange)));
         server.spawn(history::keep(Arc::clone(&exchange)));
+        server.spawn(crate::control::Control::keep(Arc::clone(&exchange)));
         server.spawn({
             let exchange = Arc::clone(&exchange);
             async move {

@@ -12,6 +12,7 @@ pub mod console;
 pub mod init;
 pub mod offline;
 pub mod output;
+mod output_policy;
 pub mod schema;
 pub mod socket;
 pub mod table;

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::tokens::TokenView;
-use super::{FederationStatus, Outcome, PeerStatus, Status, StreamStatus, User};
+use super::{FederationStatus, Outcome, PeerStatus, Status, StreamStatus, User, output_policy};
 use crate::control::requests::RequestView;
 use crate::control::traffic::{DomainDetail, DomainSummary, HistoryPoint, NowView};
 use crate::devices::Device;
@@ -45,6 +45,10 @@ pub fn human(outcome: &Outcome, now: i64) -> String {
         Outcome::Token { name, token } => {
             format!("{token}\nThis is the token {name}. It is not shown again.\n")
         }
+        Outcome::Policy(view) => output_policy::policy(view, now),
+        Outcome::Tested(result) => output_policy::tested(result),
+        Outcome::Breaker(view) => output_policy::breaker(view, now),
+        Outcome::Audit { entries, more } => output_policy::audit(entries, *more),
         other => serde_json::to_string_pretty(other).unwrap_or_default() + "\n",
     }
 }
@@ -361,7 +365,7 @@ fn retry(peer: &PeerStatus, now: i64) -> String {
 }
 
 /// Columns of equal width, two spaces between them.
-fn table(rows: &[Vec<String>]) -> String {
+pub(super) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
@@ -380,7 +384,7 @@ fn table(rows: &[Vec<String>]) -> String {
 }
 
 /// What others chose must not steer the operator's terminal.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 

@@ -162,7 +162,10 @@ impl Found<'_> {
                 && key.next().is_some()
         });
         match row {
-            Some(row) if row.kind == Kind::Rules => self.rules(path, line, item, value),
+            Some(row) if row.kind == Kind::Rules => self.rules(path, line, (item, value), value::rule),
+            Some(row) if row.kind == Kind::Triggers => {
+                self.rules(path, line, (item, value), value::trigger);
+            }
             Some(row) if row.kind != Kind::Table => match row.kind.normalise(value) {
                 Ok(value) => self.insert(path, name, line, value),
                 Err(text) => self.problem(line, &name, text),
@@ -186,11 +189,17 @@ impl Found<'_> {
         }
     }
 
-    /// Rules: each problem with the line that it is about.
-    fn rules(&mut self, path: &[String], line: Option<usize>, item: &Item, value: &Value) {
+    /// Rules and triggers: each problem with the line that it is about.
+    fn rules(
+        &mut self,
+        path: &[String],
+        line: Option<usize>,
+        (item, value): (&Item, &Value),
+        read: fn(&Value) -> Result<Value, value::RuleError>,
+    ) {
         let name = dotted(path);
         let Some(rules) = value.as_array() else {
-            self.problem(line, &name, format!("write each rule as a section of its own: `[[{name}]]`"));
+            self.problem(line, &name, format!("write each as a section of its own: `[[{name}]]`"));
             return;
         };
         let mut canonical = Vec::new();
@@ -206,12 +215,12 @@ impl Found<'_> {
                 Item::ArrayOfTables(tables) => tables.get(index).and_then(toml_edit::Table::span),
                 _ => item.as_array().and_then(|array| array.get(index)?.span()),
             };
-            match value::rule(rule) {
+            match read(rule) {
                 Ok(rule) => canonical.push(rule),
                 Err(error) => {
                     let own = span.map(|span| line_at(self.text, span.start));
                     let at = table.and_then(|table| self.line_of(table, &error.field)).or(own).or(line);
-                    let key = format!("{name}, rule {}", index + 1);
+                    let key = format!("{name}, number {}", index + 1);
                     self.problem(at, &key, error.to_string());
                 }
             }
@@ -308,8 +317,9 @@ pub(super) fn unknown(path: &[String]) -> String {
 pub(super) fn resolve_paths(config: &mut Config, base: &Path) {
     config.data_dir = base.join(&config.data_dir);
     let hosts = config.hosts.values_mut().flat_map(|host| [&mut host.certificate, &mut host.key]);
-    let common = [&mut config.tls.certificate, &mut config.tls.key, &mut config.federation.trust];
-    for path in hosts.chain(common).flatten() {
+    let federation = [&mut config.federation.trust, &mut config.federation.outage_file];
+    let common = [&mut config.tls.certificate, &mut config.tls.key];
+    for path in hosts.chain(common).chain(federation).flatten() {
         *path = base.join(&*path);
     }
 }

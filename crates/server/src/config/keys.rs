@@ -227,6 +227,23 @@ pub const KEYS: &[Key] = &[
         .default("[]")
         .example("[{ when = { domain = \"noisy.example\", subdomains = true }, then = { do = \"limit\", per_minute = 60 }, reason = \"too much noise\" }]")
         .doc("Rules for outside traffic, first match wins; better written as [[federation.rules]] sections. They come before those set at run time. docs/control/policy.md has the language."),
+    key("federation.when_closed", OneOf(&["refuse", "queue"])).default("\"refuse\"").doc(
+        "What becomes of messages to other providers while the breaker is closed: \"refuse\" tells the sender at once, \"queue\" keeps them until it is open again (federation.queue_age at most).",
+    ),
+    key("federation.reopen_per_second", Int(1, 10_000)).default("20").doc(
+        "After the breaker was closed for all: connections to peers that are made, and connections of peers that are taken, in a second. Further ones wait for their turn.",
+    ),
+    key("federation.outage_file", Path).example("\"/var/www/status/xmpp.json\"").doc(
+        "Where to write whether the outside is cut off, for clients to read (XEP-0455). Best on another machine's web server: it is of use when this one is in trouble.",
+    ),
+    key("federation.outage_url", Uris)
+        .default("[]")
+        .example("[\"https://status.example.org/xmpp.json\"]")
+        .doc("Where clients find that file. Announced to them if given."),
+    key("federation.triggers", Kind::Triggers)
+        .default("[]")
+        .example("[{ on = \"rate\", above = 6000, of = \"domain\", level = \"no-new-contacts\", lasts = \"10 min\" }]")
+        .doc("What pulls the breaker by itself; better written as [[federation.triggers]] sections. None by default. docs/control/policy.md has what there is."),
     key("federation.trust", Path)
         .example("\"/etc/trunkline/partners.pem\"")
         .doc("A PEM file with further root certificates for other servers, beside the system's."),

@@ -21,6 +21,7 @@ use toml::Value;
 
 use crate::control::policy::Preset;
 use crate::control::rule::Rule;
+use crate::control::triggers::Trigger;
 
 pub use keys::{Apply, KEYS};
 pub use write::{reference, template};
@@ -204,6 +205,18 @@ pub struct Federation {
     /// The first rules, in order.
     #[serde(default)]
     pub rules: Vec<Rule>,
+    /// What becomes of messages while the breaker is closed.
+    pub when_closed: WhenClosed,
+    /// Connections a second, each way, after a reopening.
+    pub reopen_per_second: u32,
+    /// XEP-0455: where the state of the outside is written.
+    pub outage_file: Option<PathBuf>,
+    /// XEP-0455: where clients find it.
+    #[serde(default)]
+    pub outage_url: Vec<String>,
+    /// What pulls the breaker by itself.
+    #[serde(default)]
+    pub triggers: Vec<Trigger>,
     /// PEM file with further roots.
     pub trust: Option<PathBuf>,
     /// Whether dialback may prove a domain; see [`Federation::dialback_with`].
@@ -268,6 +281,16 @@ pub struct Federation {
     /// Exceptions by peer domain; see [`Federation::dialback_with`] and [`Federation::blocked`].
     #[serde(default)]
     pub domains: BTreeMap<String, PeerPolicy>,
+}
+
+/// What becomes of messages to a domain that is cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WhenClosed {
+    /// Senders get an error at once.
+    Refuse,
+    /// They wait, as for a peer that can't be reached.
+    Queue,
 }
 
 /// A static route.

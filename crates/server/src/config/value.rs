@@ -11,6 +11,7 @@ use toml::Value;
 use trunkline_xmpp::jid::Jid;
 
 use crate::control::rule::Rule;
+use crate::control::triggers::Trigger;
 
 /// The shape of one key's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,8 @@ pub enum Kind {
     StoreUrl,
     /// Rules for outside traffic.
     Rules,
+    /// What pulls the breaker.
+    Triggers,
     /// A table whose own keys are listed separately; it may be empty.
     Table,
 }
@@ -74,6 +77,7 @@ impl Kind {
             Kind::Uris => "list of URIs (\"mailto:...\", \"xmpp:...\")".into(),
             Kind::StoreUrl => "\"sqlite:FILE\"".into(),
             Kind::Rules => "list of rules".into(),
+            Kind::Triggers => "list of triggers".into(),
             Kind::Table => "table".into(),
         }
     }
@@ -140,6 +144,11 @@ impl Kind {
                 let rules = rules.iter().map(|one| rule(one).map_err(|error| error.to_string()));
                 rules.collect::<Result<_, _>>().map(Value::Array)
             }
+            Kind::Triggers => {
+                let triggers = value.as_array().ok_or_else(|| wrong("a list of triggers", value))?;
+                let triggers = triggers.iter().map(|one| trigger(one).map_err(|error| error.to_string()));
+                triggers.collect::<Result<_, _>>().map(Value::Array)
+            }
             Kind::Table => value.as_table().cloned().map(Value::Table).ok_or_else(|| wrong("a table", value)),
         }
     }
@@ -173,16 +182,36 @@ pub(super) fn rule(value: &Value) -> Result<Value, RuleError> {
             *size = Value::Integer(bytes(size).map_err(|text| wrong_at("when.larger_than", text))?);
         }
     }
-    let rule: Rule = Value::Table(table).try_into().map_err(|error: toml::de::Error| {
-        let text = error.message().lines().next().unwrap_or_default().to_owned();
-        let field = text.split('`').nth(1).unwrap_or_default().to_owned();
-        RuleError { field, text }
-    })?;
+    let rule: Rule = read(table)?;
     let rule = rule.checked().map_err(|error| wrong_at(error.field, error.text))?;
     Value::try_from(rule).map_err(|error| wrong_at("", error.to_string()))
 }
 
-/// What is wrong with a rule.
+/// A trigger as people write it, in its canonical form.
+pub(super) fn trigger(value: &Value) -> Result<Value, RuleError> {
+    let wrong_at = |field: &str, text: String| RuleError { field: field.to_owned(), text };
+    let mut table = value.as_table().cloned().ok_or_else(|| wrong_at("", wrong("a trigger", value)))?;
+    for field in ["lasts", "above"] {
+        // A rate and a share are numbers; an age is a span.
+        if let Some(span) = table.get_mut(field).filter(|span| field == "lasts" || span.is_str()) {
+            let seconds = duration(span).map_err(|text| wrong_at(field, text))?.as_secs();
+            *span = Value::Integer(i64::try_from(seconds).unwrap_or(i64::MAX));
+        }
+    }
+    let trigger: Trigger = read(table)?;
+    let trigger = trigger.checked().map_err(|error| wrong_at(error.field, error.text))?;
+    Value::try_from(trigger).map_err(|error| wrong_at("", error.to_string()))
+}
+
+fn read<T: serde::de::DeserializeOwned>(table: toml::Table) -> Result<T, RuleError> {
+    Value::Table(table).try_into().map_err(|error: toml::de::Error| {
+        let text = error.message().lines().next().unwrap_or_default().to_owned();
+        let field = text.split('`').nth(1).unwrap_or_default().to_owned();
+        RuleError { field, text }
+    })
+}
+
+/// What is wrong with a rule or a trigger.
 #[derive(Debug)]
 pub(super) struct RuleError {
     /// `when.domain`, or only the last name, or nothing: the rule as a whole.
@@ -268,6 +297,14 @@ fn store_url(url: &str) -> Result<String, String> {
         }
         _ => Err(format!("\"{url}\" names no store: write \"sqlite:trunkline.db\"")),
     }
+}
+
+/// A span on the command line.
+///
+/// # Errors
+/// What it should look like.
+pub fn span(text: &str) -> Result<Duration, String> {
+    duration(&Value::String(text.to_owned()))
 }
 
 /// `"90 s"`, `"10 min"`, `"2 days"`, `"1h"`, or a number of seconds.

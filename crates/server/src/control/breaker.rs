@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trunkline_store::{Batch, Lane, StoreError, sql};
 
-use super::rule;
+use super::{announce, rule};
 use crate::admin::actor::Actor;
 use crate::admin::{OpError, Outcome};
 use crate::config::Config;
@@ -38,9 +38,9 @@ struct Levels {
 pub(super) struct Set {
     pub(super) level: Level,
     pub(super) reason: String,
-    set_by: String,
+    pub(super) set_by: String,
     set_at: i64,
-    until: Option<i64>,
+    pub(super) until: Option<i64>,
 }
 
 impl Set {
@@ -78,6 +78,16 @@ impl Breaker {
         found
     }
 
+    /// What was set for exactly this: a domain, or all.
+    pub(super) fn own(&self, domain: Option<&str>, now: i64) -> Option<Arc<Set>> {
+        let levels = self.levels.load();
+        let set = match domain {
+            Some(domain) => levels.domains.get(domain),
+            None => levels.for_all(now),
+        };
+        set.filter(|set| !set.has_ended(now)).cloned()
+    }
+
     /// The level in force for a domain, or for all.
     pub fn level(&self, domain: Option<&str>, now: i64) -> Level {
         let set = match domain {
@@ -108,6 +118,10 @@ impl Breaker {
 
     /// As it is.
     pub fn view(&self, now: i64) -> BreakerView {
+        self.view_with(now, &[])
+    }
+
+    fn view_with(&self, now: i64, triggers: &[super::triggers::Trigger]) -> BreakerView {
         let levels = self.levels.load();
         let mut domains: Vec<LevelView> = levels
             .domains
@@ -119,7 +133,7 @@ impl Breaker {
         BreakerView {
             all: levels.for_all(now).map_or_else(LevelView::default, |set| set.view(None)),
             domains,
-            triggers: Vec::new(),
+            triggers: triggers.iter().map(super::triggers::Trigger::words).collect(),
         }
     }
 }
@@ -259,7 +273,10 @@ pub struct LevelView {
 pub async fn run(exchange: &Arc<Exchange>, actor: &Actor, op: BreakerOp) -> Result<Outcome, OpError> {
     let breaker = &exchange.control.breaker;
     match op {
-        BreakerOp::Show => Ok(Outcome::Breaker(breaker.view(exchange.control.now()))),
+        BreakerOp::Show => {
+            let triggers = &exchange.config.load().federation.triggers;
+            Ok(Outcome::Breaker(breaker.view_with(exchange.control.now(), triggers)))
+        }
         BreakerOp::Set { domain, level, why, until } => {
             set(exchange, actor, Wish { domain, level, why, until }).await?;
             Ok(Outcome::Breaker(breaker.view(exchange.control.now())))
@@ -309,6 +326,9 @@ pub(crate) async fn set(exchange: &Arc<Exchange>, actor: &Actor, wish: Wish) -> 
             until: wish.until,
         })
     });
+    let view = after.as_ref().map_or_else(LevelView::default, |set| set.view(None));
+    let moved = before.as_ref().map_or(Level::Normal, |set| set.level) != wish.level;
+    let view = LevelView { domain: domain.clone(), ..view };
     let key = domain.clone().unwrap_or_default();
     let change = match &after {
         Some(set) => sql("INSERT INTO federation_levels (domain, level, reason, until, set_by, set_at) \
@@ -342,7 +362,35 @@ pub(crate) async fn set(exchange: &Arc<Exchange>, actor: &Actor, wish: Wish) -> 
     }
     breaker.levels.store(Arc::new(levels));
     control.in_force(exchange);
+    // While the configuration closes everything, what is set for all changes nothing.
+    if moved && (view.domain.is_some() || exchange.config.load().federation.enabled) {
+        announce::moved(exchange, view);
+    } else if view.domain.is_none() {
+        announce::write_file(exchange, &breaker.view(now).all);
+    }
     Ok(())
+}
+
+/// Takes back what is over. When the next one ends: milliseconds since 1970.
+pub(super) async fn end(exchange: &Arc<Exchange>) -> Option<i64> {
+    let control = &exchange.control;
+    let now = control.now();
+    let (over, next): (Vec<Option<String>>, Option<i64>) = {
+        let levels = control.breaker.levels.load();
+        let domains = levels.domains.iter().map(|(domain, set)| (Some(domain.clone()), set));
+        let all: Vec<_> = levels.all.iter().map(|set| (None, set)).chain(domains).collect();
+        let next = all.iter().filter_map(|(_, set)| set.until).filter(|until| *until > now).min();
+        (all.into_iter().filter(|(_, set)| set.has_ended(now)).map(|(domain, _)| domain).collect(), next)
+    };
+    let actor = Actor::trigger("end time");
+    for domain in over {
+        let wish = Wish { domain, level: Level::Normal, why: "its time is over".into(), until: None };
+        if let Err(error) = set(exchange, &actor, wish).await {
+            // It holds no more all the same; its row is looked at again.
+            tracing::error!(%error, "a level of the breaker that is over can't be removed");
+        }
+    }
+    next
 }
 
 /// `federation close`: the breaker's last level.

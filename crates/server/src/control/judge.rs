@@ -157,7 +157,7 @@ impl Armed {
         }
     }
 
-    fn needs_relation(&self) -> bool {
+    pub(super) fn needs_relation(&self) -> bool {
         !self.rule.when.relation.is_empty()
     }
 
@@ -272,7 +272,7 @@ impl<'a> Trial<'a> {
             settled.by = level_name(bench.level);
         }
         // The edge takes it out; at the account it is out.
-        settled.text_only |= bench.level >= Level::TextOnly && (self.stage() != Stage::Account || !self.real);
+        settled.text_only |= bench.level == Level::TextOnly && (self.stage() != Stage::Account || !self.real);
         settled
     }
 
@@ -333,6 +333,10 @@ impl<'a> Trial<'a> {
             };
             Verdict::Reject(StanzaError::new(Condition::PolicyViolation).text(format!("{text}{tail}")))
         };
+        // On the way out the streams see to it: what may wait until it is over is queued.
+        if level == Level::Closed && self.case.direction == Direction::Out && self.real {
+            return None;
+        }
         if level == Level::Closed {
             let error = refused("This server is cut off from other providers for the time being");
             self.note(|| "breaker closed: applies".into());

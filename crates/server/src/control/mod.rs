@@ -9,12 +9,13 @@
 //! | `rule` | the language: one rule, its conditions and its action |
 //! | `judge`, `content` | the judgement; what is in a stanza, marks, text only |
 //! | `policy`, `blocks` | the rules in force, presets, shadow; domains that are blocked, and files of them |
-//! | `breaker` | the graded cut-off, for one domain and for all |
+//! | `breaker`, `triggers`, `announce` | the graded cut-off, for one domain and for all; what pulls it by itself; who is told |
 //! | `audit` | who changed what, and why; append-only |
 //! | `requests` | first contacts that wait for consent |
 //! | `reports`, `lists`, `reputation` | what users and others say about outsiders |
 //! | `traffic` | counters for each peer domain, and their history |
 
+mod announce;
 pub mod audit;
 pub mod blocks;
 pub mod breaker;
@@ -26,10 +27,13 @@ pub mod reports;
 pub mod requests;
 pub mod rule;
 pub mod traffic;
+pub mod triggers;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use trunkline_store::StoreError;
+use trunkline_xmpp::stanza::Stanza;
 
 use crate::config::Config;
 use crate::exchange::Exchange;
@@ -43,8 +47,11 @@ use lists::Lists;
 use policy::Policy;
 use reports::Reports;
 use requests::Requests;
-use rule::Authentication;
+use rule::{Authentication, Direction};
 use traffic::Traffic;
+
+/// How often what ends is looked for, whatever the clock did.
+const KEEP: Duration = Duration::from_secs(60);
 
 /// What all parts of the server ask about outsiders. One value for each server, made at start.
 #[derive(Debug, Default)]
@@ -64,6 +71,11 @@ pub struct Control {
     /// Counters for each peer domain.
     pub traffic: Traffic,
     clock: ControlClock,
+    announcer: announce::Announcer,
+    /// Held by who writes the outage file.
+    file_turn: Arc<tokio::sync::Mutex<()>>,
+    /// Something has changed that ends at some time.
+    changed: tokio::sync::Notify,
 }
 
 /// The clock, which has no default of its own.
@@ -74,6 +86,22 @@ impl Default for ControlClock {
     fn default() -> ControlClock {
         ControlClock(Clock::System)
     }
+}
+
+/// What of an outsider's stanza crosses into the inside.
+#[derive(Debug)]
+pub(crate) enum Edge {
+    /// This.
+    Pass(Stanza),
+    /// Nothing.
+    Refused {
+        /// The name of the refusal.
+        name: &'static str,
+        /// What decided.
+        by: Arc<str>,
+        /// For the sender, if it is a stanza that is answered.
+        answer: Option<Stanza>,
+    },
 }
 
 /// Whether a domain is talked to at all.
@@ -108,18 +136,84 @@ impl Control {
         policy::load(exchange).await?;
         breaker::load(exchange).await?;
         control.configured(&config);
+        exchange.db.run(policy::note_configuration(exchange, &config).await?).await?;
+        announce::write_file(exchange, &control.breaker.view(control.now()).all);
         Ok(())
     }
 
-    /// A configuration is in effect.
-    pub fn configured(&self, config: &Config) {
+    fn configured(&self, config: &Config) {
         self.policy.configured(config, self.now());
         self.breaker.configured(config, self.now());
+    }
+
+    /// The configuration was read again: its rules, blocks and preset are in force, and the audit log knows.
+    pub fn reloaded(exchange: &Arc<Exchange>, config: &Arc<Config>) {
+        let control = &exchange.control;
+        let before = control.breaker.level(None, control.now());
+        control.configured(config);
+        let view = control.breaker.view(control.now()).all;
+        if view.level != before {
+            announce::moved(exchange, view);
+        }
+        let (told, config) = (Arc::clone(exchange), Arc::clone(config));
+        exchange.spawn(async move {
+            let noted = match policy::note_configuration(&told, &config).await {
+                Ok(batch) => told.db.run(batch).await.map(drop),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = noted {
+                tracing::error!(%error, "the audit log does not know of the new configuration");
+            }
+        });
+    }
+
+    /// Looks after what ends by itself and what pulls the breaker by itself, until the server stops.
+    pub async fn keep(exchange: Arc<Exchange>) {
+        let mut watch = triggers::Watch::default();
+        loop {
+            let changed = exchange.control.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let ends = [policy::end(&exchange).await, breaker::end(&exchange).await];
+            watch.look(&exchange).await;
+            let mut pause = match exchange.config.load().federation.triggers.is_empty() {
+                true => KEEP,
+                false => triggers::LOOK,
+            };
+            for at in ends.into_iter().flatten() {
+                let wait = u64::try_from(at.saturating_sub(exchange.control.now())).unwrap_or(0);
+                pause = pause.min(Duration::from_millis(wait.max(10)));
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = changed => {}
+            }
+        }
     }
 
     /// What becomes of a stanza. Never waits.
     pub fn judge(&self, case: &Case<'_>) -> Decision {
         self.with_bench(case, |bench| Trial::new(bench, case).judge())
+    }
+
+    /// The edge: a stanza from outside, before it crosses. Marks of others are taken off here.
+    pub(crate) fn edge(&self, stanza: Stanza) -> Edge {
+        let stanza = content::unmarked(stanza);
+        let Some(from) = &stanza.head.from else { return Edge::Pass(stanza) };
+        let case = Case { direction: Direction::In, domain: from.domain(), stanza: &stanza, relation: None };
+        let decision = self.judge(&case);
+        let (name, answer) = match &decision.verdict {
+            // Whom a stanza may be held for, only the account knows.
+            Verdict::Allow | Verdict::Undecided | Verdict::Hold => {
+                match decision.carried_out(stanza.clone(), Direction::In) {
+                    Ok(stanza) => return Edge::Pass(stanza),
+                    Err(error) => ("policy-text-only", stanza.error(&error)),
+                }
+            }
+            Verdict::Reject(error) => ("policy-rejected", stanza.error(error)),
+            Verdict::Drop => ("policy-dropped", None),
+        };
+        Edge::Refused { name, by: decision.by, answer }
     }
 
     /// [`Control::judge`] without any effect, and what was looked at.
@@ -143,8 +237,14 @@ impl Control {
         })
     }
 
+    /// What one of our users sends to `domain` is to be judged with how the two stand to each other.
+    pub(crate) fn asks_who_sends(&self, domain: &str) -> bool {
+        self.policy.standing().asks_who_sends() || self.breaker.of(domain, self.now()).is_some()
+    }
+
     /// What was decided is carried out on the streams.
     pub(crate) fn in_force(&self, exchange: &Exchange) {
+        self.changed.notify_one();
         if let Some(remote) = exchange.remote.get() {
             remote.policy_changed();
         }

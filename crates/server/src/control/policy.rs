@@ -2,7 +2,7 @@
 //!
 //! A change is one batch for the store, with its audit entry; what is in force is replaced as a whole when it is on disk.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -17,7 +17,7 @@ use super::blocks::{self, Block, MOST_BLOCKS};
 use super::breaker::above;
 use super::judge::{Armed, Blocked, Case, Verdict, is_below};
 use super::rule::{self, Action, Conditions, Direction, Relation, Rule};
-use crate::admin::actor::Actor;
+use crate::admin::actor::{Actor, Face};
 use crate::admin::{OpError, Outcome};
 use crate::config::Config;
 use crate::exchange::Exchange;
@@ -26,6 +26,8 @@ use crate::exchange::Exchange;
 pub const MOST_RULES: usize = 1000;
 /// Blocked domains that [`PolicyOp::Show`] shows; `export` has all.
 const SHOWN_BLOCKS: usize = 1000;
+/// Blocks that end in one batch for the store.
+const ENDED: usize = 500;
 /// Domains of an import that its audit entry names.
 const NAMED: usize = 200;
 
@@ -82,6 +84,12 @@ impl Standing {
 
     pub(super) fn preset_rule(&self) -> Option<&Arc<Armed>> {
         self.preset_rule.as_ref()
+    }
+
+    /// A rule on the way out asks how the two stand to each other.
+    pub(super) fn asks_who_sends(&self) -> bool {
+        let asks = |armed: &Arc<Armed>| armed.rule.direction != Direction::In && armed.needs_relation();
+        self.rules().into_iter().flatten().any(asks)
     }
 
     /// The preset lets nobody in, whatever the rules say.
@@ -802,6 +810,85 @@ impl Desk<'_> {
     }
 }
 
+/// Removes rules and blocks that are over. When the next one ends: milliseconds since 1970.
+pub(super) async fn end(exchange: &Arc<Exchange>) -> Option<i64> {
+    let control = &exchange.control;
+    let writing = control.policy.writes.lock().await;
+    let now = control.now();
+    let old = control.policy.standing.load_full();
+    let rules = old.own.iter().map(|armed| armed.rule.until);
+    let blocks = old.blocks.values().map(|set| set.block.until);
+    let next = rules.chain(blocks).flatten().filter(|until| *until > now).min();
+    let rules: Vec<&Arc<Armed>> = old.own.iter().filter(|armed| armed.rule.has_ended(now)).collect();
+    let blocks: Vec<&Arc<SetBlock>> = old.blocks.values().filter(|set| !set.holds(now)).collect();
+    if rules.is_empty() && blocks.is_empty() {
+        return next;
+    }
+    let actor = Actor::trigger("end time");
+    let mut batch = Batch::new(Lane::Inside);
+    let entry = |what: String, before: Option<String>| {
+        control.audit.entry(&actor, &what, "its time is over", (before, None))
+    };
+    for armed in &rules {
+        let id = armed.id.unwrap_or_default();
+        batch.push(sql("DELETE FROM federation_rules WHERE id = ?1").bind(id));
+        batch.push(entry(format!("policy remove {id}"), serde_json::to_string(&armed.written).ok()));
+    }
+    for set in blocks.iter().take(ENDED) {
+        batch.push(sql("DELETE FROM federation_blocks WHERE domain = ?1").bind(&set.block.domain));
+        let what = format!("policy unblock {}", set.block.domain);
+        batch.push(entry(what, serde_json::to_string(&set.block).ok()));
+    }
+    let ended: HashSet<&str> = blocks.iter().take(ENDED).map(|set| set.block.domain.as_str()).collect();
+    let more = blocks.len() > ENDED;
+    if let Err(error) = exchange.db.run(batch).await {
+        // They hold no more all the same; their rows are looked at again.
+        tracing::error!(%error, "rules and blocks that are over can't be removed");
+        return next;
+    }
+    let mut standing = Standing::clone(&control.policy.standing.load());
+    standing.own.retain(|armed| !armed.rule.has_ended(now));
+    let mut left = HashMap::clone(&standing.blocks);
+    left.retain(|domain, _| !ended.contains(domain.as_str()));
+    standing.blocks = Arc::new(left);
+    control.policy.standing.store(Arc::new(standing));
+    drop(writing);
+    control.in_force(exchange);
+    if more { Some(now) } else { next }
+}
+
+/// The audit entry for a configuration that says something else than the last one did; nothing if it does not.
+pub(super) async fn note_configuration(exchange: &Exchange, config: &Config) -> Result<Batch, StoreError> {
+    let blocked: Vec<&String> =
+        config.federation.domains.iter().filter(|(_, peer)| peer.block).map(|(domain, _)| domain).collect();
+    let said = serde_json::json!({
+        "enabled": config.federation.enabled,
+        "preset": config.federation.preset,
+        "rules": config.federation.rules,
+        "blocked": blocked,
+        "triggers": config.federation.triggers,
+    });
+    let said = said.to_string();
+    let rows = exchange
+        .db
+        .read(sql("SELECT after FROM audit WHERE what = 'configuration' ORDER BY id DESC LIMIT 1"))
+        .await?;
+    let before = rows.first().and_then(|row| row.opt_text(0)).map(str::to_owned);
+    let mut batch = Batch::new(Lane::Inside);
+    if before.as_deref() != Some(&said) {
+        let file = config.file().display().to_string();
+        let actor = Actor { name: file, face: Face::Configuration, scopes: Vec::new() };
+        let entry = exchange.control.audit.entry(
+            &actor,
+            "configuration",
+            "the configuration was read",
+            (before, Some(said)),
+        );
+        batch.push(entry);
+    }
+    Ok(batch)
+}
+
 /// Blocks from a JSON array of [`Block`].
 fn insert_blocks(json: &str, set_by: &str, set_at: i64) -> Statement {
     // `WHERE true`: without it SQLite takes ON for a part of the join.
@@ -858,6 +945,12 @@ async fn test(
     if exchange.served(other.domain()).is_some() {
         return Err(bad("both addresses are on this server: no rule is asked"));
     }
+    let relation = match relation {
+        None if ours.local().is_some() && exchange.host(ours.domain()).is_some() => {
+            Some(exchange.relation(ours, other).await.map_err(|error| OpError::Store(error.to_string()))?)
+        }
+        relation => relation,
+    };
     let domain = other.domain().to_owned();
     let case = Case { direction, domain: &domain, stanza: &stanza, relation };
     let (decision, trace, reason) = exchange.control.rehearse(&case);

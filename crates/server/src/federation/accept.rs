@@ -78,10 +78,26 @@ impl Shared {
     /// Serves one accepted connection from its first byte.
     pub(super) async fn accept(self: Arc<Self>, arrival: Arrival) {
         let Arrival { unproved, transport, peer, direct_tls, guard } = arrival;
+        if !self.is_open() {
+            // Cut off: nothing is said, nothing is read.
+            self.exchange.metrics.refused("federation-closed");
+            return;
+        }
+        if !self.turn_in().await {
+            self.refused("federation-reopening", &peer, 0, "too many at once after a reopening");
+            return;
+        }
         let within = self.exchange.config.load().federation.handshake_timeout;
         let prove_by = Instant::now() + within;
         let wire = Wire::new(transport, self.early_limits());
-        let secured = tokio::time::timeout_at(prove_by, self.secure(wire, direct_tls, guard.as_ref())).await;
+        let secure = tokio::time::timeout_at(prove_by, self.secure(wire, direct_tls, guard.as_ref()));
+        let secured = tokio::select! {
+            secured = secure => secured,
+            _ = self.until_forbidden(None) => {
+                self.exchange.metrics.refused("federation-closed");
+                return;
+            }
+        };
         let wire = match secured {
             Ok(Ok(wire)) => wire,
             Ok(Err(refusal)) => {

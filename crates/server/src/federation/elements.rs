@@ -21,8 +21,8 @@ use trunkline_xmpp::stanza::{Stanza, StanzaRefusal};
 use super::crossing::Load;
 use super::failure::{Failure, certificate_label};
 use super::line::{End, Line, Role, Stage, kind_of};
-use super::policy::Judged;
 use super::wire::{self, Offers};
+use crate::control::Edge;
 use crate::control::traffic;
 use crate::metrics::{Direction, Side};
 use crate::route::{Mail, Origin};
@@ -196,9 +196,10 @@ impl Line {
         self.shared.exchange.metrics.stanza(kind, Direction::In, Side::Outside);
         let event = traffic::Event::Stanza { direction: Direction::In, kind, bytes: stanza.size() };
         self.shared.exchange.control.traffic.count(from.domain(), event);
-        let stanza = match self.judge(stanza) {
-            Judged::Pass(stanza) => stanza,
-            Judged::Answer(answer) => {
+        let stanza = match self.shared.exchange.control.edge(stanza) {
+            Edge::Pass(stanza) => stanza,
+            Edge::Refused { name, by, answer } => {
+                self.refused(name, &by);
                 let answered = answer.is_none_or(|answer| self.shared.reply(answer));
                 // As below: what was neither taken nor answered is not acknowledged.
                 return if answered { Ok(()) } else { lose(receipt) };

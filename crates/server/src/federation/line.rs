@@ -49,6 +49,10 @@ const CHUNK: usize = 16 * 1024;
 const TURN: usize = 64;
 /// How long the row of a message is held back while the peer may acknowledge it (design/009-federation-speed.md).
 const HOLD: Duration = Duration::from_millis(150);
+/// How long a farewell may take.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// The same where the outside is cut off: within a second everything is over.
+const CUT_OFF: Duration = Duration::from_millis(500);
 /// Beyond this many bytes of answers that the peer doesn't read, it isn't read either.
 const MOST_UNREAD: usize = 64 * 1024;
 
@@ -85,6 +89,8 @@ pub(super) enum End {
     Peer(Failure),
     /// We end it with an error.
     Error(StreamError),
+    /// The policy does not let it go on.
+    Forbidden(Failure),
     /// Nothing happened on it for long.
     Idle,
     /// The server stops.
@@ -271,17 +277,16 @@ impl Line {
 
     /// What the policy forbids now is not carried on.
     fn check_policy(&mut self) -> Result<(), End> {
-        let forbidden = |domain: &str| !self.shared.may_talk(domain);
-        let any = self.proved.iter().any(|proved| forbidden(proved.peer.domain.as_str()))
-            || self.carried.iter().any(|pair| forbidden(pair.peer.as_str()))
-            || self.claimed.as_ref().is_some_and(|domain| forbidden(domain.as_str()));
-        if any || !self.shared.is_open() {
-            return Err(End::Error(
-                StreamError::new(StreamCondition::PolicyViolation)
-                    .text("This server does not talk to that domain."),
-            ));
+        let proved = self.proved.iter().map(|proved| &proved.peer.domain);
+        let carried = self.carried.iter().map(|pair| &pair.peer);
+        let mut domains = proved.chain(carried).chain(&self.claimed);
+        if let Some(failure) = domains.find_map(|domain| self.shared.forbidden(domain.as_str())) {
+            return Err(End::Forbidden(failure));
         }
-        Ok(())
+        match self.shared.is_open() {
+            true => Ok(()),
+            false => Err(End::Forbidden(Failure::CutOff(String::new()))),
+        }
     }
 
     /// Takes over the sending for `pair`, if no other stream does it.
@@ -555,12 +560,19 @@ impl Line {
 
     /// Gives back what was not delivered, says farewell.
     async fn finish(mut self, end: End) {
+        let mut patience = FAREWELL;
         let (error, failure) = match end {
             End::Closed => (None, self.has_undelivered().then_some(Failure::Closed)),
             End::Lost(why) => (None, Some(Failure::Lost(why))),
             End::Peer(failure) => (None, Some(failure)),
             End::Error(error) => {
                 let failure = Failure::Protocol(format!("we ended the stream: {error}"));
+                (Some(error), Some(failure))
+            }
+            End::Forbidden(failure) => {
+                let error = StreamError::new(StreamCondition::PolicyViolation)
+                    .text("This server does not talk to your domain.");
+                patience = CUT_OFF;
                 (Some(error), Some(failure))
             }
             End::Idle => (None, None),
@@ -591,7 +603,7 @@ impl Line {
         farewell.extend_from_slice(&wire::farewell(error.as_ref()));
         self.part(failure);
         self.shared.remove_line(self.handle.serial);
-        let _ = tokio::time::timeout(Duration::from_secs(5), async {
+        let _ = tokio::time::timeout(patience, async {
             self.transport.write_all(&farewell).await?;
             self.transport.close().await
         })

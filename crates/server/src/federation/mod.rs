@@ -59,7 +59,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::runtime::{Handle as RuntimeHandle, Runtime};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::AbortHandle;
 use trunkline_xmpp::error::StanzaError;
 
@@ -77,6 +77,7 @@ use crossing::Crossing;
 pub use crossing::CrossingBounds;
 use dial::Network;
 use peer::Peers;
+use policy::Turns;
 use shared::Shared;
 
 /// Peer domains that are known at once. Idle ones make room.
@@ -247,6 +248,10 @@ impl Federation {
             budgets: Budgets::new(),
             gate: Gate::new(gate_limits(&config)),
             epoch: AtomicU64::new(0),
+            policy: Notify::new(),
+            was_closed: AtomicBool::new(false),
+            turns_in: Turns::default(),
+            turns_out: Turns::default(),
             stopping: AtomicBool::new(false),
             running: Mutex::new(Some(watch::Sender::new(()))),
         });

@@ -247,9 +247,11 @@ impl Pair {
                         return false;
                     }
                     Phase::Waiting => {
-                        let may = shared.may_talk(self.peer.as_str());
-                        let wait = (state.not_before - shared.now()).max(if may { 0 } else { FORBIDDEN });
-                        if wait <= 0 {
+                        let forbidden = shared.forbidden(self.peer.as_str());
+                        let cut_off = matches!(forbidden, Some(Failure::CutOff(_)));
+                        let wait = (state.not_before - shared.now()).max(if cut_off { FORBIDDEN } else { 0 });
+                        // What waits for a domain that is blocked has come to its end.
+                        if wait <= 0 || matches!(forbidden, Some(Failure::Policy(_))) {
                             state.phase = Phase::Connecting;
                             return true;
                         }

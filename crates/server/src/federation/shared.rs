@@ -11,10 +11,10 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
 use tokio::runtime::Handle as RuntimeHandle;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::jid::Jid;
-use trunkline_xmpp::stanza::Stanza;
+use trunkline_xmpp::stanza::{Kind, Stanza};
 
 use super::budget::Budgets;
 use super::crossing::Crossing;
@@ -23,9 +23,11 @@ use super::failure::Failure;
 use super::handle::Handle;
 use super::pair::keeps;
 use super::peer::{self, Budget, Peer, Peers};
+use super::policy::Turns;
 use super::queue::Bounds;
 use super::{MOST_INCOMING, MOST_PEERS};
 use crate::admin::StreamStatus;
+use crate::config::WhenClosed;
 use crate::control::traffic::Event;
 use crate::exchange::Exchange;
 use crate::logging::{Refusal, Refusals};
@@ -52,6 +54,13 @@ pub(crate) struct Shared {
     pub(super) gate: Arc<Gate>,
     /// Grows when the policy may have changed.
     pub(super) epoch: AtomicU64,
+    /// Wakes who waits for that.
+    pub(super) policy: Notify,
+    /// Everybody was cut off when it was looked at last.
+    pub(super) was_closed: AtomicBool,
+    /// Turns of connections after a reopening.
+    pub(super) turns_in: Turns,
+    pub(super) turns_out: Turns,
     pub(super) stopping: AtomicBool,
     /// Dropped to stop the listeners and sweepers.
     pub(super) running: Mutex<Option<watch::Sender<()>>>,
@@ -80,9 +89,17 @@ impl Shared {
             return Err(Failure::Shutdown.stanza_error());
         }
         if let Some(failure) = self.forbidden(domain.as_str()) {
-            self.exchange.metrics.refused(failure.label());
-            self.exchange.control.traffic.count(domain.as_str(), Event::Refused(failure.label()));
-            return Err(failure.stanza_error());
+            let queue = self.exchange.config.load().federation.when_closed == WhenClosed::Queue;
+            let waits = queue && matches!(failure, Failure::CutOff(_)) && keeps(&mail);
+            // Presence is of no use later, and nobody waits for an answer to it.
+            if matches!(mail.stanza.head.kind, Kind::Presence(_)) && !keeps(&mail) {
+                return Ok(());
+            }
+            if !waits {
+                self.exchange.metrics.refused(failure.label());
+                self.exchange.control.traffic.count(domain.as_str(), Event::Refused(failure.label()));
+                return Err(failure.stanza_error());
+            }
         }
         let Some(mail) = self.judge_outgoing(&domain, mail)? else { return Ok(()) };
         let most = if mail.is_answer() { MOST_INCOMING } else { MOST_PEERS };

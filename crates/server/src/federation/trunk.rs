@@ -69,6 +69,7 @@ impl Shared {
         let Some(peer) = self.peer(&pair.peer, MOST_PEERS) else {
             return Err(Failure::Unreachable("too many domains at once".into()));
         };
+        self.turn_out().await;
         // Somebody who writes to many domains that do not answer takes a turn for each, as all others do.
         let all = if pair.is_wanted() { &self.dials } else { &self.answer_dials };
         let turns = async { (peer.dials.acquire().await, all.acquire().await) };
@@ -80,7 +81,12 @@ impl Shared {
         if pair.is_up() || self.share_stream(pair).await {
             return Ok(());
         }
-        let dialled = dial::dial(self, &pair.local, &pair.peer).await?;
+        let dialled = tokio::select! {
+            dialled = dial::dial(self, &pair.local, &pair.peer) => dialled?,
+            forbidden = self.until_forbidden(Some(pair.peer.as_str())) => {
+                return Err(forbidden.unwrap_or(Failure::CutOff(String::new())));
+            }
+        };
         self.open_line(pair, dialled);
         Ok(())
     }
@@ -191,7 +197,8 @@ impl Shared {
             since: now,
             clocks: Clocks::new(now),
             timer: Box::pin(tokio::time::sleep_until(now)),
-            epoch: self.epoch(),
+            // None that there is: the first round looks whether it may go on.
+            epoch: u64::MAX,
         }
     }
 

@@ -1,5 +1,5 @@
 //! XEP-0030 Service Discovery 2.5.0, XEP-0115 Entity Capabilities 1.6 (the server's own), XEP-0157 Contact
-//! Addresses 1.1.1.
+//! Addresses 1.1.1, XEP-0455 Service Outage Status 0.4.0 (where the file is; [`crate::control`] writes it).
 //!
 //! Accounts tell about themselves only to contacts with a presence subscription (XEP-0030 s.8.1); the others
 //! get `service-unavailable`, whether the account exists or not.
@@ -21,6 +21,7 @@ pub fn module() -> Module {
         .xep(30, "2.5.0", Level::Complete)
         .xep(115, "1.6.0", Level::Complete)
         .xep(157, "1.1.1", Level::Complete)
+        .xep(455, "0.4.0", Level::Complete)
         .feature(Scope::Host, ns::DISCO_INFO)
         .feature(Scope::Host, ns::DISCO_ITEMS)
         .feature(Scope::Account, ns::DISCO_INFO)
@@ -42,6 +43,7 @@ pub fn describe(exchange: &Exchange) -> trunkline_xmpp::disco::Info {
         info.feature(feature);
     }
     contact_form(&mut info, &config.contact);
+    outage_form(&mut info, &config.federation.outage_url);
     info
 }
 
@@ -142,6 +144,15 @@ async fn account_items(request: Request) -> Answer {
     }
     w.close();
     Ok(w.finish().into())
+}
+
+/// XEP-0455 s.2.1.
+fn outage_form(info: &mut trunkline_xmpp::disco::Info, urls: &[String]) {
+    if !urls.is_empty() {
+        let field = Field::list_multi("external-status-addresses");
+        let field = urls.iter().fold(field, |field, url| field.value(url));
+        info.form(Form::result(ns::OUTAGE).field(field));
+    }
 }
 
 /// XEP-0157: `abuse-addresses` and the like.

@@ -20,6 +20,8 @@ use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::{Kind, Stanza};
 
 use super::{Queued, Session, management};
+use crate::control::rule::{Direction as Way, Relation};
+use crate::control::{Case, Verdict};
 use crate::exchange::Exchange;
 use crate::log;
 use crate::metrics::{Direction, Link, Side, StanzaKind};
@@ -527,7 +529,56 @@ pub(crate) fn refuse(session: &Session, stanza: &Stanza, error: &StanzaError) {
 
 impl Exchange {
     /// A client's stanza enters: the sender's side of RFC 6121 s.8.1 and s.4, then the router.
-    pub(crate) fn admit(self: &Arc<Self>, session: &Arc<Session>, mut mail: Mail) -> Routed {
+    pub(crate) fn admit(self: &Arc<Self>, session: &Arc<Session>, mail: Mail) -> Routed {
+        let away = mail.stanza.head.to.as_ref().filter(|to| self.served(to.domain()).is_none());
+        let Some(to) = away.filter(|to| self.control.asks_who_sends(to.domain())).cloned() else {
+            return self.admit_judged(session, mail);
+        };
+        if let Some(relation) = self.relation_now(&session.account.jid, &to) {
+            return self.admit_with(relation, session, mail);
+        }
+        let (exchange, session) = (Arc::clone(self), Arc::clone(session));
+        Routed::Later(Box::pin(async move {
+            let routed = match exchange.relation(&session.account.jid, &to).await {
+                Ok(relation) => exchange.admit_with(relation, &session, mail),
+                Err(error) => {
+                    return refuse(&session, &mail.stanza, &crate::route::message::store_trouble(&error));
+                }
+            };
+            if let Routed::Later(later) = routed {
+                later.await;
+            }
+        }))
+    }
+
+    /// What the policy says to a stanza for another provider, where that depends on how the two stand to each other. The
+    /// rest is judged when the stanza leaves. Before anything else, because writing to somebody is what consents.
+    fn admit_with(self: &Arc<Self>, relation: Relation, session: &Arc<Session>, mail: Mail) -> Routed {
+        let Some(to) = &mail.stanza.head.to else { return Routed::Done };
+        let mut stanza = mail.stanza.clone();
+        // Clients may leave it out.
+        stanza.head.from = Some(session.jid.clone());
+        let case =
+            Case { direction: Way::Out, domain: to.domain(), stanza: &stanza, relation: Some(relation) };
+        let decision = self.control.judge(&case);
+        let refused = |error: &StanzaError| {
+            self.refused_client(session, "policy-rejected", &decision.by);
+            refuse(session, &mail.stanza, error);
+        };
+        match &decision.verdict {
+            Verdict::Reject(error) => refused(error),
+            Verdict::Drop => {}
+            Verdict::Allow | Verdict::Undecided | Verdict::Hold => {
+                match decision.carried_out(stanza.clone(), Way::Out) {
+                    Ok(stanza) => return self.admit_judged(session, Mail { stanza, ..mail }),
+                    Err(error) => refused(&error),
+                }
+            }
+        }
+        Routed::Done
+    }
+
+    fn admit_judged(self: &Arc<Self>, session: &Arc<Session>, mut mail: Mail) -> Routed {
         let span = crate::traces::stanza("inside", &mail.stanza);
         let _traced = span.enter();
         match mail.stanza.head.kind {

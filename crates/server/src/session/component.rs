@@ -18,6 +18,7 @@ use trunkline_xmpp::stanza::Stanza;
 
 use super::negotiation::{self, Desk, Reader, Stop};
 use crate::config::Config;
+use crate::control::Edge;
 use crate::exchange::Exchange;
 use crate::metrics::{self, Direction, StanzaKind};
 use crate::route::components::{Bounds, Link, Work};
@@ -179,6 +180,19 @@ async fn read<R: AsyncRead + Unpin>(desk: &Desk, link: &Arc<Link>, inbox: &mut I
             Ok(Some(mail)) => mail,
             Ok(None) => continue,
             Err(end) => return end,
+        };
+        let mail = match link.is_outside() {
+            true => match exchange.control.edge(mail.stanza.clone()) {
+                Edge::Pass(stanza) => Mail { stanza, ..mail },
+                Edge::Refused { name, by, answer } => {
+                    desk.refused(name, &by);
+                    if let Some(answer) = answer {
+                        exchange.deliver(Mail::answer(answer)).await;
+                    }
+                    continue;
+                }
+            },
+            false => mail,
         };
         match &entrance {
             Some(entrance) => entrance.enter(mail).await,

@@ -221,6 +221,8 @@ pub(crate) struct Row {
     pub(crate) names: Names,
     pub(crate) latencies: Latencies,
     pub(super) window: Window,
+    /// Refusals, in the same steps.
+    pub(super) refusals: Window,
     /// Since the last tick.
     pub(super) tick: Point,
     /// Since the last minute was written.
@@ -243,6 +245,7 @@ impl Row {
         name(&mut self.names, event);
         match event {
             Event::Stanza { direction, .. } => self.window.add(now / TICK, direction),
+            Event::Refused(_) => self.refusals.add(now / TICK, Direction::In),
             Event::Acknowledged(after) => self.latencies.add(after, now),
             _ => {}
         }
@@ -383,6 +386,20 @@ impl Traffic {
     pub fn rate(&self, domain: &str) -> u32 {
         let now = self.now();
         self.row(domain).map_or(0, |row| row.lock().rates(now)[Direction::In as usize])
+    }
+
+    /// What each domain did in the last minute: stanzas from it, and what of it was refused.
+    pub(in crate::control) fn last_minute(&self) -> Vec<(String, u32, u32)> {
+        let now = self.now();
+        let rows = self.rows();
+        let of = |row: &Mutex<Row>| {
+            let mut row = row.lock();
+            (row.rates(now)[Direction::In as usize], row.refusals.sum(now / TICK)[Direction::In as usize])
+        };
+        rows.iter()
+            .map(|(domain, row)| (domain.clone(), of(row)))
+            .map(|(domain, (rate, refused))| (domain, rate, refused))
+            .collect()
     }
 
     /// How `domain` proved itself the last time.

@@ -4,6 +4,7 @@ mod bad;
 mod budgets;
 mod components;
 mod consent;
+mod control;
 mod eyes;
 mod invitations;
 mod limits;

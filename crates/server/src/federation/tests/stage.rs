@@ -227,7 +227,8 @@ impl Site {
 
     /// An administrator at the command line.
     pub(crate) async fn admin(&self, operation: Operation) -> Result<Outcome, OpError> {
-        Operator(Arc::clone(self.exchange())).run(&Actor::command_line(), operation).await
+        // Boxed: the future of all operations is large, and tests have small stacks.
+        Box::pin(Operator(Arc::clone(self.exchange())).run(&Actor::command_line(), operation)).await
     }
 
     pub(crate) fn refusals(&self, name: &'static str) -> u64 {

@@ -148,6 +148,22 @@ impl Exchange {
 
     // ---- what gives consent
 
+    /// How one of our users stands to somebody elsewhere, if that is in memory.
+    pub(crate) fn relation_now(&self, ours: &Jid, theirs: &Jid) -> Option<Relation> {
+        let pair = Pair::of(self.host(ours.domain())?, ours, theirs);
+        Some(self.consents().now(&pair)?.unwrap_or(Relation::Stranger))
+    }
+
+    /// How one of our users stands to somebody elsewhere.
+    ///
+    /// # Errors
+    /// The store's.
+    pub(crate) async fn relation(&self, ours: &Jid, theirs: &Jid) -> Result<Relation, StoreError> {
+        let Some(host) = self.host(ours.domain()) else { return Ok(Relation::Stranger) };
+        let pair = Pair::of(host, ours, theirs);
+        Ok(self.consents().read(&self.db, &pair).await?.unwrap_or(Relation::Stranger))
+    }
+
     fn is_elsewhere(&self, jid: &Jid) -> bool {
         self.host(jid.domain()).is_none()
     }
