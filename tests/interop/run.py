@@ -19,6 +19,7 @@ import traceback
 from pathlib import Path
 
 import control_consent
+import control_signals
 import real_clients
 import scenarios
 from clients import Timeout
@@ -160,6 +161,7 @@ async def main():
             checks = [(f"consent: {s.__name__}", s, False) for s in control_consent.ALL]
             good = Setting("starttls", "good")
             await with_pair(report, world, ("trunkline", "prosody"), (good, good), checks)
+            await control_signals.run(report, world)
         if not arguments.no_clients:
             if "prosody-ejabberd" in arguments.pairs:
                 await real_clients.run(report, world, ("prosody", "ejabberd"))

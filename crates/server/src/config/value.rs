@@ -35,6 +35,8 @@ pub enum Kind {
     Path,
     /// One of a few words.
     OneOf(&'static [&'static str]),
+    /// A list of a few words.
+    SomeOf(&'static [&'static str]),
     /// Where a peer domain is reached: `"host:port"`, or `"tls://host:port"` for direct TLS.
     Route,
     /// `true`/`"allow"` or `false`/`"forbid"`.
@@ -67,6 +69,10 @@ impl Kind {
             Kind::Path => "file path".into(),
             Kind::OneOf(words) => {
                 words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(" or ")
+            }
+            Kind::SomeOf(words) => {
+                let words: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
+                format!("list of {}", words.join(", "))
             }
             Kind::Route => "\"host:port\", or \"tls://host:port\" for direct TLS".into(),
             Kind::Allow => "true (\"allow\") or false (\"forbid\")".into(),
@@ -111,6 +117,15 @@ impl Kind {
                     Ok(Value::String(word.to_owned()))
                 } else {
                     Err(format!("\"{word}\" is not possible here: {}", self.words()))
+                }
+            }
+            Kind::SomeOf(words) => {
+                let list = list(value)?;
+                match list.iter().find(|word| !words.contains(word)) {
+                    Some(word) => Err(format!("\"{word}\" is not possible here: {}", self.words())),
+                    None => Ok(Value::Array(
+                        list.into_iter().map(|word| Value::String(word.to_owned())).collect(),
+                    )),
                 }
             }
             Kind::Route => route(text(value)?),
@@ -268,6 +283,11 @@ fn store_url(url: &str) -> Result<String, String> {
         }
         _ => Err(format!("\"{url}\" names no store: write \"sqlite:trunkline.db\"")),
     }
+}
+
+/// A length of time as it is written in the configuration.
+pub(crate) fn length(text: &str) -> Result<Duration, String> {
+    duration(&Value::String(text.to_owned()))
 }
 
 /// `"90 s"`, `"10 min"`, `"2 days"`, `"1h"`, or a number of seconds.
