@@ -18,8 +18,9 @@ import time
 import traceback
 from pathlib import Path
 
-import control_consent
 import control_policy
+import control_consent
+import control_signals
 import real_clients
 import scenarios
 from clients import Timeout
@@ -163,6 +164,7 @@ async def main():
             checks = [(f"consent: {s.__name__}", s, False) for s in control_consent.ALL]
             good = Setting("starttls", "good")
             await with_pair(report, world, ("trunkline", "prosody"), (good, good), checks)
+            await control_signals.run(report, world)
         if not arguments.no_clients:
             if "prosody-ejabberd" in arguments.pairs:
                 await real_clients.run(report, world, ("prosody", "ejabberd"))

@@ -24,7 +24,10 @@ use crate::admin::tokens::TokensOp;
 use crate::admin::{Admin as _, OpError, Operation, Outcome, Password, User, output};
 use crate::config::overrides::{OverrideError, Overrides};
 use crate::config::{self, Config, ConfigError};
+use crate::control::lists::ListsOp;
+use crate::control::reports::{ReportAction, ReportsOp};
 use crate::control::requests::RequestsOp;
+use crate::control::rule::Action;
 use crate::control::traffic::DomainsOp;
 use crate::demo::{self, Demo, DemoError};
 use crate::logging::LogError;
@@ -82,7 +85,7 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
-    /// Other servers: status, close, open, policy, block, unblock, blocks, breaker, requests
+    /// Other servers: status, close, open, policy, block, unblock, blocks, breaker, requests, reports, lists
     #[command(subcommand)]
     Federation(FederationCommand),
     /// Who changed what about the outside, and why; newest first
@@ -264,6 +267,12 @@ enum FederationCommand {
     /// First contacts that wait for the consent of whom they are for: list, drop
     #[command(subcommand)]
     Requests(RequestsCommand),
+    /// What users reported: list, show, dismiss, warn, limit, block-sender, block-domain, forward
+    #[command(subcommand)]
+    Reports(ReportsCommand),
+    /// Block lists: show, subscribe, unsubscribe, items, publish, retract
+    #[command(subcommand)]
+    Lists(ListsCommand),
 }
 
 #[derive(Debug, Subcommand)]
@@ -348,6 +357,122 @@ impl From<ScopeArg> for Scope {
             ScopeArg::Accounts => Scope::Accounts,
         }
     }
+}
+
+#[derive(Debug, Subcommand)]
+enum ReportsCommand {
+    /// Reports that wait, newest first
+    List {
+        /// Handled ones too
+        #[arg(long)]
+        all: bool,
+        /// About this domain only
+        #[arg(long)]
+        domain: Option<String>,
+        /// Older than this one
+        #[arg(long, value_name = "ID")]
+        before: Option<i64>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// One report, with the reported messages
+    Show {
+        /// Its number
+        id: i64,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Close a report: there is nothing in it
+    Dismiss(DecideArgs),
+    /// Send the reported address a message from your domain: the text of --why
+    Warn(DecideArgs),
+    /// Let the reported address send a little only, for 7 days or --for
+    Limit(DecideArgs),
+    /// Block the reported address for everybody here
+    BlockSender(DecideArgs),
+    /// Block the reported address's domain
+    BlockDomain(DecideArgs),
+    /// Send the report to the provider of the reported address, if the reporter agreed
+    Forward(DecideArgs),
+}
+
+#[derive(Debug, Args)]
+struct DecideArgs {
+    /// The report's number
+    id: i64,
+    /// For the audit log; a warning says it
+    #[arg(long, default_value = "")]
+    why: String,
+    /// How long a limit or block lasts, such as "7 days"
+    #[arg(long = "for", value_name = "TIME")]
+    lasts: Option<String>,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Subcommand)]
+enum ListsCommand {
+    /// All lists, and how they are
+    Show {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Follow a list of another provider
+    Subscribe {
+        /// What rules know it by
+        name: String,
+        /// The address of its pubsub service
+        service: String,
+        /// As a rule muc_bans_sha256 or spam_source_domains
+        node: String,
+        /// What is done with those on it; without it only rules that name the list apply
+        #[arg(long, value_parser = ["reject", "drop", "hold", "text-only"])]
+        action: Option<String>,
+        /// For the audit log
+        #[arg(long, default_value = "")]
+        why: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Stop following a list
+    Unsubscribe {
+        /// Its name here
+        name: String,
+        /// For the audit log
+        #[arg(long, default_value = "")]
+        why: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// What is on a list
+    Items {
+        /// Its name here; "own" is the one that you publish
+        name: String,
+        /// After this entry
+        #[arg(long, value_name = "ENTRY")]
+        after: Option<String>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Put an address or a domain on your own list
+    Publish {
+        /// An address is published as its SHA-256
+        entry: String,
+        /// Everybody can read it
+        reason: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Take an address or a domain off your own list
+    Retract {
+        /// As it was published
+        entry: String,
+        /// For the audit log
+        #[arg(long, default_value = "")]
+        why: String,
+        #[command(flatten)]
+        common: Common,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -484,12 +609,61 @@ fn run(command: Command) -> Result<(), CliError> {
             ask(&common, Operation::Domains(DomainsOp::History { domain, hours }))
         }
         Command::Token(command) => token(command),
+        Command::Federation(FederationCommand::Reports(command)) => reports(command),
+        Command::Federation(FederationCommand::Lists(command)) => lists(command),
         Command::Invite(InviteCommand::Create { domain, common }) => {
             ask(&common, Operation::InviteCreate { domain })
         }
         Command::Demo { once, dir } => Ok(runtime()?.block_on(demo::run(Demo { once, directory: dir }))?),
         Command::ConfigReference => print(&config::reference()),
     }
+}
+
+fn reports(command: ReportsCommand) -> Result<(), CliError> {
+    let (action, args) = match command {
+        ReportsCommand::List { all, domain, before, common } => {
+            return ask(&common, Operation::Reports(ReportsOp::List { open_only: !all, domain, before }));
+        }
+        ReportsCommand::Show { id, common } => {
+            return ask(&common, Operation::Reports(ReportsOp::Show { id }));
+        }
+        ReportsCommand::Dismiss(args) => (ReportAction::Dismiss, args),
+        ReportsCommand::Warn(args) => (ReportAction::Warn, args),
+        ReportsCommand::Limit(args) => (ReportAction::Limit, args),
+        ReportsCommand::BlockSender(args) => (ReportAction::BlockSender, args),
+        ReportsCommand::BlockDomain(args) => (ReportAction::BlockDomain, args),
+        ReportsCommand::Forward(args) => (ReportAction::Forward, args),
+    };
+    let until = args.lasts.as_deref().map(from_now).transpose()?;
+    ask(&args.common, Operation::Reports(ReportsOp::Decide { id: args.id, action, why: args.why, until }))
+}
+
+/// The time after so long, milliseconds since 1970.
+fn from_now(lasts: &str) -> Result<i64, CliError> {
+    let span = config::value::span(lasts)
+        .map_err(|_| CliError::Refused("this is not a length of time: write \"12 h\" or \"7 days\""))?;
+    let span = i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+    Ok(jiff::Timestamp::now().as_millisecond().saturating_add(span))
+}
+
+fn lists(command: ListsCommand) -> Result<(), CliError> {
+    let (common, op) = match command {
+        ListsCommand::Show { common } => (common, ListsOp::Show),
+        ListsCommand::Subscribe { name, service, node, action, why, common } => {
+            let action = action.map(|action| match action.as_str() {
+                "drop" => Action::Drop,
+                "hold" => Action::Hold,
+                "text-only" => Action::TextOnly,
+                _ => Action::Reject { condition: None, text: None },
+            });
+            (common, ListsOp::Subscribe { name, service, node, action, why })
+        }
+        ListsCommand::Unsubscribe { name, why, common } => (common, ListsOp::Unsubscribe { name, why }),
+        ListsCommand::Items { name, after, common } => (common, ListsOp::Items { name, after }),
+        ListsCommand::Publish { entry, reason, common } => (common, ListsOp::Publish { entry, reason }),
+        ListsCommand::Retract { entry, why, common } => (common, ListsOp::Retract { entry, why }),
+    };
+    ask(&common, Operation::Lists(op))
 }
 
 fn init(args: InitArgs) -> Result<(), CliError> {

@@ -4,8 +4,8 @@
 //! A command is a function of the answers given so far: with none it asks its first form, with all of them it does its
 //! work. So going back (`prev`) is calling it with one answer less, and a command keeps no state of its own.
 //!
-//! Deliberately absent: a command that somebody from another domain may run. Who asks is one of our clients, on the
-//! domain that is asked.
+//! Who asks is one of our clients, on the domain that is asked. The one exception is not a command of this service's
+//! making: a peer's administrator may ask for the peer's standing ([`crate::control::standing`]).
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,6 +21,7 @@ use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::ns;
 
 use crate::admin::actor::Scope;
+use crate::control::standing;
 use crate::exchange::{Exchange, Host};
 use crate::modules::Request;
 use crate::session::Session;
@@ -233,6 +234,10 @@ pub async fn answer(request: &Request) -> Result<Vec<u8>, StanzaError> {
         sessionid: element.attr("sessionid").map(|id| id.into_owned()),
         form: form.map_err(|error| bad_payload(&error.to_string()))?,
     };
+    // Outsiders get one answer, whatever they want to run.
+    if request.outside {
+        return Err(StanzaError::new(Condition::Forbidden));
+    }
     let command = request.exchange.modules.commands().find(|command| command.node == node);
     let command = command.ok_or_else(|| StanzaError::new(Condition::ItemNotFound))?.clone();
     match &request.session {
@@ -376,6 +381,13 @@ pub fn bad_payload(text: &str) -> StanzaError {
 pub fn items(request: &Request) -> Vec<u8> {
     let mut w = Writer::new();
     w.open("query").attr("xmlns", ns::DISCO_ITEMS).attr("node", ns::COMMANDS);
+    if request.outside {
+        w.open("item")
+            .attr("jid", request.host.domain.as_str())
+            .attr("node", standing::NODE)
+            .attr("name", standing::NAME)
+            .close();
+    }
     for command in request.exchange.modules.commands().filter(|command| command.permits(request)) {
         w.open("item")
             .attr("jid", request.host.domain.as_str())
@@ -394,12 +406,14 @@ pub fn info(request: &Request, node: &str) -> Option<trunkline_xmpp::disco::Info
         info.identity("automation", "command-list", Some("Commands"));
         return Some(info);
     }
-    let command = request
-        .exchange
-        .modules
-        .commands()
-        .find(|command| command.node == node && command.permits(request))?;
-    info.identity("automation", "command-node", Some(command.name));
+    let name = match node {
+        standing::NODE if request.outside => standing::NAME,
+        _ => {
+            let mut commands = request.exchange.modules.commands();
+            commands.find(|command| command.node == node && command.permits(request))?.name
+        }
+    };
+    info.identity("automation", "command-node", Some(name));
     info.feature(ns::COMMANDS);
     info.feature(ns::DATA_FORMS);
     Some(info)

@@ -72,6 +72,7 @@ const TITLES: &[(u16, &str)] = &[
     (50, "Ad-Hoc Commands"),
     (54, "vcard-temp"),
     (59, "Result Set Management"),
+    (60, "Publish-Subscribe"),
     (68, "Field Standardization for Data Forms"),
     (77, "In-Band Registration"),
     (82, "XMPP Date and Time Profiles"),
@@ -99,6 +100,7 @@ const TITLES: &[(u16, &str)] = &[
     (352, "Client State Indication"),
     (359, "Unique and Stable Stanza IDs"),
     (368, "SRV records for XMPP over TLS"),
+    (377, "Blocking Command Reports"),
     (379, "Pre-Authenticated Roster Subscription"),
     (386, "Bind 2"),
     (388, "Extensible SASL Profile"),
@@ -112,7 +114,10 @@ const TITLES: &[(u16, &str)] = &[
     (478, "Stream Limits Advertisement"),
     (480, "SASL Upgrade Tasks"),
     (484, "Fast Authentication Streamlining Tokens"),
+    (485, "PubSub Server Information"),
+    (489, "Reporting Account Affiliations"),
     (494, "Client Access Management"),
+    (504, "Data Policy"),
     (509, "Initial Authentication Pipelining"),
 ];
 

@@ -7,7 +7,7 @@ use trunkline_store::Migration;
 
 /// Every migration, oldest first.
 pub const MIGRATIONS: &[Migration] =
-    &[ACCOUNTS, MESSAGING, INVITES, BOUNDS, WAITING, ONE_INDEX, CONTROL, CONSENT, EYES, DEVICES, ARCHIVES];
+    &[ACCOUNTS, MESSAGING, INVITES, BOUNDS, WAITING, ONE_INDEX, CONTROL, CONSENT, EYES, DEVICES, ARCHIVES, SIGNALS];
 
 const ACCOUNTS: Migration = Migration {
     name: "accounts",
@@ -370,5 +370,76 @@ const ARCHIVES: Migration = Migration {
         CREATE TRIGGER archive_gone AFTER DELETE ON archive WHEN old.flags & 2 = 0 BEGIN
             DELETE FROM archive_words WHERE rowid = old.id;
         END;
+    ",
+};
+
+/// What users and others say about outsiders: reports, block lists with their entries and subscribers, reputation; and
+/// whether an account was made by the operator (XEP-0489: `member`) or by its user (`registered`).
+const SIGNALS: Migration = Migration {
+    name: "signals",
+    sql: "
+        CREATE TABLE reports (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            at INTEGER NOT NULL,
+            account INTEGER REFERENCES accounts (id) ON DELETE CASCADE,
+            reporter TEXT NOT NULL,
+            origin TEXT NOT NULL,
+            affiliation TEXT NOT NULL,
+            about TEXT NOT NULL,
+            domain TEXT NOT NULL,
+            reason TEXT NOT NULL,
+            words TEXT NOT NULL,
+            stanza_ids TEXT NOT NULL,
+            messages TEXT NOT NULL,
+            may_forward INTEGER NOT NULL,
+            may_share INTEGER NOT NULL,
+            state TEXT NOT NULL,
+            forwarded_to TEXT,
+            forwarded_at INTEGER,
+            actions TEXT NOT NULL
+        ) STRICT;
+        CREATE INDEX reports_by_state ON reports (state, origin, id);
+        CREATE INDEX reports_by_account ON reports (account, at);
+        CREATE INDEX reports_by_reporter ON reports (reporter, at);
+        CREATE INDEX reports_by_domain ON reports (domain, id);
+        CREATE TABLE lists (
+            name TEXT PRIMARY KEY,
+            service TEXT NOT NULL,
+            node TEXT NOT NULL,
+            action TEXT,
+            run_time INTEGER NOT NULL,
+            changed_at INTEGER
+        ) STRICT;
+        CREATE TABLE list_entries (
+            list TEXT NOT NULL REFERENCES lists (name) ON DELETE CASCADE,
+            entry TEXT NOT NULL,
+            reason TEXT NOT NULL,
+            PRIMARY KEY (list, entry)
+        ) STRICT, WITHOUT ROWID;
+        CREATE TABLE own_list (
+            item TEXT PRIMARY KEY,
+            entry TEXT NOT NULL,
+            reason TEXT NOT NULL,
+            at INTEGER NOT NULL
+        ) STRICT;
+        CREATE TABLE list_subscribers (
+            host TEXT NOT NULL,
+            node TEXT NOT NULL,
+            jid TEXT NOT NULL,
+            domain TEXT NOT NULL,
+            at INTEGER NOT NULL,
+            PRIMARY KEY (host, node, jid)
+        ) STRICT;
+        CREATE TABLE reputation (
+            domain TEXT PRIMARY KEY,
+            first_seen INTEGER NOT NULL,
+            accepted INTEGER NOT NULL,
+            declined INTEGER NOT NULL,
+            reports INTEGER NOT NULL,
+            refused INTEGER NOT NULL,
+            stanzas INTEGER NOT NULL,
+            at INTEGER NOT NULL
+        ) STRICT;
+        ALTER TABLE accounts ADD COLUMN member INTEGER NOT NULL DEFAULT 0;
     ",
 };

@@ -178,6 +178,10 @@ impl Server {
         server.spawn(crate::route::consent::sort(Arc::clone(&exchange)));
         server.spawn(history::keep(Arc::clone(&exchange)));
         server.spawn(crate::control::Control::keep(Arc::clone(&exchange)));
+        server.spawn(crate::control::reputation::keep(Arc::clone(&exchange)));
+        server.spawn(crate::control::reports::keep(Arc::clone(&exchange)));
+        server.spawn(crate::control::publication::ask_peers(Arc::clone(&exchange)));
+        exchange.follow_lists();
         server.spawn({
             let exchange = Arc::clone(&exchange);
             async move {
@@ -444,6 +448,9 @@ impl Server {
         }
         if let Err(error) = self.exchange.control.traffic.save(&self.exchange.db).await {
             tracing::warn!(%error, "what was counted of other domains was not kept");
+        }
+        if let Err(error) = self.exchange.control.reputation.save(&self.exchange).await {
+            tracing::warn!(%error, "the reputation of domains could not be stored");
         }
         self.exchange.db.flush().await;
         let mut tasks = std::mem::take(&mut *self.tasks.lock());

@@ -188,6 +188,8 @@ pub const PEP_VCARD_CONVERSION: &str = "urn:xmpp:pep-vcard-conversion:0";
 pub const BLOCKING: &str = "urn:xmpp:blocking";
 /// XEP-0191: the application-specific error condition.
 pub const BLOCKING_ERRORS: &str = "urn:xmpp:blocking:errors";
+/// `<jid/>` in a report that is forwarded: whom it is about (the element is XEP-0268's).
+pub const JID: &str = "urn:xmpp:jid:0";
 /// XEP-0377 Blocking Command Reports.
 pub const REPORTING: &str = "urn:xmpp:reporting:1";
 /// XEP-0377: reason "spam".

@@ -40,14 +40,25 @@ pub fn new_address(text: &str, config: &Config) -> Result<Jid, OpError> {
     }
 }
 
-/// Makes an account. Its address comes from [`new_address`].
+/// Makes an account for somebody whom the operator knows (XEP-0489: `member`). Its address comes from [`new_address`].
 pub async fn add(db: &Db, new: NewAccount<'_>) -> Result<(), OpError> {
-    add_with(db, new, Vec::new()).await
+    let member = sql("UPDATE accounts SET member = 1 WHERE local = ?2 AND \
+                      host_id = (SELECT id FROM hosts WHERE name = ?1)");
+    insert(db, new, (Vec::new(), vec![on_account(member, new.jid)])).await
 }
 
 /// Makes an account together with `conditions`, all or nothing: [`OpError::NotPossible`] when one of them changes
 /// nothing.
 pub async fn add_with(db: &Db, new: NewAccount<'_>, conditions: Vec<Statement>) -> Result<(), OpError> {
+    insert(db, new, (conditions, Vec::new())).await
+}
+
+/// Between the statements of the first list and those of the second.
+async fn insert(
+    db: &Db,
+    new: NewAccount<'_>,
+    (conditions, behind): (Vec<Statement>, Vec<Statement>),
+) -> Result<(), OpError> {
     let keys = keys(new.password, new.iterations).await?;
     let mut batch = Batch::new(Lane::Inside);
     for condition in conditions {
@@ -64,6 +75,9 @@ pub async fn add_with(db: &Db, new: NewAccount<'_>, conditions: Vec<Statement>) 
             .must_change(),
     );
     push_credentials(&mut batch, new.jid, keys);
+    behind.into_iter().for_each(|statement| {
+        batch.push(statement);
+    });
     db.run(batch).await.map(drop).map_err(|error| match error {
         StoreError::Constraint(Violation::Unique, _) => OpError::Exists(new.jid.to_string()),
         StoreError::Conflict => OpError::NotPossible("the permission was used up meanwhile".into()),

@@ -7,6 +7,8 @@ use jiff::tz::TimeZone;
 
 use super::tokens::TokenView;
 use super::{FederationStatus, Outcome, PeerStatus, Status, StreamStatus, User, output_policy};
+use crate::control::lists::{ListEntry, ListView};
+use crate::control::reports::ReportView;
 use crate::control::requests::RequestView;
 use crate::control::traffic::{DomainDetail, DomainSummary, HistoryPoint, NowView};
 use crate::devices::Device;
@@ -37,6 +39,10 @@ pub fn human(outcome: &Outcome, now: i64) -> String {
         }
         Outcome::File { text, .. } => text.clone(),
         Outcome::Requests { requests, more } => requests_text(requests, *more, now),
+        Outcome::Policy(view) => output_policy::policy(view, now),
+        Outcome::Tested(result) => output_policy::tested(result),
+        Outcome::Breaker(view) => output_policy::breaker(view, now),
+        Outcome::Audit { entries, more } => output_policy::audit(entries, *more),
         Outcome::Now(view) => now_text(view),
         Outcome::Domains { domains, total } => domains_text(domains, *total, now),
         Outcome::Domain(detail) => domain_text(detail, now),
@@ -45,10 +51,10 @@ pub fn human(outcome: &Outcome, now: i64) -> String {
         Outcome::Token { name, token } => {
             format!("{token}\nThis is the token {name}. It is not shown again.\n")
         }
-        Outcome::Policy(view) => output_policy::policy(view, now),
-        Outcome::Tested(result) => output_policy::tested(result),
-        Outcome::Breaker(view) => output_policy::breaker(view, now),
-        Outcome::Audit { entries, more } => output_policy::audit(entries, *more),
+        Outcome::Reports { reports, more } => report_table(reports, *more),
+        Outcome::Report(report) => report_text(report),
+        Outcome::Lists { lists } => list_table(lists, now),
+        Outcome::ListItems { items, more } => item_table(items, *more),
         other => serde_json::to_string_pretty(other).unwrap_or_default() + "\n",
     }
 }
@@ -241,6 +247,94 @@ fn device_table(devices: &[Device]) -> String {
         ]);
     }
     table(&rows)
+}
+
+fn report_table(reports: &[ReportView], more: bool) -> String {
+    if reports.is_empty() {
+        return "No reports.\n".into();
+    }
+    let head = ["ID", "TIME", "ABOUT", "REASON", "REPORTER", "STATE"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for report in reports {
+        let state = match (&report.forwarded_to, report.state.as_str()) {
+            (Some(_), "open") => "open, forwarded".to_owned(),
+            (_, state) => state.to_owned(),
+        };
+        rows.push(vec![
+            report.id.to_string(),
+            time(report.at),
+            printable(&report.about),
+            printable(&report.reason),
+            format!("{} ({})", printable(&report.reporter), report.affiliation),
+            state,
+        ]);
+    }
+    let mut out = table(&rows);
+    if let (true, Some(last)) = (more, reports.last()) {
+        let _ = writeln!(out, "There are older ones: --before {}", last.id);
+    }
+    out
+}
+
+fn report_text(report: &ReportView) -> String {
+    let yes = |yes: bool| if yes { "yes" } else { "no" };
+    let mut rows = vec![
+        vec!["report".to_owned(), format!("{}, {}", report.id, report.state)],
+        vec!["time".into(), time(report.at)],
+        vec!["about".into(), printable(&report.about)],
+        vec!["reason".into(), printable(&report.reason)],
+        vec!["reporter".into(), format!("{} ({})", printable(&report.reporter), report.affiliation)],
+        vec!["may be forwarded".into(), yes(report.may_forward).into()],
+        vec!["may be shared".into(), yes(report.may_share).into()],
+    ];
+    rows.extend(report.forwarded_to.iter().map(|to| vec!["forwarded to".to_owned(), printable(to)]));
+    if !report.text.is_empty() {
+        rows.push(vec!["text".into(), printable(&report.text)]);
+    }
+    rows.extend(report.stanza_ids.iter().map(|id| vec!["stanza".to_owned(), printable(id)]));
+    let mut out = table(&rows);
+    for action in &report.actions {
+        let _ = writeln!(out, "  {}", printable(action));
+    }
+    if !report.messages.is_empty() {
+        out.push_str("\nFrom the reporter's archive:\n");
+    }
+    for message in &report.messages {
+        let _ = writeln!(out, "  {}", printable(message));
+    }
+    out
+}
+
+fn list_table(lists: &[ListView], now: i64) -> String {
+    let head = ["LIST", "SERVICE", "NODE", "ACTION", "ENTRIES", "HITS", "CHANGED", "STATE"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for list in lists {
+        let action = serde_json::to_value(&list.action).unwrap_or_default();
+        rows.push(vec![
+            list.name.clone(),
+            printable(&list.service),
+            printable(&list.node),
+            action.get("do").and_then(|action| action.as_str()).unwrap_or("-").to_owned(),
+            list.entries.to_string(),
+            list.hits.to_string(),
+            list.changed_at.map_or("-".into(), |at| format!("{} ago", span(now - at))),
+            printable(&list.state),
+        ]);
+    }
+    table(&rows)
+}
+
+fn item_table(items: &[ListEntry], more: bool) -> String {
+    if items.is_empty() {
+        return "Nobody is on it.\n".into();
+    }
+    let rows: Vec<Vec<String>> =
+        items.iter().map(|item| vec![printable(&item.entry), printable(&item.reason)]).collect();
+    let mut out = table(&rows);
+    if let (true, Some(last)) = (more, items.last()) {
+        let _ = writeln!(out, "There are more: --after {}", printable(&last.entry));
+    }
+    out
 }
 
 fn status_text(status: &Status, now: i64) -> String {
@@ -576,6 +670,64 @@ mod tests {
             NowView { inside: 1.25, refused: [("peer-rate".to_owned(), 4)].into(), ..NowView::default() };
         let text = human(&Outcome::Now(Box::new(now)), NOW);
         assert!(text.contains("1.2 stanzas/s") && text.contains("peer-rate: 4") && text.contains("normal"));
+    }
+
+    #[test]
+    fn reports_and_lists() {
+        let report = ReportView {
+            id: 7,
+            at: NOW,
+            reporter: "juliet@example.org".into(),
+            origin: "user".into(),
+            affiliation: "member".into(),
+            about: "spammer@bad.example".into(),
+            reason: "spam".into(),
+            text: "pills\u{1b}[2J".into(),
+            stanza_ids: vec!["x1".into()],
+            messages: vec!["<message/>".into()],
+            may_forward: true,
+            may_share: false,
+            state: "open".into(),
+            forwarded_to: None,
+            actions: vec!["then: warned".into()],
+        };
+        let table = human(&Outcome::Reports { reports: vec![report.clone()], more: true }, NOW);
+        assert_eq!(
+            table,
+            "ID  TIME                  ABOUT                REASON  REPORTER                     STATE\n\
+             7   2023-11-14 22:13 UTC  spammer@bad.example  spam    juliet@example.org (member)  open\n\
+             There are older ones: --before 7\n"
+        );
+        let text = human(&Outcome::Report(Box::new(report)), NOW);
+        for part in [
+            "may be forwarded  yes",
+            "may be shared     no",
+            "stanza            x1",
+            "  then: warned\n",
+            "  <message/>\n",
+        ] {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+        assert!(!text.contains('\u{1b}'));
+        let list = ListView {
+            name: "spam".into(),
+            service: "lists.example".into(),
+            node: "muc_bans_sha256".into(),
+            action: Some(crate::control::rule::Action::Drop),
+            entries: 3,
+            state: "subscribed".into(),
+            changed_at: Some(NOW - 5000),
+            hits: 2,
+        };
+        let text = human(&Outcome::Lists { lists: vec![list] }, NOW);
+        assert!(
+            text.ends_with(
+                "spam  lists.example  muc_bans_sha256  drop    3        2     5 s ago  subscribed\n"
+            ),
+            "{text}"
+        );
+        let items = vec![ListEntry { entry: "bad.example".into(), reason: "why".into() }];
+        assert_eq!(human(&Outcome::ListItems { items, more: false }, NOW), "bad.example  why\n");
     }
 
     #[test]

@@ -51,6 +51,20 @@ pub(super) fn read(text: &str, file: &Path, problems: &mut Vec<Problem>) -> Opti
             problems.push(Problem { line: lines.get(name).copied(), key: name.clone(), text });
         }
     }
+    for name in lines.keys().filter(|name| name.starts_with("federation.lists.")) {
+        if name == "federation.lists.own" {
+            let text = "\"own\" is the list that this server publishes: choose another name".to_owned();
+            problems.push(Problem { line: lines.get(name).copied(), key: name.clone(), text });
+        }
+        for (leaf, example) in [("service", "lists.example"), ("node", "muc_bans_sha256")] {
+            if values.get(name).is_some_and(|(_, value)| value.is_table())
+                && !values.contains_key(&format!("{name}.{leaf}"))
+            {
+                let text = format!("the {leaf} is missing: add `{leaf} = \"{example}\"`");
+                problems.push(Problem { line: lines.get(name).copied(), key: name.clone(), text });
+            }
+        }
+    }
     if !problems.is_empty() {
         return None;
     }

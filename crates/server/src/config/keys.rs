@@ -87,6 +87,10 @@ pub const SECTIONS: &[(&str, &str)] = &[
         "Other providers' servers. They have their own listeners, threads and budgets, so that no flood from outside touches your users.",
     ),
     ("federation.routes", "Where a peer domain is reached, instead of asking DNS"),
+    (
+        "federation.lists.*",
+        "Block lists of others that are followed, one table each: [federation.lists.spam]. More can be followed at run time.",
+    ),
     ("federation.domains.*", "Exceptions for one peer domain: [federation.domains.\"peer.example\"]"),
     (
         "consent",
@@ -102,13 +106,20 @@ pub const SECTIONS: &[(&str, &str)] = &[
         "Bounds for everything that others can make grow. The defaults suit a provider with some thousand users on a small machine.",
     ),
     ("log", "What the server writes about itself. Never message content, never passwords."),
-    ("traces", "Traces for OpenTelemetry: kinds and sizes of stanzas and their domains, never people, never content"),
+    (
+        "traces",
+        "Traces for OpenTelemetry: kinds and sizes of stanzas and their domains, never people, never content",
+    ),
+    (
+        "data_policy",
+        "How this server handles its users' data (XEP-0504), published to everybody, beside what the server knows itself",
+    ),
     ("contact", "Whom to contact about this server (XEP-0157), published to everybody"),
 ];
 
 use Kind::{
-    Addresses, Allow, Bool, Bytes, Domain, Duration, Int, Listen, OneOf, Path, Route, Secret, StoreUrl,
-    Table, Text, Uris,
+    Addresses, Allow, Bool, Bytes, Domain, Duration, Int, Listen, OneOf, Path, Route, Secret, SomeOf,
+    StoreUrl, Table, Text, Uris,
 };
 
 /// Every key.
@@ -182,7 +193,7 @@ pub const KEYS: &[Key] = &[
     key("accounts.moderators", Addresses)
         .default("[]")
         .example("[\"moderator@example.org\"]")
-        .doc("Moderators: accounts on this server that may look at everything in the console, handle reports and requests, and block domains."),
+        .doc("Moderators: accounts on this server that may look at everything in the console, handle reports and requests, and block domains. They hear of users' reports with a headline, once a minute at most."),
     key("accounts.registration", OneOf(&["closed", "invite", "open"])).default("\"closed\"").doc(
         "Who may make an account from a client. \"open\" attracts spammers within days; prefer \"invite\".",
     ),
@@ -339,6 +350,22 @@ pub const KEYS: &[Key] = &[
     key("federation.routes.*", Route)
         .example("\"192.0.2.7:5269\"")
         .doc("host:port of the peer domain, or \"tls://host:port\" for direct TLS. The certificate is checked as always."),
+    key("federation.server_info", Bool).default("false").doc(
+        "Whether to publish with how many other domains this server is connected (XEP-0485). Named are only those that publish it too.",
+    ),
+    key("federation.lists.*", Table).restart().doc("A block list that is followed. The name is what rules know it by."),
+    key("federation.lists.*.service", Domain)
+        .restart()
+        .example("\"lists.example\"")
+        .doc("The domain of the list's pubsub service. Required."),
+    key("federation.lists.*.node", Text)
+        .restart()
+        .example("\"muc_bans_sha256\"")
+        .doc("The node: as a rule \"muc_bans_sha256\" (addresses) or \"spam_source_domains\" (domains). Required."),
+    key("federation.lists.*.action", OneOf(&["none", "reject", "drop", "hold", "text-only"]))
+        .restart()
+        .example("\"reject\"")
+        .doc("What is done with stanzas from those on the list, where no rule says otherwise. \"none\" (the default): only rules that name the list apply."),
     key("federation.domains.*", Table).doc("Exceptions for one peer domain."),
     key("federation.domains.*.dialback", Allow)
         .example("false")
@@ -539,6 +566,18 @@ pub const KEYS: &[Key] = &[
         .restart()
         .default("1")
         .doc("One of so many traces is sent."),
+    // --- data policy
+    key("data_policy.tos", Text).example("\"https://example.org/terms\"").doc("A link to the terms of service."),
+    key("data_policy.encryption_at_rest", Bool)
+        .default("false")
+        .doc("Whether the disk that the database is on is encrypted."),
+    key("data_policy.access", SomeOf(&["admins", "moderators", "organization_member", "government", "advertisers", "partners", "none"]))
+        .default("[]")
+        .example("[\"admins\", \"moderators\"]")
+        .doc("Who can get at users' data."),
+    key("data_policy.backup_frequency", Duration).example("\"1 day\"").doc("How often backups are made, at least."),
+    key("data_policy.backup_retention", Duration).example("\"30 days\"").doc("How long backups are kept, at most."),
+    key("data_policy.text", Text).example("\"The server stands in Oslo.\"").doc("What else people should know."),
     // --- contact
     key("contact.abuse", Uris)
         .default("[]")

@@ -61,6 +61,8 @@ pub struct Config {
     pub log: Log,
     /// Traces.
     pub traces: Traces,
+    /// How data is handled (XEP-0504).
+    pub data_policy: DataPolicy,
     /// XEP-0157 contact addresses: kind (`abuse`, `admin` ...) to URIs.
     pub contact: BTreeMap<String, Vec<String>>,
     #[serde(skip)]
@@ -278,6 +280,11 @@ pub struct Federation {
     /// Static routes by peer domain.
     #[serde(default)]
     pub routes: BTreeMap<String, Route>,
+    /// Whether whom we are connected with is published (XEP-0485).
+    pub server_info: bool,
+    /// Block lists that are followed, by the name that rules know.
+    #[serde(default)]
+    pub lists: BTreeMap<String, FollowedList>,
     /// Exceptions by peer domain; see [`Federation::dialback_with`] and [`Federation::blocked`].
     #[serde(default)]
     pub domains: BTreeMap<String, PeerPolicy>,
@@ -314,6 +321,51 @@ pub struct PeerPolicy {
     /// Nothing to it, nothing from it.
     #[serde(default)]
     pub block: bool,
+}
+
+/// A block list that is followed.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FollowedList {
+    /// The domain of its pubsub service.
+    pub service: String,
+    /// The node there.
+    pub node: String,
+    /// See [`FollowedList::action`].
+    #[serde(default)]
+    action: Option<String>,
+}
+
+impl FollowedList {
+    /// What is done with those on it; `None`: only rules that name the list apply.
+    pub fn action(&self) -> Option<crate::control::rule::Action> {
+        use crate::control::rule::Action;
+        match self.action.as_deref() {
+            Some("reject") => Some(Action::Reject { condition: None, text: None }),
+            Some("drop") => Some(Action::Drop),
+            Some("hold") => Some(Action::Hold),
+            Some("text-only") => Some(Action::TextOnly),
+            _ => None,
+        }
+    }
+}
+
+/// `[data_policy]`: what only the operator knows (XEP-0504).
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataPolicy {
+    /// A URI.
+    pub tos: Option<String>,
+    /// Whether the disk is encrypted.
+    pub encryption_at_rest: bool,
+    /// Who may see users' data.
+    pub access: Vec<String>,
+    /// How often backups are made.
+    pub backup_frequency: Option<Duration>,
+    /// How long they are kept.
+    pub backup_retention: Option<Duration>,
+    /// For people.
+    pub text: Option<String>,
 }
 
 impl Federation {

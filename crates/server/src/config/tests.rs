@@ -263,6 +263,23 @@ fn the_reference_is_fresh() {
 }
 
 #[test]
+fn a_list_needs_its_service_and_its_node_and_a_name_of_its_own() {
+    let problems = |text: &str| {
+        let text = format!("domain = \"example.org\"\n{text}");
+        match Config::parse(&text, Path::new("t.toml")) {
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        }
+    };
+    let fine = "[federation.lists.spam]\nservice = \"lists.example\"\nnode = \"n\"\naction = \"drop\"";
+    assert_eq!(problems(fine), "");
+    let text = problems("[federation.lists.spam]\naction = \"none\"");
+    assert!(text.contains("t.toml:2") && text.contains("`service = ") && text.contains("`node = "), "{text}");
+    assert!(problems(&fine.replace("spam", "own")).contains("choose another name"));
+    assert!(problems(&fine.replace("drop", "eat")).contains("not possible here"));
+}
+
+#[test]
 fn secrets_do_not_show() {
     let config =
         parse("domain = \"example.org\"\n[components.entries.\"gw.example.org\"]\nsecret = \"hunter2\"\n")

@@ -36,6 +36,8 @@ pub enum Kind {
     Path,
     /// One of a few words.
     OneOf(&'static [&'static str]),
+    /// A list of a few words.
+    SomeOf(&'static [&'static str]),
     /// Where a peer domain is reached: `"host:port"`, or `"tls://host:port"` for direct TLS.
     Route,
     /// `true`/`"allow"` or `false`/`"forbid"`.
@@ -70,6 +72,10 @@ impl Kind {
             Kind::Path => "file path".into(),
             Kind::OneOf(words) => {
                 words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(" or ")
+            }
+            Kind::SomeOf(words) => {
+                let words: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
+                format!("list of {}", words.join(", "))
             }
             Kind::Route => "\"host:port\", or \"tls://host:port\" for direct TLS".into(),
             Kind::Allow => "true (\"allow\") or false (\"forbid\")".into(),
@@ -115,6 +121,15 @@ impl Kind {
                     Ok(Value::String(word.to_owned()))
                 } else {
                     Err(format!("\"{word}\" is not possible here: {}", self.words()))
+                }
+            }
+            Kind::SomeOf(words) => {
+                let list = list(value)?;
+                match list.iter().find(|word| !words.contains(word)) {
+                    Some(word) => Err(format!("\"{word}\" is not possible here: {}", self.words())),
+                    None => Ok(Value::Array(
+                        list.into_iter().map(|word| Value::String(word.to_owned())).collect(),
+                    )),
                 }
             }
             Kind::Route => route(text(value)?),

@@ -9,7 +9,8 @@
 //! | 1 | the breaker: closed; below that, who may still talk |
 //! | 2 | blocks |
 //! | 3 | the rules, those of the configuration first |
-//! | 4 | the preset |
+//! | 4 | what block lists do by themselves |
+//! | 5 | the preset |
 //!
 //! `limit`, `mark` and `text-only` change how something passes and not whether: behind them the preset is asked, so that
 //! a limited domain's strangers are still held for consent.
@@ -180,7 +181,7 @@ pub(super) struct Bench<'a> {
     /// Why, for local users.
     pub(super) level_reason: &'a str,
     pub(super) blocked: Option<&'a Blocked>,
-    pub(super) rules: [&'a [Arc<Armed>]; 2],
+    pub(super) rules: [&'a [Arc<Armed>]; 3],
     /// `None`: everything passes.
     pub(super) preset: Option<&'a Arc<Armed>>,
     pub(super) facts: &'a dyn Facts,

@@ -13,19 +13,28 @@
 //! | `audit` | who changed what, and why; append-only |
 //! | `requests` | first contacts that wait for consent |
 //! | `reports`, `lists`, `reputation` | what users and others say about outsiders |
+//! | `publication`, `standing`, `disclosure`, `affiliation` | what we say: our own list, a peer's standing, contacts and data policy, who our users are |
+//! | `asking`, `profiles` | requests of our own to other domains; what these say about themselves |
 //! | `traffic` | counters for each peer domain, and their history |
 
+pub mod affiliation;
 mod announce;
+pub mod asking;
 pub mod audit;
 pub mod blocks;
 pub mod breaker;
 pub mod content;
+pub mod disclosure;
 pub mod judge;
 pub mod lists;
 pub mod policy;
+pub mod profiles;
+pub mod publication;
 pub mod reports;
+pub mod reputation;
 pub mod requests;
 pub mod rule;
+pub mod standing;
 pub mod traffic;
 pub mod triggers;
 
@@ -39,15 +48,20 @@ use crate::config::Config;
 use crate::exchange::Exchange;
 use crate::ids::Clock;
 
+use asking::Asking;
 use audit::Audit;
 use breaker::Breaker;
 use judge::{Bench, Facts, Trial};
 pub use judge::{Case, Decision, Verdict};
 use lists::Lists;
 use policy::Policy;
+use profiles::Profiles;
+use publication::Publication;
 use reports::Reports;
+use reputation::Reputation;
 use requests::Requests;
 use rule::{Authentication, Direction};
+use standing::Standings;
 use traffic::Traffic;
 
 /// How often what ends is looked for, whatever the clock did.
@@ -68,6 +82,16 @@ pub struct Control {
     pub reports: Reports,
     /// Block lists, others' and our own.
     pub lists: Lists,
+    /// Who follows our own list.
+    pub publication: Publication,
+    /// What the reports, first contacts and refusals of a domain come to.
+    pub reputation: Arc<Reputation>,
+    /// Which peers asked for their standing lately.
+    pub standings: Standings,
+    /// Requests of our own to other domains.
+    pub asking: Asking,
+    /// What other domains say about themselves.
+    pub profiles: Profiles,
     /// Counters for each peer domain.
     pub traffic: Traffic,
     clock: ControlClock,
@@ -118,8 +142,10 @@ pub enum Access {
 impl Control {
     /// As it is before anything was seen or read.
     pub fn new(clock: &Clock) -> Control {
+        let reputation = Arc::new(Reputation::new(clock.clone()));
         Control {
-            traffic: Traffic::new(clock.clone()),
+            traffic: Traffic::new(clock.clone(), Arc::clone(&reputation)),
+            reputation,
             audit: Audit::new(clock.clone()),
             clock: ControlClock(clock.clone()),
             ..Control::default()
@@ -135,6 +161,8 @@ impl Control {
         let config = exchange.config.load_full();
         policy::load(exchange).await?;
         breaker::load(exchange).await?;
+        control.reputation.load(exchange).await?;
+        exchange.load_lists().await?;
         control.configured(&config);
         exchange.db.run(policy::note_configuration(exchange, &config).await?).await?;
         announce::write_file(exchange, &control.breaker.view(control.now()).all);
@@ -226,11 +254,13 @@ impl Control {
         let standing = self.policy.standing();
         let set = self.breaker.of(case.domain, now);
         let blocked = standing.blocked(case.domain, now);
+        let [configured, own] = standing.rules();
+        let lists = self.lists.rules();
         judge(&Bench {
             level: set.as_ref().map_or(breaker::Level::Normal, |set| set.level),
             level_reason: set.as_ref().map_or("", |set| &set.reason),
             blocked: blocked.as_deref(),
-            rules: standing.rules(),
+            rules: [configured, own, &lists],
             preset: standing.preset_rule(),
             facts: self,
             now,
@@ -288,11 +318,11 @@ impl Facts for Control {
         self.traffic.rate(domain)
     }
 
-    fn reputation(&self, _domain: &str) -> Option<u8> {
-        None
+    fn reputation(&self, domain: &str) -> Option<u8> {
+        Some(self.reputation.score(domain))
     }
 
-    fn is_listed(&self, _list: &str, _who: &str) -> bool {
-        false
+    fn is_listed(&self, list: &str, who: &str) -> bool {
+        self.lists.lists(list, who)
     }
 }

@@ -179,6 +179,26 @@ pub async fn since(
     read(db, account, page_of!("archive"), (span, page)).await
 }
 
+/// The stanzas of these ids in the archive of `account`, oldest first; hidden ones are not history.
+///
+/// # Errors
+/// Those of the store.
+pub async fn picked(db: &Db, account: &Account, ids: &[LogId]) -> Result<Vec<Logged>, StoreError> {
+    let Some(last) = ids.iter().max() else { return Ok(Vec::new()) };
+    account.in_flight.settled(LogId(last.0.saturating_add(1))).await;
+    let mut batch = Batch::new(Lane::Inside);
+    for id in ids {
+        batch.push(
+            sql("SELECT id, flags, stanza FROM archive WHERE id = ?1 AND account = ?2 AND flags & 2 = 0")
+                .bind(id.0)
+                .bind(account.id),
+        );
+    }
+    let mut found: Vec<Logged> = db.run(batch).await?.iter().flat_map(logged).collect();
+    found.sort_by_key(|logged| logged.id);
+    Ok(found)
+}
+
 /// Reads behind everything about these stanzas that was submitted before: rows that are on their way are waited for,
 /// and the writer, whose order that is, does the reading.
 async fn read(
@@ -324,6 +344,36 @@ mod tests {
             "delivered once is enough"
         );
         assert_eq!(since(&db, &account, everything(), PAGE).await.unwrap().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_picked_is_the_owners_history_and_what_is_on_its_way_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let db = Db::open(Options::file(directory.path().join("test.db"), MIGRATIONS)).unwrap();
+        let account = juliet(&db).await;
+        arrive(&db, &account, LogId(1));
+        let held = hold(&db);
+        let stanza = Stanza::parse(b"<message type='chat'><body>hello</body></message>").unwrap();
+        let peer = Jid::parse("romeo@peer.example").unwrap();
+        let mut batch = Batch::new(Lane::Outside);
+        let entry = Entry { id: LogId(2), account: 1, peer: &peer, flags: 0, stanza: &stanza };
+        account.in_flight.submitted(LogId(2), Lane::Outside, await_delivery(&mut batch, &entry));
+        let landing = Arc::clone(&account);
+        db.submit(batch, move |result| {
+            landing.in_flight.landed(LogId(2));
+            result.unwrap();
+        });
+        let (reading, reader) = (db.clone(), Arc::clone(&account));
+        let ids = [LogId(1), LogId(2), LogId(3)];
+        let read = tokio::spawn(async move { picked(&reading, &reader, &ids).await.unwrap() });
+        tokio::task::yield_now().await;
+        drop(held);
+        let found: Vec<LogId> = read.await.unwrap().iter().map(|logged| logged.id).collect();
+        assert_eq!(found, [LogId(2)], "1 is hidden, 3 is not there");
+        let insert = "INSERT INTO accounts (id, host_id, local, created_at) VALUES (2, 1, 'nurse', 0)";
+        db.run(Batch::new(Lane::Inside).with(sql(insert))).await.unwrap();
+        let loaded = Accounts::new().load(&db, &Jid::parse("nurse@here.example").unwrap()).await.unwrap();
+        assert!(picked(&db, &loaded.unwrap(), &ids).await.unwrap().is_empty(), "another's archive");
     }
 
     #[tokio::test]

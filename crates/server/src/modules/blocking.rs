@@ -1,4 +1,5 @@
-//! XEP-0191 Blocking Command 1.3.
+//! XEP-0191 Blocking Command 1.3, with XEP-0377 Blocking Command Reports 0.4.1: the queue is
+//! [`crate::control::reports`].
 
 use std::collections::BTreeSet;
 
@@ -11,6 +12,7 @@ use trunkline_xmpp::stanza::IqType::{Get, Set};
 use trunkline_xmpp::stanza::{Kind, MessageType, Stanza};
 
 use super::{Answer, Flow, Level, Module, Passage, Reply, Request, Scope, Step, Way};
+use crate::control::reports::Complaint;
 use crate::route::account::Account;
 use crate::route::blocked_error;
 use crate::route::message::store_trouble;
@@ -22,8 +24,11 @@ const MOST_BLOCKED: usize = 5000;
 pub fn module() -> Module {
     Module::new("blocking", "Block addresses and domains")
         .xep(191, "1.3", Level::Complete)
+        .xep(377, "0.4.1", Level::Complete)
         .feature(Scope::Host, ns::BLOCKING)
         .feature(Scope::Account, ns::BLOCKING)
+        .feature(Scope::Host, ns::REPORTING)
+        .feature(Scope::Account, ns::REPORTING)
         .iq(Scope::Account, Get, (ns::BLOCKING, "blocklist"), list)
         .iq(Scope::Account, Set, (ns::BLOCKING, "block"), block)
         .iq(Scope::Account, Set, (ns::BLOCKING, "unblock"), unblock)
@@ -73,6 +78,7 @@ async fn block(request: Request) -> Answer {
     if jids.is_empty() {
         return Err(StanzaError::new(Condition::BadRequest).text("There is nobody to block."));
     }
+    let complaints = Complaint::of_block(&request.stanza)?;
     let writing = account.writes.lock().await;
     let (new, count) = {
         let state = account.state();
@@ -84,8 +90,13 @@ async fn block(request: Request) -> Answer {
         return Err(StanzaError::new(Condition::ResourceConstraint)
             .text(format!("A block list holds {most} addresses.")));
     }
-    if !new.is_empty() {
+    let mut reports =
+        request.exchange.take_reports(&account, complaints).await.map_err(|error| store_trouble(&error))?;
+    if !new.is_empty() || !reports.statements.is_empty() {
         let mut batch = Batch::new(Lane::Inside);
+        for statement in std::mem::take(&mut reports.statements) {
+            batch.push(statement);
+        }
         for jid in &new {
             batch.push(
                 sql("INSERT INTO blocked (account, jid) VALUES (?1, ?2) ON CONFLICT DO NOTHING")
@@ -102,6 +113,7 @@ async fn block(request: Request) -> Answer {
     account.state().blocked.extend(new.iter().cloned());
     request.exchange.block_strangers(&account, &new).await.map_err(|error| store_trouble(&error))?;
     drop(writing);
+    request.exchange.reports_stored(reports);
     push(&request, &account, "block", &jids);
     Ok(Reply::Empty)
 }

@@ -6,6 +6,7 @@ use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::IqType::Set;
 
 use super::{Answer, Level, Module, Reply, Request, Scope};
+use crate::control::standing;
 
 /// Runs commands.
 pub fn module() -> Module {
@@ -16,6 +17,11 @@ pub fn module() -> Module {
 }
 
 async fn run(request: Request) -> Answer {
+    let node = request.stanza.child(ns::COMMANDS, "command").and_then(|command| command.attr("node"));
+    if request.outside && node.as_deref() == Some(standing::NODE) {
+        standing::answer(&request);
+        return Ok(Reply::Sent);
+    }
     let error = match crate::commands::answer(&request).await {
         Ok(payload) => return Ok(payload.into()),
         Err(error) => error,

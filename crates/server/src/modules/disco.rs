@@ -1,19 +1,19 @@
 //! XEP-0030 Service Discovery 2.5.0, XEP-0115 Entity Capabilities 1.6 (the server's own), XEP-0157 Contact
-//! Addresses 1.1.1, XEP-0455 Service Outage Status 0.4.0 (where the file is; [`crate::control`] writes it).
+//! Addresses 1.1.1, XEP-0455 Service Outage Status 0.4.0 (where the file is; [`crate::control`] writes it), XEP-0504
+//! Data Policy 0.1.0.
 //!
 //! Accounts tell about themselves only to contacts with a presence subscription (XEP-0030 s.8.1); the others
 //! get `service-unavailable`, whether the account exists or not.
 
-use std::collections::BTreeMap;
-
 use trunkline_xml::Writer;
 use trunkline_xmpp::error::{Condition, StanzaError};
-use trunkline_xmpp::forms::{Field, Form};
 use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::IqType::Get;
 
 use super::{Answer, Level, Module, Request, Scope};
+use crate::control::{disclosure, publication};
 use crate::exchange::Exchange;
+use crate::route::message::store_trouble;
 
 /// Tells what the server and its accounts can do.
 pub fn module() -> Module {
@@ -22,6 +22,7 @@ pub fn module() -> Module {
         .xep(115, "1.6.0", Level::Complete)
         .xep(157, "1.1.1", Level::Complete)
         .xep(455, "0.4.0", Level::Complete)
+        .xep(504, "0.1.0", Level::Partial("the server's own form; no location"))
         .feature(Scope::Host, ns::DISCO_INFO)
         .feature(Scope::Host, ns::DISCO_ITEMS)
         .feature(Scope::Account, ns::DISCO_INFO)
@@ -42,7 +43,8 @@ pub fn describe(exchange: &Exchange) -> trunkline_xmpp::disco::Info {
     for feature in exchange.modules.features(Scope::Host, &config) {
         info.feature(feature);
     }
-    contact_form(&mut info, &config.contact);
+    publication::describe(exchange, &mut info);
+    disclosure::describe(exchange, &mut info);
     outage_form(&mut info, &config.federation.outage_url);
     info
 }
@@ -53,7 +55,10 @@ fn node(request: &Request) -> Option<String> {
 
 async fn host_info(request: Request) -> Answer {
     let node = node(&request);
-    if let Some(info) = node.as_deref().and_then(|node| crate::commands::info(&request, node)) {
+    let of_node = |node: &str| {
+        crate::commands::info(&request, node).or_else(|| publication::node_info(&request.exchange, node))
+    };
+    if let Some(info) = node.as_deref().and_then(of_node) {
         let mut w = Writer::new();
         info.write(&mut w, node.as_deref());
         return Ok(w.finish().into());
@@ -94,6 +99,10 @@ async fn host_items(request: Request) -> Answer {
     }
     let mut w = Writer::new();
     w.open("query").attr("xmlns", ns::DISCO_ITEMS);
+    for (node, name) in publication::nodes(&request.exchange) {
+        let jid = request.host.domain.as_str();
+        w.open("item").attr("jid", jid).attr("node", node).attr("name", name).close();
+    }
     for domain in request.exchange.component_domains(&request.host) {
         w.open("item").attr("jid", &domain).close();
     }
@@ -117,8 +126,10 @@ async fn account_info(request: Request) -> Answer {
         return Err(StanzaError::new(Condition::ItemNotFound));
     }
     let mut info = trunkline_xmpp::disco::Info::new();
-    let admin = request.account.as_ref().is_some_and(|account| request.exchange.is_admin(&account.jid));
-    info.identity("account", if admin { "admin" } else { "registered" }, None);
+    let Some(account) = &request.account else { return Err(StanzaError::new(Condition::ServiceUnavailable)) };
+    let known = request.exchange.affiliation(account).await.map_err(|error| store_trouble(&error))?;
+    // XEP-0489 s.3.
+    info.identity("account", known.name, None);
     let config = request.exchange.config.load();
     for feature in request.exchange.modules.features(Scope::Account, &config) {
         info.feature(feature);
@@ -153,17 +164,4 @@ fn outage_form(info: &mut trunkline_xmpp::disco::Info, urls: &[String]) {
         let field = urls.iter().fold(field, |field, url| field.value(url));
         info.form(Form::result(ns::OUTAGE).field(field));
     }
-}
-
-/// XEP-0157: `abuse-addresses` and the like.
-fn contact_form(info: &mut trunkline_xmpp::disco::Info, contact: &BTreeMap<String, Vec<String>>) {
-    if contact.values().all(Vec::is_empty) {
-        return;
-    }
-    let named = contact.iter().filter(|(_, addresses)| !addresses.is_empty());
-    let form = named.fold(Form::result(ns::SERVER_INFO), |form, (kind, addresses)| {
-        let field = Field::list_multi(&format!("{kind}-addresses"));
-        form.field(addresses.iter().fold(field, |field, address| field.value(address)))
-    });
-    info.form(form);
 }

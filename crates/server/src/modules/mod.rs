@@ -5,6 +5,7 @@
 //! is a service (`log`, `route`), not a module; modules do not import each other.
 
 pub mod administration;
+pub mod affiliation;
 pub mod archive;
 pub mod blocking;
 pub mod carbons;
@@ -15,6 +16,7 @@ pub mod history;
 pub mod invitations;
 pub mod ping;
 pub mod private;
+pub mod publication;
 pub mod registration;
 pub mod roster;
 pub mod session;
@@ -71,6 +73,8 @@ pub fn all() -> Vec<Module> {
         commands::module(),
         invitations::module(),
         administration::module(),
+        affiliation::module(),
+        publication::module(),
     ]
 }
 

@@ -127,6 +127,9 @@ impl Exchange {
             }
             return self.route_remote(mail);
         };
+        if let Some(taken) = self.take_outside_report(&mail) {
+            return taken;
+        }
         if to.local().is_none() {
             return self.route_to_host(Arc::clone(host), &to, mail);
         }
@@ -193,8 +196,19 @@ impl Exchange {
                 self.bounce(&mail.stanza, &StanzaError::new(Condition::ServiceUnavailable));
                 Routed::Done
             }
-            Kind::Iq(IqType::Result | IqType::Error) => Routed::Done,
-            Kind::Message(MessageType::Error | MessageType::Headline) | Kind::Presence(_) => {
+            Kind::Iq(IqType::Result | IqType::Error) => {
+                self.control.asking.answered(&mail.stanza);
+                Routed::Done
+            }
+            Kind::Message(MessageType::Error) => {
+                if mail.stanza.child(ns::PUBSUB_EVENT, "event").is_none() {
+                    return Routed::Done;
+                }
+                let exchange = Arc::clone(self);
+                Routed::Later(Box::pin(async move { exchange.follower_error(mail.stanza).await }))
+            }
+            Kind::Message(_) if self.list_event(&mail.stanza) => Routed::Done,
+            Kind::Message(MessageType::Headline) | Kind::Presence(_) => {
                 self.presence_to_host(mail);
                 Routed::Done
             }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
+use super::super::reputation::Reputation;
 use super::super::rule::Authentication;
 use super::latency::Latencies;
 use crate::ids::Clock;
@@ -269,6 +270,8 @@ impl Row {
 #[derive(Debug)]
 pub struct Traffic {
     clock: Clock,
+    /// Is made of what is counted here.
+    reputation: Arc<Reputation>,
     rows: RwLock<HashMap<String, Arc<Mutex<Row>>>>,
     /// Who has no row.
     other: Mutex<Row>,
@@ -313,15 +316,16 @@ impl Refused {
 
 impl Default for Traffic {
     fn default() -> Traffic {
-        Traffic::new(Clock::System)
+        Traffic::new(Clock::System, Arc::default())
     }
 }
 
 impl Traffic {
     /// Nothing was seen yet.
-    pub fn new(clock: Clock) -> Traffic {
+    pub fn new(clock: Clock, reputation: Arc<Reputation>) -> Traffic {
         Traffic {
             clock,
+            reputation,
             rows: RwLock::default(),
             other: Mutex::default(),
             other_series: Mutex::default(),
@@ -346,6 +350,7 @@ impl Traffic {
         let row = self.row(domain);
         let exported = match &row {
             Some(row) => {
+                self.reputation.count(domain, event);
                 let mut row = row.lock();
                 row.count(event, now);
                 row.series.is_some()
@@ -644,7 +649,7 @@ mod tests {
     const STANZA: Event = Event::Stanza { direction: Direction::In, kind: StanzaKind::Iq, bytes: 10 };
 
     fn traffic() -> Traffic {
-        Traffic::new(Clock::virtual_now())
+        Traffic::new(Clock::virtual_now(), Arc::default())
     }
 
     fn pass(seconds: u64) -> impl Future<Output = ()> {

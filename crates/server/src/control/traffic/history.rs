@@ -401,7 +401,7 @@ mod tests {
         traffic.count("south.example", Event::Declined);
         traffic.save(&exchange.db).await.unwrap();
 
-        let again = Traffic::new(exchange.clock().clone());
+        let again = Traffic::new(exchange.clock().clone(), Arc::default());
         again.load(&exchange.db).await.unwrap();
         assert_eq!(again.first_seen("south.example"), Some(first));
         assert_eq!(again.authentication("south.example"), Some(Authentication::Certificate));

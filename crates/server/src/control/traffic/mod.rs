@@ -266,8 +266,9 @@ fn level(exchange: &Exchange, domain: &str) -> Level {
 }
 
 /// The score of a domain, and its reasons.
-fn reputation(_exchange: &Exchange, _domain: &str) -> (u8, Vec<(i32, String)>) {
-    (50, Vec::new())
+fn reputation(exchange: &Exchange, domain: &str) -> (u8, Vec<(i32, String)>) {
+    let judged = exchange.control.reputation.judgement(domain);
+    (judged.score, judged.reasons)
 }
 
 async fn now(exchange: &Arc<Exchange>, actor: &Actor) -> Result<NowView, OpError> {
@@ -286,7 +287,7 @@ async fn now(exchange: &Arc<Exchange>, actor: &Actor) -> Result<NowView, OpError
         refused: traffic.refused_lately(),
         busiest: traffic.busiest(BUSIEST),
         requests: waiting(exchange).await?,
-        reports: 0,
+        reports: exchange.open_reports().await?,
     })
 }
 
@@ -349,6 +350,9 @@ async fn show(exchange: &Arc<Exchange>, actor: &Actor, domain: &str) -> Result<O
     if row.is_none() && peer.is_none() && sanctions.is_empty() {
         return Err(OpError::NotFound(format!("domain {domain} that this server has seen")));
     }
+    if peer.is_some_and(|peer| !peer.streams.is_empty()) {
+        exchange.hear_of(domain).await;
+    }
     let now = traffic.now();
     let mut detail = DomainDetail {
         summary: DomainSummary::default(),
@@ -359,7 +363,7 @@ async fn show(exchange: &Arc<Exchange>, actor: &Actor, domain: &str) -> Result<O
         authentication: None,
         reputation_reasons: reputation(exchange, domain).1,
         sanctions,
-        contacts: Vec::new(),
+        contacts: exchange.control.profiles.contacts(domain),
         last_error: peer.and_then(|peer| peer.last_error.as_ref()).map(|error| error.text.clone()),
     };
     let Some(row) = row else {

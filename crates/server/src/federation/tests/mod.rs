@@ -10,6 +10,7 @@ mod invitations;
 mod limits;
 mod proofs;
 mod queues;
+mod signals;
 mod stage;
 
 pub(crate) use stage::Wires;

@@ -1,0 +1,450 @@
+//! Reports, block lists and standing between two providers.
+
+use std::time::Duration;
+
+use trunkline_store::sql;
+use trunkline_xmpp::ns;
+use trunkline_xmpp::stanza::IqType;
+
+use super::stage::{Site, World, settle};
+use crate::admin::actor::Actor;
+use crate::admin::{Admin as _, OpError, Operation, Outcome};
+use crate::control::asking::{AskError, Question};
+use crate::control::lists::{ListView, ListsOp};
+use crate::control::reports::{ReportAction, ReportView, ReportsOp};
+use crate::control::rule::Action;
+use crate::operations::Operator;
+
+const NAMES: &[&str] = &["north.example", "south.example", "third.example"];
+
+async fn pair(settings: &[&str]) -> (World, Site, Site) {
+    let world = World::new(NAMES);
+    let north = world.site("north.example", settings).await;
+    let south = world.site("south.example", settings).await;
+    (world, north, south)
+}
+
+async fn ask(site: &Site, operation: Operation) -> Result<Outcome, OpError> {
+    Operator(site.exchange().clone()).run(&Actor::command_line(), operation).await
+}
+
+async fn reports(site: &Site) -> Vec<ReportView> {
+    let op = ReportsOp::List { open_only: false, domain: None, before: None };
+    match ask(site, Operation::Reports(op)).await.unwrap() {
+        Outcome::Reports { reports, .. } => reports,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn report(site: &Site, id: i64) -> ReportView {
+    match ask(site, Operation::Reports(ReportsOp::Show { id })).await.unwrap() {
+        Outcome::Report(report) => *report,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn decide(site: &Site, id: i64, action: ReportAction) -> Result<Outcome, OpError> {
+    let op = ReportsOp::Decide { id, action, why: "no pills here".into(), until: None };
+    ask(site, Operation::Reports(op)).await
+}
+
+async fn audited(site: &Site, what: &'static str) -> i64 {
+    let rows =
+        site.exchange().db.read(sql("SELECT COUNT(*) FROM audit WHERE what = ?1").bind(what)).await.unwrap();
+    rows.first().map_or(0, |row| row.int(0))
+}
+
+fn stanza_id(xml: &str) -> String {
+    let (_, rest) = xml.split_once("<stanza-id").unwrap();
+    let (_, rest) = rest.split_once(" id='").unwrap();
+    rest.split('\'').next().unwrap().to_owned()
+}
+
+/// Iago of the south has written to Juliet of the north, who reports him.
+async fn reported(options: &str) -> (World, Site, Site, super::stage::Person, super::stage::Person) {
+    let (world, north, south) = pair(&[]).await;
+    let mut juliet = north.person("juliet@north.example/b").await;
+    let mut iago = south.person("iago@south.example/a").await;
+    // Who is written to may answer.
+    juliet.send("<message to='iago@south.example' type='chat' id='m0'><body>yes?</body></message>").await;
+    iago.arrived().await;
+    iago.send("<message to='juliet@north.example' type='chat' id='m1'><body>pills</body></message>").await;
+    let arrived = juliet.arrived().await;
+    let id = stanza_id(arrived.iter().find(|xml| xml.contains("pills")).unwrap());
+    juliet
+        .send(&format!(
+            "<iq type='set' id='b'><block xmlns='urn:xmpp:blocking'><item jid='iago@south.example'>\
+             <report xmlns='urn:xmpp:reporting:1' reason='urn:xmpp:reporting:spam'>\
+             <stanza-id xmlns='urn:xmpp:sid:0' by='juliet@north.example' id='{id}'/>\
+             <stanza-id xmlns='urn:xmpp:sid:0' by='juliet@north.example' id='unknown'/>\
+             <text>He sells pills.</text>{options}</report></item></block></iq>"
+        ))
+        .await;
+    let arrived = juliet.arrived().await;
+    assert!(arrived.iter().any(|xml| xml.contains("id='b'") && xml.contains("type='result'")), "{arrived:?}");
+    (world, north, south, juliet, iago)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_report_goes_to_the_provider_that_it_is_about() {
+    let (_world, north, south, _juliet, _iago) = reported("<report-origin/>").await;
+    let listed = reports(&north).await;
+    assert_eq!(listed.len(), 1);
+    assert!(listed[0].messages.is_empty(), "copies are shown one by one only");
+    let own = report(&north, listed[0].id).await;
+    assert_eq!((own.about.as_str(), own.reason.as_str()), ("iago@south.example", "spam"));
+    assert_eq!((own.origin.as_str(), own.affiliation.as_str()), ("user", "registered"));
+    assert_eq!((own.stanza_ids.len(), own.messages.len()), (2, 1));
+    assert!(own.messages[0].contains("<body>pills</body>"));
+    assert!(own.may_forward && !own.may_share);
+
+    decide(&north, own.id, ReportAction::Forward).await.unwrap();
+    settle().await;
+    let theirs = reports(&south).await;
+    assert_eq!(theirs.len(), 1);
+    let theirs = report(&south, theirs[0].id).await;
+    assert_eq!((theirs.origin.as_str(), theirs.reporter.as_str()), ("outside", "north.example"));
+    assert_eq!((theirs.about.as_str(), theirs.text.as_str()), ("iago@south.example", "He sells pills."));
+    assert!(theirs.messages[0].contains("<body>pills</body>"));
+    let all = format!("{theirs:?}");
+    assert!(!all.contains("juliet"), "who reported stays here: {all}");
+
+    let own = report(&north, own.id).await;
+    assert_eq!((own.state.as_str(), own.forwarded_to.as_deref()), ("open", Some("south.example")));
+    let again = decide(&north, own.id, ReportAction::Forward).await;
+    assert!(matches!(again, Err(OpError::NotPossible(_))), "{again:?}");
+    assert_eq!(audited(&north, "reports forward").await, 1);
+    let op = crate::control::traffic::DomainsOp::Show { domain: "south.example".into() };
+    let Outcome::Domain(domain) = ask(&north, Operation::Domains(op)).await.unwrap() else {
+        panic!("no domain")
+    };
+    assert_eq!((domain.summary.reputation, domain.summary.reports), (40, 1));
+    assert_eq!(domain.reputation_reasons, [(-10, "1 report about its users".to_owned())]);
+    assert_eq!(domain.contacts, ["abuse: xmpp:south.example"]);
+    assert_eq!(north.exchange().control.reputation.score("south.example"), 40);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_reporters_consent_nothing_is_forwarded() {
+    let (_world, north, south, _juliet, _iago) = reported("<third-party/>").await;
+    let refused = decide(&north, 1, ReportAction::Forward).await;
+    assert!(
+        matches!(&refused, Err(OpError::NotPossible(text)) if text.contains("did not agree")),
+        "{refused:?}"
+    );
+    settle().await;
+    assert!(reports(&south).await.is_empty());
+    assert!(report(&north, 1).await.may_share);
+}
+
+#[tokio::test(start_paused = true)]
+async fn moderators_dismiss_and_warn() {
+    let (_world, north, _south, _juliet, mut iago) = reported("").await;
+    iago.arrived().await;
+    decide(&north, 1, ReportAction::Warn).await.unwrap();
+    assert_eq!(iago.bodies().await, ["no pills here"]);
+    assert_eq!(report(&north, 1).await.state, "handled");
+    assert!(decide(&north, 1, ReportAction::Dismiss).await.is_err(), "once");
+    assert_eq!(audited(&north, "reports decide").await, 1);
+    assert!(matches!(decide(&north, 2, ReportAction::Dismiss).await, Err(OpError::NotFound(_))));
+
+    let (_world, north, _south, _juliet, _iago) = reported("").await;
+    assert_eq!(north.exchange().control.reputation.score("south.example"), 40);
+    decide(&north, 1, ReportAction::Dismiss).await.unwrap();
+    assert_eq!(north.exchange().control.reputation.score("south.example"), 50, "there was nothing in it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn moderators_limit_and_block() {
+    const CHAT: &str = "<message to='lear@north.example' type='chat'><body>again</body></message>";
+    for (action, passing) in
+        [(ReportAction::Limit, 6), (ReportAction::BlockSender, 0), (ReportAction::BlockDomain, 0)]
+    {
+        let (_world, north, _south, _juliet, mut iago) = reported("").await;
+        let mut lear = north.person("lear@north.example/c").await;
+        lear.send("<message to='iago@south.example' type='chat'><body>yes?</body></message>").await;
+        iago.arrived().await;
+        decide(&north, 1, action).await.unwrap();
+        settle().await;
+        for _ in 0..10 {
+            iago.send(CHAT).await;
+        }
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(lear.bodies().await.len(), passing, "{action:?}");
+        assert!(report(&north, 1).await.actions[0].contains("iago@south.example") || passing == 0);
+    }
+}
+
+/// So many reports that are there already.
+async fn fill(site: &Site, count: i64, origin: &'static str, state: &'static str) {
+    let insert = sql("WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1) \
+                      INSERT INTO reports (at, reporter, origin, affiliation, about, domain, reason, words, \
+                      stanza_ids, messages, may_forward, may_share, state, actions) \
+                      SELECT 0, 'x' || i, ?2, '', 'a@b.example', 'b.example', 'spam', '', '[]', '[]', 0, 0, ?3, '[]' \
+                      FROM n")
+    .bind(count)
+    .bind(origin)
+    .bind(state);
+    site.exchange()
+        .db
+        .run(trunkline_store::Batch::new(trunkline_store::Lane::Inside).with(insert))
+        .await
+        .unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_queue_is_bounded_and_outsiders_have_a_share_of_it() {
+    const OUTSIDE: &str = "<message to='south.example' type='normal'><report xmlns='urn:xmpp:reporting:1' \
+                           reason='urn:xmpp:reporting:spam'><jid xmlns='urn:xmpp:jid:0'>iago@south.example</jid>\
+                           </report></message>";
+    let (_world, north, south) = pair(&[]).await;
+    let theirs = || {
+        let stanza = trunkline_xmpp::stanza::Stanza::parse(OUTSIDE.as_bytes()).unwrap();
+        let mut stanza = stanza;
+        stanza.head.from = Some("north.example".parse().unwrap());
+        stanza
+    };
+    fill(&south, 1999, "outside", "open").await;
+    for _ in 0..2 {
+        north.exchange().send(theirs());
+        settle().await;
+    }
+    assert_eq!(south.refusals("report-queue-full-outside"), 1);
+    let own = |id: &str| {
+        format!(
+            "<iq type='set' id='{id}'><block xmlns='urn:xmpp:blocking'><item jid='{id}@far.example'>\
+             <report xmlns='urn:xmpp:reporting:1' reason='urn:xmpp:reporting:spam'/></item></block></iq>"
+        )
+    };
+    let mut juliet = south.person("juliet@south.example/b").await;
+    fill(&south, 7999, "user", "open").await;
+    for (id, refused) in [("b1", 0), ("b2", 1)] {
+        juliet.send(&own(id)).await;
+        let arrived = juliet.arrived().await;
+        assert!(arrived.iter().any(|xml| xml.contains(&format!("id='{id}' type='result'"))), "{arrived:?}");
+        assert_eq!(south.refusals("report-queue-full"), refused);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn copies_of_messages_go_a_month_after_a_report_that_is_handled() {
+    let (_world, north, _south, _juliet, _iago) = reported("").await;
+    decide(&north, 1, ReportAction::Dismiss).await.unwrap();
+    let db = &north.exchange().db;
+    for (days, copies) in [(29, 1), (2, 0)] {
+        let older = sql("UPDATE reports SET at = at - ?1 * 86400000").bind(days);
+        db.run(trunkline_store::Batch::new(trunkline_store::Lane::Inside).with(older)).await.unwrap();
+        crate::control::reports::tidy(north.exchange()).await.unwrap();
+        assert_eq!(report(&north, 1).await.messages.len(), copies, "{days} days");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn old_reports_go_when_they_are_handled() {
+    let (_world, north, _south) = pair(&[]).await;
+    fill(&north, 10, "user", "handled").await;
+    fill(&north, 5, "user", "open").await;
+    crate::control::reports::tidy(north.exchange()).await.unwrap();
+    let left = reports(&north).await;
+    assert_eq!(left.len(), 5);
+    assert!(left.iter().all(|report| report.state == "open"));
+}
+
+async fn follow(site: &Site, node: &str, action: Option<Action>) {
+    let op = ListsOp::Subscribe {
+        name: "theirs".into(),
+        service: "north.example".into(),
+        node: node.into(),
+        action,
+        why: String::new(),
+    };
+    ask(site, Operation::Lists(op)).await.unwrap();
+    settle().await;
+}
+
+async fn publish(site: &Site, entry: &str) {
+    let op = ListsOp::Publish { entry: entry.into(), reason: "spam".into() };
+    ask(site, Operation::Lists(op)).await.unwrap();
+}
+
+async fn list(site: &Site, name: &str) -> ListView {
+    match ask(site, Operation::Lists(ListsOp::Show)).await.unwrap() {
+        Outcome::Lists { lists } => lists.into_iter().find(|list| list.name == name).unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_is_followed_and_takes_effect_at_once() {
+    let (_world, north, south) = pair(&[]).await;
+    publish(&north, "first.example").await;
+    follow(&south, "spam_source_domains", None).await;
+    let lists = &south.exchange().control.lists;
+    assert!(lists.lists("theirs", "somebody@first.example"), "what was there already");
+    assert_eq!(list(&south, "theirs").await.state, "subscribed");
+
+    publish(&north, "second.example").await;
+    settle().await;
+    assert!(lists.lists("theirs", "second.example"));
+    publish(&north, "iago@third.example").await;
+    settle().await;
+    assert!(!lists.lists("theirs", "iago@third.example"), "that is the other node");
+
+    let op = ListsOp::Retract { entry: "first.example".into(), why: String::new() };
+    ask(&north, Operation::Lists(op)).await.unwrap();
+    settle().await;
+    assert!(!lists.lists("theirs", "first.example"));
+    assert_eq!(list(&south, "theirs").await.entries, 1);
+    let rows = south.exchange().db.read(sql("SELECT entry FROM list_entries")).await.unwrap();
+    let stored: Vec<&str> = rows.iter().map(|row| row.text(0)).collect();
+    assert_eq!(stored, ["second.example"]);
+    assert_eq!(audited(&north, "lists publish").await, 3);
+
+    let op = ListsOp::Unsubscribe { name: "theirs".into(), why: String::new() };
+    ask(&south, Operation::Lists(op)).await.unwrap();
+    settle().await;
+    assert!(!lists.lists("theirs", "second.example"));
+    let rows = north.exchange().db.read(sql("SELECT COUNT(*) FROM list_subscribers")).await.unwrap();
+    assert_eq!(rows.first().unwrap().int(0), 0, "the service knows");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_can_act_by_itself() {
+    let (world, north, south) = pair(&[]).await;
+    let third = world.site("third.example", &[]).await;
+    let mut juliet = south.person("juliet@south.example/b").await;
+    let mut iago = third.person("iago@third.example/a").await;
+    juliet.send("<message to='iago@third.example' type='chat'><body>yes?</body></message>").await;
+    iago.arrived().await;
+    follow(&south, "muc_bans_sha256", Some(Action::Reject { condition: None, text: None })).await;
+    let chat = |id: &str| {
+        format!("<message to='juliet@south.example' type='chat' id='{id}'><body>{id}</body></message>")
+    };
+    iago.send(&chat("before")).await;
+    assert_eq!(juliet.bodies().await, ["before"]);
+    publish(&north, "iago@third.example").await;
+    settle().await;
+    iago.send(&chat("after")).await;
+    assert!(juliet.bodies().await.is_empty());
+    let arrived = iago.arrived().await;
+    assert!(
+        arrived.iter().any(|xml| xml.contains("id='after'") && xml.contains("policy-violation")),
+        "{arrived:?}"
+    );
+    assert_eq!(list(&south, "theirs").await.hits, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_is_gone_leaves_its_last_state() {
+    let (world, north, south) = pair(&[]).await;
+    publish(&north, "first.example").await;
+    follow(&south, "spam_source_domains", None).await;
+    world.wires.unplug(&north);
+    tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
+    let view = list(&south, "theirs").await;
+    assert!(view.state.starts_with("the last state is in force: "), "{}", view.state);
+    assert!(south.exchange().control.lists.lists("theirs", "first.example"));
+    // As after a restart: from the store.
+    let exchange = south.exchange();
+    exchange.load_lists().await.unwrap();
+    assert!(exchange.control.lists.lists("theirs", "first.example"));
+    assert_eq!(list(&south, "theirs").await.state, "not asked yet");
+    exchange.follow_lists();
+    tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
+    world.wires.plug(&north);
+    publish(&north, "second.example").await;
+    tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
+    assert_eq!(list(&south, "theirs").await.state, "subscribed");
+    assert!(exchange.control.lists.lists("theirs", "second.example"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_asks_for_its_standing_and_for_nobody_elses() {
+    let (_world, north, south) = pair(&["contact.admin=[\"xmpp:portia@south.example\"]"]).await;
+    let command = format!(
+        "<command xmlns='{}' node='https://trunkline.im/protocol/standing' action='execute'/>",
+        ns::COMMANDS
+    );
+    let question = || Question {
+        from: "south.example".parse().unwrap(),
+        to: "north.example".parse().unwrap(),
+        kind: IqType::Set,
+        payload: command.clone().into_bytes(),
+        patience: Duration::from_secs(10),
+    };
+    for (domain, reason) in [("south.example", "pills"), ("third.example", "secret")] {
+        let op = crate::control::policy::PolicyOp::Block {
+            domain: format!("x.{domain}"),
+            subdomains: false,
+            reason: reason.into(),
+            until: None,
+        };
+        ask(&north, Operation::Policy(op)).await.unwrap();
+        let rule = crate::control::rule::Rule {
+            when: crate::control::rule::Conditions {
+                address: Some(format!("iago@{domain}")),
+                ..Default::default()
+            },
+            direction: crate::control::rule::Direction::In,
+            then: Action::Limit { per_minute: 6 },
+            reason: reason.into(),
+            until: Some(1_800_000_000_000),
+            shadow: false,
+        };
+        let op = crate::control::policy::PolicyOp::Add { rule, position: None };
+        ask(&north, Operation::Policy(op)).await.unwrap();
+    }
+    let answer = south.exchange().ask(question()).await.unwrap();
+    let mut text = Vec::new();
+    answer.write(&mut text);
+    let text = String::from_utf8(text).unwrap();
+    assert!(
+        text.contains("iago@south.example: limited to 6 stanzas a minute (pills), until 2027-01-15"),
+        "{text}"
+    );
+    assert!(!text.contains("secret"), "{text}");
+
+    let mut portia = south.person("portia@south.example/a").await;
+    let mut iago = south.person("iago@south.example/a").await;
+    for person in [&mut portia, &mut iago] {
+        person.send(&format!("<iq to='north.example' type='set' id='c'>{command}</iq>")).await;
+    }
+    let (granted, refused) = (portia.arrived().await, iago.arrived().await);
+    assert!(granted.iter().any(|xml| xml.contains("completed")), "{granted:?}");
+    assert!(refused.iter().any(|xml| xml.contains("<forbidden")), "{refused:?}");
+
+    for _ in 0..8 {
+        south.exchange().ask(question()).await.unwrap();
+    }
+    let enough = south.exchange().ask(question()).await;
+    assert!(
+        matches!(&enough, Err(AskError::Refused { condition, .. }) if condition == "resource-constraint"),
+        "{enough:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn server_information_names_only_those_who_agree() {
+    for (settings, named) in [(&["federation.server_info=true"][..], true), (&[][..], false)] {
+        let world = World::new(NAMES);
+        let north = world.site("north.example", &["federation.server_info=true"]).await;
+        let south = world.site("south.example", settings).await;
+        let mut romeo = north.person("romeo@north.example/a").await;
+        romeo.send("<iq to='south.example' type='get' id='p1'><ping xmlns='urn:xmpp:ping'/></iq>").await;
+        romeo.arrived().await;
+        tokio::time::sleep(Duration::from_secs(601)).await;
+        let mut juliet = north.person("juliet@north.example/b").await;
+        juliet
+            .send(
+                "<iq to='north.example' type='get' id='i1'><pubsub xmlns='http://jabber.org/protocol/pubsub'>\
+                 <items node='serverinfo'/></pubsub></iq>",
+            )
+            .await;
+        let arrived = juliet.arrived().await;
+        let info = arrived.iter().find(|xml| xml.contains("id='i1'")).unwrap();
+        assert!(info.contains("<remote-domain"), "{info}");
+        assert!(info.contains("<connection type='bidi'/>"), "{info}");
+        assert_eq!(info.contains("south.example"), named, "{info}");
+        drop(south);
+    }
+}
