@@ -13,6 +13,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::sync::Notify;
 use trunkline_store::Lane;
 use trunkline_xmpp::stanza::{Kind, Stanza};
@@ -26,6 +27,9 @@ use crate::session::ledger::Receipt;
 const SLICE: Duration = Duration::from_millis(1);
 /// A yield that takes longer than this says that the inside is busy.
 const BUSY: Duration = Duration::from_micros(100);
+
+/// Streams that are woken when a stanza has crossed.
+const WOKEN: usize = 4;
 
 /// What may wait.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +45,10 @@ pub struct CrossingBounds {
     /// Per cent of the inside's time.
     pub share: usize,
 }
+
+/// A stream's place in the line of those who wait for room: it has one at most, however often it asks.
+#[derive(Debug, Default)]
+pub(super) struct Ticket(Arc<AtomicBool>);
 
 /// What one peer domain has in the crossing.
 #[derive(Debug, Default)]
@@ -68,8 +76,8 @@ pub(super) struct Crossing {
     tracks: Vec<Track>,
     stanzas: AtomicUsize,
     bytes: AtomicUsize,
-    /// Streams that wait for room.
-    waiting: Mutex<Vec<Waker>>,
+    /// Streams that wait for room, in the order in which they came.
+    waiting: Mutex<VecDeque<(Arc<AtomicBool>, Waker)>>,
     /// There are some.
     is_awaited: AtomicBool,
 }
@@ -120,7 +128,7 @@ impl Crossing {
             tracks: (0..workers).map(|_| Track::default()).collect(),
             stanzas: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
-            waiting: Mutex::new(Vec::new()),
+            waiting: Mutex::new(VecDeque::new()),
             is_awaited: AtomicBool::new(false),
         })
     }
@@ -153,16 +161,17 @@ impl Crossing {
     }
 
     /// Like [`Crossing::has_room`]; if not, the task is woken when something has crossed.
-    pub(super) fn poll_room(&self, load: &Load, cx: &Context<'_>) -> bool {
+    pub(super) fn poll_room(&self, load: &Load, ticket: &Ticket, cx: &Context<'_>) -> bool {
         if self.has_room(load) {
             return true;
         }
-        let mut waiting = self.waiting.lock();
-        if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
-            waiting.push(cx.waker().clone());
+        // The lock is held for a moment only: the inside takes it too, and these threads stand back.
+        if !ticket.0.swap(true, Ordering::SeqCst) {
+            let waker = cx.waker().clone();
+            let mut waiting = self.waiting.lock();
+            waiting.push_back((Arc::clone(&ticket.0), waker));
+            self.is_awaited.store(true, Ordering::SeqCst);
         }
-        self.is_awaited.store(true, Ordering::SeqCst);
-        drop(waiting);
         // What crossed between the look and the registration woke nobody.
         self.has_room(load)
     }
@@ -242,19 +251,29 @@ impl Crossing {
     }
 
     fn leave(&self, size: usize, load: &Load) {
-        self.stanzas.fetch_sub(1, Ordering::SeqCst);
+        let left = self.stanzas.fetch_sub(1, Ordering::SeqCst) - 1;
         self.bytes.fetch_sub(size, Ordering::SeqCst);
         load.stanzas.fetch_sub(1, Ordering::SeqCst);
         load.bytes.fetch_sub(size, Ordering::SeqCst);
         if !self.is_awaited.load(Ordering::SeqCst) {
             return;
         }
-        let waiting = {
+        // One place is free: to wake hundreds for it would be the inside's work. Nobody is forgotten: as long as something
+        // crosses, some of those who wait are woken for each stanza, and when nothing does any more, all are.
+        let most = if left == 0 { usize::MAX } else { WOKEN };
+        let woken: SmallVec<[Waker; WOKEN]> = {
             let mut waiting = self.waiting.lock();
-            self.is_awaited.store(false, Ordering::SeqCst);
-            std::mem::take(&mut *waiting)
+            let count = waiting.len().min(most);
+            let woken = waiting.drain(..count).map(|(asked, waker)| {
+                // Before it is woken: from here on it may ask again.
+                asked.store(false, Ordering::SeqCst);
+                waker
+            });
+            let woken = woken.collect();
+            self.is_awaited.store(!waiting.is_empty(), Ordering::SeqCst);
+            woken
         };
-        for waker in waiting {
+        for waker in woken {
             waker.wake();
         }
     }
@@ -282,9 +301,12 @@ impl Entrance for Doorway {
         let (crossing, load) = (Arc::clone(&self.crossing), Arc::clone(&self.load));
         Box::pin(async move {
             let mut stanza = mail.stanza;
+            let ticket = Ticket::default();
             loop {
-                poll_fn(|cx| if crossing.poll_room(&load, cx) { Poll::Ready(()) } else { Poll::Pending })
-                    .await;
+                poll_fn(
+                    |cx| if crossing.poll_room(&load, &ticket, cx) { Poll::Ready(()) } else { Poll::Pending },
+                )
+                .await;
                 let mail = Mail { stanza, origin: Origin::Outside, receipt: None };
                 match crossing.push(&load, mail) {
                     Ok(()) => return,
@@ -340,6 +362,48 @@ mod tests {
         crossing.leave(gone.size, &gone.load);
         fourth.await;
         assert_eq!(crossing.waiting().0, 3);
+    }
+
+    #[test]
+    fn a_few_are_woken_for_each_stanza_and_all_at_the_end() {
+        struct Count(AtomicUsize);
+        impl std::task::Wake for Count {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        let crossing = Crossing::new(BOUNDS, 1);
+        let load = Arc::new(Load::default());
+        for _ in 0..3 {
+            assert!(crossing.push(&load, mail("a@flood.example")).is_ok());
+        }
+        let waiters: Vec<_> =
+            (0..10).map(|_| (Ticket::default(), Arc::new(Count(AtomicUsize::new(0))))).collect();
+        let ask = || {
+            for (ticket, count) in &waiters {
+                let waker = Waker::from(Arc::clone(count));
+                crossing.poll_room(&load, ticket, &Context::from_waker(&waker));
+            }
+        };
+        let woken = || waiters.iter().map(|(_, count)| count.0.load(Ordering::SeqCst)).sum::<usize>();
+        // However often they ask, they wait once.
+        ask();
+        ask();
+        assert_eq!(crossing.waiting.lock().len(), 10);
+        let leave = || {
+            let gone = crossing.tracks[0].queue.lock().pop_front().unwrap();
+            crossing.leave(gone.size, &gone.load);
+        };
+        leave();
+        assert_eq!((woken(), crossing.waiting.lock().len()), (WOKEN, 10 - WOKEN), "the first in the line");
+        assert!(waiters[..WOKEN].iter().all(|(_, count)| count.0.load(Ordering::SeqCst) == 1));
+        leave();
+        leave();
+        assert_eq!((woken(), crossing.waiting.lock().len()), (10, 0), "nothing crosses any more");
+        // Who was woken may wait again.
+        load.set(3);
+        ask();
+        assert_eq!(crossing.waiting.lock().len(), 10);
     }
 
     #[test]

@@ -25,6 +25,7 @@ use trunkline_xmpp::stanza::Kind;
 
 use super::budget::{Claim, Footprint, Unproved};
 use super::clocks::{Clocks, PATIENCE};
+use super::crossing::Ticket;
 use super::dialback::{self, Dialback, Say};
 use super::failure::Failure;
 use super::handle::{Command, Handle};
@@ -122,6 +123,8 @@ pub(super) struct Line {
     pub(super) streams: Vec<Claim<Jid>>,
     /// The bytes in its buffers.
     pub(super) footprint: Footprint,
+    /// Where it waits when the crossing is full.
+    pub(super) ticket: Ticket,
     pub(super) role: Role,
     pub(super) stage: Stage,
     pub(super) transport: Transport,
@@ -501,7 +504,8 @@ impl Line {
 
     /// The crossing takes another stanza of this peer, or has been full for so long that it is refused by name.
     fn has_room(&mut self, cx: &Context<'_>) -> bool {
-        let room = self.proved.iter().all(|proved| self.shared.crossing.poll_room(&proved.peer.load, cx));
+        let crossing = &self.shared.crossing;
+        let room = self.proved.iter().all(|proved| crossing.poll_room(&proved.peer.load, &self.ticket, cx));
         if room {
             self.clocks.crowded = None;
             return true;

@@ -167,6 +167,7 @@ impl Shared {
             unproved: None,
             streams: Vec::new(),
             footprint,
+            ticket: crate::federation::crossing::Ticket::default(),
             handle,
             role,
             stage: Stage::Header,
