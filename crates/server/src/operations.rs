@@ -88,7 +88,9 @@ impl Operator {
             Operation::UserClients { address } => {
                 let account = exchange.account_of(&address, &config).await?;
                 let clients = exchange.devices(&account).await;
-                clients.map(|clients| Outcome::Clients { clients }).map_err(|error| OpError::Store(error.to_string()))
+                clients
+                    .map(|clients| Outcome::Clients { clients })
+                    .map_err(|error| OpError::Store(error.to_string()))
             }
             Operation::UserClientEnd { address, client } => {
                 let account = exchange.account_of(&address, &config).await?;

@@ -238,7 +238,9 @@ pub fn markdown() -> String {
             let _ = writeln!(out, "| `{}` | {} | {who} |", command.node, command.name);
         }
     }
-    out.push_str("| `urn:trunkline:admin:0#...` | Every operation of the HTTP API | administrators, moderators |\n");
+    out.push_str(
+        "| `urn:trunkline:admin:0#...` | Every operation of the HTTP API | administrators, moderators |\n",
+    );
     out
 }
 

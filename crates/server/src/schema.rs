@@ -6,8 +6,10 @@
 use trunkline_store::Migration;
 
 /// Every migration, oldest first.
-pub const MIGRATIONS: &[Migration] =
-    &[ACCOUNTS, MESSAGING, INVITES, BOUNDS, WAITING, ONE_INDEX, CONTROL, CONSENT, EYES, DEVICES, ARCHIVES, SIGNALS];
+pub const MIGRATIONS: &[Migration] = &[
+    ACCOUNTS, MESSAGING, INVITES, BOUNDS, WAITING, ONE_INDEX, CONTROL, CONSENT, EYES, DEVICES, ARCHIVES,
+    SIGNALS,
+];
 
 const ACCOUNTS: Migration = Migration {
     name: "accounts",

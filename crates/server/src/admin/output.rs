@@ -55,7 +55,6 @@ pub fn human(outcome: &Outcome, now: i64) -> String {
         Outcome::Report(report) => report_text(report),
         Outcome::Lists { lists } => list_table(lists, now),
         Outcome::ListItems { items, more } => item_table(items, *more),
-        other => serde_json::to_string_pretty(other).unwrap_or_default() + "\n",
     }
 }
 

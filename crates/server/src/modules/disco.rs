@@ -7,6 +7,7 @@
 
 use trunkline_xml::Writer;
 use trunkline_xmpp::error::{Condition, StanzaError};
+use trunkline_xmpp::forms::{Field, Form};
 use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::IqType::Get;
 
