@@ -39,6 +39,10 @@ impl Admin for Operator {
             span.record("failed", true);
             return Err(OpError::Forbidden(needed.name().into()));
         }
+        if let Some(scope) = self.is_above(actor, &operation) {
+            span.record("failed", true);
+            return Err(OpError::Forbidden(scope.name().into()));
+        }
         let outcome = self.permitted(actor, operation).instrument(span.clone()).await;
         if outcome.is_err() {
             span.record("failed", true);
@@ -48,6 +52,22 @@ impl Admin for Operator {
 }
 
 impl Operator {
+    /// A scope that the account has whose keys the operation changes, and `actor` has not: nobody becomes more than
+    /// they are by way of another account's password or second factor.
+    fn is_above(&self, actor: &Actor, operation: &Operation) -> Option<Scope> {
+        let (Operation::UserAdd { address, .. }
+        | Operation::UserPasswd { address, .. }
+        | Operation::UserRemove { address }
+        | Operation::UserTotpReset { address }
+        | Operation::UserClientEnd { address, .. }) = operation
+        else {
+            return None;
+        };
+        // What is no address is refused as such.
+        let jid = Jid::parse(address).ok()?;
+        self.0.scopes_of(&jid).into_iter().find(|scope| !actor.may(*scope))
+    }
+
     /// Does what the caller was found to be allowed to.
     async fn permitted(&self, actor: &Actor, operation: Operation) -> Result<Outcome, OpError> {
         let exchange = &self.0;

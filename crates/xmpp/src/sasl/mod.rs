@@ -228,6 +228,7 @@ pub struct Offer {
     domain: Option<String>,
     identities: Vec<String>,
     decoys: Option<Decoys>,
+    decoy_name: Option<String>,
     protected: bool,
 }
 
@@ -244,13 +245,21 @@ impl Offer {
             domain: None,
             identities: Vec::new(),
             decoys: None,
+            decoy_name: None,
             protected: false,
         }
     }
 
     /// Nothing but what is added: a server's offer to another server.
     pub fn none() -> Offer {
-        Offer { mechanisms: Vec::new(), domain: None, identities: Vec::new(), decoys: None, protected: false }
+        Offer {
+            mechanisms: Vec::new(),
+            domain: None,
+            identities: Vec::new(),
+            decoys: None,
+            decoy_name: None,
+            protected: false,
+        }
     }
 
     /// Offers EXTERNAL, to a peer whose certificate proves `identities` (bare JIDs or domains, canonical). An empty
@@ -280,6 +289,13 @@ impl Offer {
     /// would let a patient attacker tell unknown users by their changing salts.
     pub fn decoys(mut self, decoys: Decoys) -> Offer {
         self.decoys = Some(decoys);
+        self
+    }
+
+    /// The name that an unknown user's decoy is made of, where users may write theirs in several ways: an unknown
+    /// user's salt must not change with the way either.
+    pub fn decoy_name(mut self, name: &str) -> Offer {
+        self.decoy_name = Some(name.to_owned());
         self
     }
 

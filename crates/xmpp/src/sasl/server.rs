@@ -269,6 +269,7 @@ impl Server {
 
     /// Keys that can't be used count as none.
     fn keys_or_decoy(&self, hash: Hash, keys: Option<ScramKeys>, user: &str) -> (ScramKeys, bool) {
+        let user = self.offer.decoy_name.as_deref().unwrap_or(user);
         // Made in any case, so that it costs the same.
         let decoy =
             ScramKeys::decoy(hash, user, self.offer.decoys.as_ref().unwrap_or_else(|| decoys_of_process()));

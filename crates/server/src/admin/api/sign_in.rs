@@ -192,7 +192,9 @@ impl Sessions {
         let host = host.ok_or_else(|| Problem::ours("this server has no domain"))?;
         let decoys = exchange.decoys(&host).await.map_err(|error| trouble(&error))?;
         let bindings = sasl::ChannelBindings::default();
-        let offer = sasl::Offer::new(true, &bindings).domain(host.domain.as_str()).decoys(decoys);
+        let local = account.as_ref().and_then(Jid::local).unwrap_or(&named);
+        let offer =
+            sasl::Offer::new(true, &bindings).domain(host.domain.as_str()).decoys(decoys).decoy_name(local);
         let mut server = sasl::Server::start(MECHANISM, &STANDARD.encode(first), &offer, &bindings)
             .map_err(|_| Problem::bad_request("client_first: not a SCRAM message"))?;
         let sasl::Step::NeedCredentials { hash, .. } = server.step() else {

@@ -12,9 +12,9 @@ use trunkline_xmpp::sasl::Hash;
 use trunkline_xmpp::sasl::client::{Binding, Scram};
 
 use super::*;
-use crate::admin::actor::{Face as Through, Scope};
+use crate::admin::actor::{Actor, Face as Through, Scope};
 use crate::admin::tokens::TokensOp;
-use crate::admin::{Operation, Outcome, Password, accounts};
+use crate::admin::{OpError, Operation, Outcome, Password, accounts};
 use crate::config::Config;
 use crate::ids::Clock;
 use crate::serve::{Parts, Server};
@@ -111,6 +111,15 @@ impl Desk {
         self.ask(method, &format!("/api/v1{path}"), &headers, body).await
     }
 
+    /// The salt that somebody of this name is shown.
+    async fn salt(&self, name: &str) -> String {
+        let first = json!({ "client_first": format!("n,,n={name},r=fyko+d2lbbFgONRv9qkxdawL") });
+        let got = self.post("/session", &Browser::default(), first).await;
+        assert_eq!(got.status, 200, "{}", got.body);
+        let challenge = got.body["server_first"].as_str().unwrap().to_owned();
+        challenge.split(',').find_map(|part| part.strip_prefix("s=")).unwrap().to_owned()
+    }
+
     /// The two round trips of SCRAM: the last answer.
     async fn prove(&self, address: &str, password: &str) -> (Got, String) {
         let nobody = Browser::default();
@@ -153,6 +162,43 @@ impl Desk {
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// Promise 5 for sign-in: whoever is known has one salt, so whoever is not has one too, however the name is written.
+#[tokio::test(start_paused = true)]
+async fn a_name_has_one_salt_however_it_is_written() {
+    let desk = Desk::new("").await;
+    for local in ["admin", "nobody"] {
+        let salt = desk.salt(local).await;
+        let upper = local.to_uppercase();
+        for name in [format!("{local}@north.example"), format!("{upper}@north.example"), upper] {
+            assert_eq!(desk.salt(&name).await, salt, "{name}");
+        }
+    }
+}
+
+/// A role can't be had by way of the account of somebody who has it.
+#[tokio::test(start_paused = true)]
+async fn accounts_of_people_with_a_role_are_for_those_with_the_same() {
+    let desk = Desk::new("").await;
+    let actor = |scopes: &[Scope]| Actor { scopes: scopes.to_vec(), ..Actor::trigger("test") };
+    let operator = Operator(Arc::clone(desk.exchange()));
+    for address in ["admin@north.example", "mod@north.example", "admin@north.example/console"] {
+        let address = || address.to_owned();
+        for operation in [
+            Operation::UserPasswd { address: address(), password: Password::new("therefore") },
+            Operation::UserAdd { address: address(), password: Password::new("therefore") },
+            Operation::UserRemove { address: address() },
+            Operation::UserTotpReset { address: address() },
+        ] {
+            let outcome = operator.run(&actor(&[Scope::Accounts]), operation).await;
+            assert!(matches!(outcome, Err(OpError::Forbidden(_))), "{outcome:?}");
+        }
+    }
+    let passwd =
+        Operation::UserPasswd { address: "mod@north.example".into(), password: Password::new("therefore") };
+    let outcome = operator.run(&actor(&[Scope::Accounts, Scope::Read, Scope::Moderate]), passwd).await;
+    assert!(outcome.is_ok(), "{outcome:?}");
 }
 
 #[tokio::test(start_paused = true)]

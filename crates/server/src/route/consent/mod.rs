@@ -41,7 +41,7 @@ enum Passage {
     /// Its sender gets an error, or nothing.
     Refused(Option<StanzaError>),
     /// Its sender has to have consent and does not.
-    Hold,
+    Hold(Stanza),
 }
 
 impl Exchange {
@@ -87,8 +87,8 @@ impl Exchange {
                 Routed::Done
             }
             Passage::Refused(None) => Routed::Done,
-            Passage::Hold => {
-                self.hold(mail);
+            Passage::Hold(stanza) => {
+                self.hold(Mail { stanza, ..mail });
                 Routed::Done
             }
         }
@@ -112,8 +112,12 @@ impl Exchange {
             Verdict::Reject(error) => Passage::Refused(Some(error.clone())),
             Verdict::Drop => Passage::Refused(None),
             // What can't be decided is held: nobody gets in by a gap between two rules.
-            Verdict::Hold | Verdict::Undecided if relation.is_none() => Passage::Hold,
-            Verdict::Hold | Verdict::Undecided => Passage::Pass(stanza),
+            // It waits as it would pass: an earlier rule may let only its text through, or mark it.
+            Verdict::Hold | Verdict::Undecided => match decision.carried_out(stanza, Direction::In) {
+                Ok(stanza) if relation.is_none() => Passage::Hold(stanza),
+                Ok(stanza) => Passage::Pass(stanza),
+                Err(error) => Passage::Refused(Some(error)),
+            },
         }
     }
 
