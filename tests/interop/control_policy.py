@@ -1,7 +1,9 @@
 """The policy and the breaker against a real server. The left server of each pair is Trunkline."""
 
 import asyncio
+import base64
 import json
+import ssl
 import time
 from contextlib import asynccontextmanager
 
@@ -184,4 +186,64 @@ async def breaker(pair):
     return note
 
 
-ALL = [block, limit, shadow, breaker]
+MANY = 500
+
+
+async def stream(server, context, domain):
+    """A proved stream from `domain` (EXTERNAL), over TLS from the first byte."""
+    reader, writer = await asyncio.open_connection(
+        server.address, server.s2s_tls, ssl=context, server_hostname=server.domain)
+    hello = (f"<stream:stream xmlns='jabber:server' xmlns:stream='http://etherx.jabber.org/streams' version='1.0' "
+             f"from='{domain}' to='{server.domain}'>")
+    name = base64.b64encode(domain.encode()).decode()
+    auth = f"<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='EXTERNAL'>{name}</auth>"
+    for say, until in ((hello, b"</stream:features>"), (auth, b"<success"), (hello, b"features")):
+        writer.write(say.encode())
+        await asyncio.wait_for(reader.readuntil(until), 30)
+    return reader, writer
+
+
+async def many(pair):
+    """Closed ends many streams at once, and new connections with them, while our users go on."""
+    ours = pair.left
+    certificate, key = ours.world.pki.issue("crowd.example")
+    context = ssl.create_default_context(cafile=ours.world.pki.ca_file)
+    context.load_cert_chain(certificate, key)
+    context.set_alpn_protocols(["xmpp-server"])
+    streams = []
+    try:
+        for n in range(0, MANY, 20):
+            names = [f"d{n + k}.crowd.example" for k in range(20)]
+            streams += await asyncio.gather(*(stream(ours, context, name) for name in names))
+
+        async def end(reader):
+            while await reader.read(4096):
+                pass
+            return time.monotonic()
+
+        start = time.monotonic()
+        ends = [asyncio.ensure_future(end(reader)) for reader, _ in streams]
+        await set_level(ours, "closed")
+        said = time.monotonic()
+        last = max(await asyncio.wait_for(asyncio.gather(*ends), 30))
+        try:
+            reader, _ = await asyncio.open_connection(ours.address, ours.s2s)
+            assert await asyncio.wait_for(reader.read(1), 5) == b"", "a new connection is served"
+        except ConnectionError:
+            pass
+        first, second = Client(ours, "romeo"), Client(ours, "r\u00f6m\u00e9o")
+        await asyncio.gather(first.login(), second.login())
+        try:
+            id = first.say(second.boundjid.bare, "inside goes on")
+            await second.expect("message inside", message(id), PATIENCE)
+        finally:
+            await asyncio.gather(first.logout(), second.logout())
+        assert last - start < 5, f"the last stream ended after {last - start:.1f} s"
+        return f"{MANY} streams ended {last - start:.2f} s after the command began, which took {said - start:.2f} s"
+    finally:
+        for _, writer in streams:
+            writer.close()
+        await set_level(ours, "normal")
+
+
+ALL = [block, limit, shadow, breaker, many]

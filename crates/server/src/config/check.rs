@@ -252,7 +252,11 @@ impl Found<'_> {
                 Some(line_at(self.text, span.start))
             });
         }
-        table.iter().find_map(|(_, item)| self.line_of(item.as_table_like()?, field))
+        table.iter().find_map(|(name, item)| match item.as_str() {
+            // A word that is none of the language.
+            Some(text) if text == field => self.line(table, name, item),
+            _ => self.line_of(item.as_table_like()?, field),
+        })
     }
 
     fn insert(&mut self, path: &[String], name: String, line: Option<usize>, value: Value) {

@@ -356,3 +356,56 @@ fn scrambled_files() {
     }
     assert!(parse("domain = \"example.org\"\n[[hosts]]\nname = \"b.example\"\n").is_err());
 }
+
+#[test]
+fn rules_and_triggers_are_read_as_people_write_them() {
+    let text = "domain = \"example.org\"\n\
+        [[federation.rules]]\n\
+        when = { domain = \"Noisy.Example\", subdomains = true, first_seen_within = \"7 days\", larger_than = \"64 kB\" }\n\
+        direction = \"in\"\n\
+        then = { do = \"limit\", per_minute = 60 }\n\
+        until = 2026-12-31T00:00:00Z\n\
+        [[federation.rules]]\n\
+        then = \"hold\"\n\
+        [[federation.triggers]]\n\
+        on = \"queue-age\"\n\
+        above = \"10 min\"\n\
+        level = \"closed\"\n\
+        lasts = \"1 h\"\n";
+    let config = parse(text).unwrap();
+    let [limit, hold] = config.federation.rules.as_slice() else { panic!("{:?}", config.federation.rules) };
+    assert_eq!(limit.when.domain.as_deref(), Some("noisy.example"));
+    assert_eq!((limit.when.first_seen_within, limit.when.larger_than), (Some(604_800), Some(64_000)));
+    assert_eq!(limit.until, Some(1_798_675_200_000));
+    assert_eq!(hold.then.name(), "hold");
+    let trigger = &config.federation.triggers[0];
+    assert_eq!((trigger.above, trigger.lasts), (600, 3600));
+}
+
+#[test]
+fn wrong_rules_have_their_line() {
+    let with = |rule: &str| {
+        one(&format!(
+            "domain = \"example.org\"\n[[federation.rules]]\nthen = \"drop\"\n\n[[federation.rules]]\n{rule}\n"
+        ))
+    };
+    for (rule, line, says) in [
+        ("reason = \"x\"\nthen = { do = \"limit\" }", 5, "per_minute"),
+        ("then = \"drop\"\nwhen = { domain = \"a b\" }", 7, "not a domain"),
+        ("then = \"drop\"\n[federation.rules.when]\nkind = [\"iq\"]\ncolour = \"red\"", 9, "colour"),
+        ("then = \"drop\"\nuntil = \"soon\"", 7, "not a time"),
+        ("then = \"vanish\"", 6, "vanish"),
+        ("reason = \"x\"", 5, "then"),
+    ] {
+        let problem = with(rule);
+        assert_eq!(
+            (problem.line, problem.key.as_str()),
+            (Some(line), "federation.rules, number 2"),
+            "{rule}: {problem:?}"
+        );
+        assert!(problem.text.contains(says), "{rule}: {}", problem.text);
+    }
+    let trigger = "domain = \"example.org\"\n[[federation.triggers]]\non = \"rate\"\nabove = 0\nlevel = \"closed\"\nlasts = 60\n";
+    assert_eq!(one(trigger).line, Some(4));
+    assert!(one("domain = \"example.org\"\n[federation]\nrules = 5\n").text.contains("[[federation.rules]]"));
+}

@@ -568,7 +568,10 @@ impl NewReport<'_> {
 
 /// Who has reported which domain lately, so that one angry person does not make a bad reputation.
 #[derive(Debug, Default)]
-struct Lately(Mutex<HashMap<(Box<str>, Box<str>), i64>>);
+struct Lately(Mutex<HashMap<AboutBy, i64>>);
+
+/// A domain, and who reported it.
+type AboutBy = (Box<str>, Box<str>);
 
 impl Lately {
     /// Pairs that are remembered; when there is no room, a report does not count against the reputation.

@@ -584,16 +584,16 @@ async fn off_loopback_it_speaks_tls_with_the_servers_certificate() {
 
 /// Some operation of a row, with fields that a schema allows.
 fn sample(row: &Row) -> Operation {
-    fn some(schema: &Value, depth: usize) -> Value {
+    fn some(schema: &Value) -> Value {
         if let Some(constant) = schema.get("const") {
             return constant.clone();
         }
         if let Some(name) = schema.get("$ref").and_then(Value::as_str) {
-            return some(&schema::definitions()[name.rsplit('/').next().unwrap()], depth + 1);
+            return some(&schema::definitions()[name.rsplit('/').next().unwrap()]);
         }
         for key in ["oneOf", "anyOf"] {
             if let Some(first) = schema.get(key).and_then(Value::as_array).and_then(|all| all.first()) {
-                return some(first, depth + 1);
+                return some(first);
             }
         }
         if let Some(first) = schema.get("enum").and_then(Value::as_array).and_then(|all| all.first()) {
@@ -607,18 +607,17 @@ fn sample(row: &Row) -> Operation {
             "string" => json!("sample.example"),
             "integer" | "number" => json!(1),
             "boolean" => json!(false),
-            "array" => json!([some(&schema["items"], depth + 1)]),
+            "array" => json!([some(&schema["items"])]),
             _ => {
                 let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
                 let fields = required.filter_map(Value::as_str);
-                let pairs =
-                    fields.map(|name| (name.to_owned(), some(&schema["properties"][name], depth + 1)));
+                let pairs = fields.map(|name| (name.to_owned(), some(&schema["properties"][name])));
                 Value::Object(pairs.collect())
             }
         }
     }
     let fields = schema::fields(row).iter().filter(|field| field.required);
-    let given = fields.map(|field| (field.name.clone(), some(&field.schema, 0))).collect();
+    let given = fields.map(|field| (field.name.clone(), some(&field.schema))).collect();
     schema::operation(row, given).unwrap_or_else(|error| panic!("{} {}: {error}", row.op, row.act))
 }
 
@@ -680,6 +679,8 @@ async fn every_operation_with_every_role() {
         // The account of the sample does not exist, and so on: but it is not a matter of this scope.
         let done = operator.run(&actor, sample(row)).await;
         let forbidden = OpError::Forbidden(row.scope.name().into());
+        let not_built = matches!(&done, Err(OpError::NotPossible(text)) if text.contains("not built"));
+        assert!(!not_built, "{name}: {done:?}");
         assert!(done != Err(forbidden) && !matches!(done, Err(OpError::BadRequest(_))), "{name}: {done:?}");
     }
     assert_eq!(seen.len(), Scope::ALL.len());

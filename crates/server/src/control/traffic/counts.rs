@@ -192,6 +192,9 @@ pub(crate) struct Series {
     pub(crate) names: Names,
 }
 
+/// A domain (`None`: all others), its counts, and how late it acknowledges: median and 99th percentile.
+pub(crate) type Exported = (Option<String>, Series, Option<(f64, f64)>);
+
 /// Counts by name: `refused` or `failed`, and the name.
 pub(crate) type Names = BTreeMap<(&'static str, &'static str), u64>;
 
@@ -584,14 +587,14 @@ impl Traffic {
                 (locked.series.is_none() && count > 0).then_some((count, row))
             })
             .collect();
-        busy.sort_by(|a, b| b.0.cmp(&a.0));
+        busy.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
         for (_, row) in busy.into_iter().take(MOST_SERIES - held) {
             row.lock().series = Some(Box::default());
         }
     }
 
     /// The series of the metrics: those of domains, and `None` for all others together.
-    pub(crate) fn series(&self) -> Vec<(Option<String>, Series, Option<(f64, f64)>)> {
+    pub(crate) fn series(&self) -> Vec<Exported> {
         let now = self.now();
         let mut all = Vec::new();
         for (domain, row) in self.rows() {

@@ -395,12 +395,27 @@ async fn a_test_says_what_would_become_of_a_stanza() {
 
 #[tokio::test(start_paused = true)]
 async fn every_level_lets_through_what_it_says() {
+    // Boxed: tests have small stacks.
+    Box::pin(every_level()).await;
+}
+
+/// A contact of romeo's, somebody whom he has written to, and a stranger.
+struct Friends {
+    _world: World,
+    north: Site,
+    _south: Site,
+    romeo: Person,
+    juliet: Person,
+    benvolio: Person,
+    iago: Person,
+}
+
+async fn friends() -> Friends {
     let names = ["north.example", "south.example"];
     let world = World::new(&names);
     let north = world.site("north.example", &[]).await;
     let south = world.site("south.example", &[]).await;
     let mut romeo = north.person("romeo@north.example/a").await;
-    // A contact, somebody whom romeo has written to, and a stranger.
     let mut juliet = south.person("juliet@south.example/b").await;
     let mut benvolio = south.person("benvolio@south.example/c").await;
     let mut iago = south.person("iago@south.example/d").await;
@@ -413,6 +428,12 @@ async fn every_level_lets_through_what_it_says() {
     for person in [&mut romeo, &mut juliet, &mut benvolio, &mut iago] {
         person.arrived().await;
     }
+    Friends { _world: world, north, _south: south, romeo, juliet, benvolio, iago }
+}
+
+async fn every_level() {
+    let Friends { _world, north, _south, mut romeo, mut juliet, mut benvolio, mut iago } =
+        Box::pin(friends()).await;
     let full =
         "<message to='romeo@north.example' type='chat' id='1'><body>WHO https://x.y/z</body></message>";
     for (level, passes, whole) in [
@@ -709,8 +730,11 @@ async fn a_trigger_pulls_holds_on_and_lets_go() {
 
 // ---- what survives
 
-fn config_with(file: &Path, rest: &str) -> Config {
+fn config_with(file: &Path, rest: &str, settings: &[String]) -> Config {
     let mut presets = Overrides::default();
+    for setting in settings {
+        presets.set(setting).unwrap();
+    }
     for setting in
         ["domain=north.example", "data_dir=/nonexistent", "clients.listen=[]", "federation.listen=[]"]
     {
@@ -726,7 +750,7 @@ async fn what_was_set_survives_a_restart() {
     let toml = directory.path().join("trunkline.toml");
     let database = directory.path().join("x.db");
     let start = |rest: &'static str| {
-        let config = config_with(&toml, rest);
+        let config = config_with(&toml, rest, &[]);
         let store = Some(Options::file(&database, crate::schema::MIGRATIONS));
         let parts = serve::Parts { clock: Clock::System, in_memory: true, store };
         Server::start(config, parts)
@@ -788,6 +812,44 @@ async fn what_was_set_survives_a_restart() {
     let last = rows.iter().last().unwrap();
     assert_eq!(last.text(0), "configuration");
     assert!(!last.text(1).contains("old.example") && last.text(2).contains("old.example"));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_reload_with_a_wrong_rule_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let toml = directory.path().join("trunkline.toml");
+    let world = World::new(NAMES);
+    world.certs("north", &leaf("north.example"));
+    let tls = ["certificate=north.crt", "key=north.key"];
+    let tls = tls.map(|setting| {
+        format!("tls.{}", setting.replace('=', &format!("={}/", world.files.path().display())))
+    });
+    let config = config_with(&toml, "\n[[federation.rules]]\nthen = \"drop\"\nreason = \"old\"\n", &tls);
+    let parts = serve::Parts { clock: Clock::System, in_memory: true, store: None };
+    let server = Server::start(config, parts).await.unwrap();
+    let operator = crate::operations::Operator(std::sync::Arc::clone(server.exchange()));
+    let reload = || {
+        use crate::admin::Admin as _;
+        let operator = operator.clone();
+        async move { operator.run(&Actor::command_line(), Operation::Reload).await }
+    };
+    let reasons = || -> Vec<String> {
+        let view = server.exchange().control.policy.view(server.exchange().clock().now());
+        view.rules.into_iter().map(|rule| rule.rule.reason).collect()
+    };
+    let text = std::fs::read_to_string(&toml).unwrap();
+    let lines = text.lines().count();
+    std::fs::write(&toml, format!("{text}[[federation.rules]]\nthen = \"limit\"\n")).unwrap();
+    let refused = reload().await.unwrap_err().to_string();
+    assert!(
+        refused.contains(&format!("trunkline.toml:{}: federation.rules, number 2", lines + 1)),
+        "{refused}"
+    );
+    assert_eq!(reasons(), ["old"]);
+    std::fs::write(&toml, text.replace("\"old\"", "\"new\"")).unwrap();
+    reload().await.unwrap();
+    assert_eq!(reasons(), ["new"]);
     server.stop().await;
 }
 

@@ -169,7 +169,8 @@ impl World {
         }
         let config = Config::parse(&crate::config::template(&presets), Path::new("test.toml")).unwrap();
         let parts = serve::Parts { clock: Clock::virtual_now(), in_memory: true, ..serve::Parts::default() };
-        let server = Server::start(config, parts).await.unwrap();
+        // Boxed: without optimisation its frame is most of the stack of a test.
+        let server = Box::pin(Server::start(config, parts)).await.unwrap();
         let federation = self.federate(server.exchange(), certs).await;
         let address = ip(self.names.iter().position(|name| name == domain).unwrap());
         let site = Site { server, federation, address };
