@@ -14,6 +14,7 @@ use tokio::runtime::Handle as RuntimeHandle;
 use tokio::sync::{Notify, Semaphore, watch};
 use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::{Kind, Stanza};
 
 use super::budget::Budgets;
@@ -91,8 +92,9 @@ impl Shared {
         if let Some(failure) = self.forbidden(domain.as_str()) {
             let queue = self.exchange.config.load().federation.when_closed == WhenClosed::Queue;
             let waits = queue && matches!(failure, Failure::CutOff(_)) && keeps(&mail);
-            // Presence is of no use later, and nobody waits for an answer to it.
-            if matches!(mail.stanza.head.kind, Kind::Presence(_)) && !keeps(&mail) {
+            // Presence is of no use later, and nobody waits for an answer to it, but who enters a room (XEP-0045 s.7.2).
+            let enters = mail.stanza.child(ns::MUC, "x").is_some();
+            if matches!(mail.stanza.head.kind, Kind::Presence(_)) && !keeps(&mail) && !enters {
                 return Ok(());
             }
             if !waits {
