@@ -72,7 +72,7 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
-    /// Accounts: add, passwd, remove, list, and their devices
+    /// Accounts: add, passwd, disable, enable, remove, list, kick, and their devices
     #[command(subcommand)]
     User(UserCommand),
     /// Make the running server read its configuration and certificates again
@@ -158,6 +158,27 @@ enum UserCommand {
         #[command(flatten)]
         common: Common,
     },
+    /// Disable an account: nobody can log in to it, what it owns stays
+    Disable {
+        /// Such as romeo@example.org
+        address: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Enable a disabled account again
+    Enable {
+        /// Such as romeo@example.org
+        address: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// End the sessions of an account, or one of them; they may log in again
+    Kick {
+        /// Such as romeo@example.org, or romeo@example.org/orchard
+        address: String,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Show the devices of an account
     Clients {
         /// Such as romeo@example.org
@@ -216,8 +237,12 @@ enum FederationCommand {
     Breaker(policy::BreakerCommand),
     /// Cut off a domain, or the whole outside, until opened again: the breaker's last level
     Close {
-        /// Without one: everybody
+        /// Which one
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
         domain: Option<String>,
+        /// Everybody
+        #[arg(long)]
+        all: bool,
         #[command(flatten)]
         common: Common,
     },
@@ -317,7 +342,7 @@ enum TokenCommand {
     Create {
         /// What it is for; it stands in the audit log
         name: String,
-        /// What it permits: read, moderate, operate, accounts; as often as needed
+        /// What it permits: read, moderate, operate, accounts, audit; as often as needed
         #[arg(long = "scope", required = true)]
         scopes: Vec<ScopeArg>,
         /// How many days it is good for [default: for ever]
@@ -346,6 +371,7 @@ enum ScopeArg {
     Moderate,
     Operate,
     Accounts,
+    Audit,
 }
 
 impl From<ScopeArg> for Scope {
@@ -355,6 +381,7 @@ impl From<ScopeArg> for Scope {
             ScopeArg::Moderate => Scope::Moderate,
             ScopeArg::Operate => Scope::Operate,
             ScopeArg::Accounts => Scope::Accounts,
+            ScopeArg::Audit => Scope::Audit,
         }
     }
 }
@@ -582,8 +609,8 @@ fn run(command: Command) -> Result<(), CliError> {
         Command::Federation(FederationCommand::Blocks(command)) => policy::blocks(command),
         Command::Federation(FederationCommand::Breaker(command)) => policy::breaker(command),
         Command::Audit(args) => policy::audit(args),
-        Command::Federation(FederationCommand::Close { domain, common }) => {
-            ask(&common, Operation::FederationClose { domain })
+        Command::Federation(FederationCommand::Close { domain, all, common }) => {
+            ask(&common, Operation::FederationClose { domain, all })
         }
         Command::Federation(FederationCommand::Open { domain, common }) => {
             ask(&common, Operation::FederationOpen { domain })
@@ -705,6 +732,15 @@ fn user(command: UserCommand) -> Result<(), CliError> {
             }
             run_anywhere(&common, config, Operation::UserRemove { address })
         }
+        UserCommand::Disable { address, common } => {
+            let config = load(&common)?;
+            run_anywhere(&common, config, Operation::UserDisable { address })
+        }
+        UserCommand::Enable { address, common } => {
+            let config = load(&common)?;
+            run_anywhere(&common, config, Operation::UserEnable { address })
+        }
+        UserCommand::Kick { address, common } => ask(&common, Operation::Kick { address }),
         UserCommand::Totp(TotpCommand::Reset { address, common }) => {
             let config = load(&common)?;
             run_anywhere(&common, config, Operation::UserTotpReset { address })
@@ -877,3 +913,6 @@ fn print(text: &str) -> Result<(), CliError> {
     out.write_all(text.as_bytes())?;
     Ok(out.flush()?)
 }
+
+#[cfg(test)]
+mod tests;

@@ -585,6 +585,16 @@ mod tests {
         let phone = session(&desk.account, "phone");
         let stolen = desk.step_as(&phone, Action::Next, Some(&id), Some(RED)).await;
         assert!(stolen.unwrap_err().contains("bad-sessionid"));
+        // Nor is it another account's, whatever it calls its device.
+        let exchange = desk.server.exchange();
+        let mut batch = Batch::new(Lane::Inside);
+        batch
+            .push(sql("INSERT INTO accounts (host_id, local, created_at) SELECT id, 'juliet', 0 FROM hosts"));
+        exchange.db.run(batch).await.unwrap();
+        let juliet = Jid::parse("juliet@north.example").unwrap();
+        let juliet = Arc::clone(&*exchange.accounts.load(&exchange.db, &juliet).await.unwrap().unwrap());
+        let stolen = desk.step_as(&session(&juliet, "orchard"), Action::Cancel, Some(&id), None).await;
+        assert!(stolen.unwrap_err().contains("bad-sessionid"));
         assert!(
             desk.step(Action::Next, Some("invented"), Some(RED)).await.unwrap_err().contains("bad-sessionid")
         );

@@ -461,11 +461,21 @@ impl Exchange {
         by: Ender<'_>,
     ) -> Result<Ended, StoreError> {
         let mut batch = Batch::new(Lane::Inside);
-        batch.push(
-            sql("SELECT id, password FROM devices WHERE account = ?1 AND handle = ?2")
-                .bind(account.id)
-                .bind(handle),
-        );
+        let device = sql("SELECT id, password FROM devices WHERE account = ?1 AND handle = ?2")
+            .bind(account.id)
+            .bind(handle);
+        if let Ender::Operator(_) = &by {
+            // What ends nothing leaves no entry in the audit log.
+            let has_row = !self.db.read(device.clone()).await?.is_empty();
+            let has_session =
+                || account.state().resources.iter().any(|it| self.handle_of(&it.session) == handle);
+            if !has_row && !has_session() {
+                return Ok(Ended::Unknown);
+            }
+            batch.push(if has_row { device.must_change() } else { device });
+        } else {
+            batch.push(device);
+        }
         batch.push(
             sql("UPDATE devices SET mechanism = NULL, seed = NULL, expires = NULL, next_mechanism = NULL, \
                  next_seed = NULL, next_expires = NULL WHERE account = ?1 AND handle = ?2")
@@ -484,7 +494,11 @@ impl Exchange {
                 None
             }
         };
-        let rows = self.db.run(batch).await?;
+        let rows = match self.db.run(batch).await {
+            // Its row went between the two looks at it.
+            Err(StoreError::Conflict) => return Ok(Ended::Unknown),
+            rows => rows?,
+        };
         let found = rows.first().and_then(|rows| rows.first()).map(|row| (row.int(0), row.int(1) != 0));
         let of_device = |session: &Session| match found {
             Some((device, _)) => session.device.load(Ordering::Relaxed) == device,

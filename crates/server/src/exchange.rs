@@ -112,7 +112,7 @@ impl Exchange {
         if self.is_admin(jid) {
             Scope::ALL.to_vec()
         } else if self.config.load().accounts.moderators.contains(jid.bare_str()) {
-            vec![Scope::Read, Scope::Moderate]
+            vec![Scope::Read, Scope::Moderate, Scope::Audit]
         } else {
             Vec::new()
         }

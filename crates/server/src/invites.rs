@@ -27,6 +27,8 @@ pub struct Wish {
     pub creates_account: bool,
     /// Only this name can be registered; it is reserved until then.
     pub local: Option<String>,
+    /// The entry of the audit log, for one that an operator makes.
+    pub audit: Option<Statement>,
 }
 
 /// A new invitation. The token is nowhere else.
@@ -91,6 +93,9 @@ impl Exchange {
             .bind(MOST_OPEN)
             .must_change(),
         );
+        wish.audit.iter().for_each(|audit| {
+            batch.push(audit.clone());
+        });
         if let Some(local) = &wish.local
             && self.is_name_taken(host, local, None).await?
         {
@@ -248,6 +253,7 @@ mod tests {
     fn links_have_the_three_forms_of_xep_0445() {
         let inviter = Some((1, Jid::parse("fleur#lis@north.example").unwrap()));
         let wish = |inviter, creates_account, local: Option<&str>| Wish {
+            audit: None,
             inviter,
             creates_account,
             local: local.map(str::to_owned),

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tracing::Instrument as _;
+use trunkline_store::{Batch, Lane, Statement};
 use trunkline_xmpp::error::{Condition, StanzaError, StreamCondition, StreamError};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::stanza::{Kind, PresenceType, Stanza};
 
-use crate::admin::accounts::{self, NewAccount};
-use crate::admin::actor::{Actor, Scope};
+use crate::admin::accounts::{self, NewAccount, State};
+use crate::admin::actor::{Actor, Face, Scope};
+use crate::admin::table;
 use crate::admin::{Admin, DomainStatus, OpError, Operation, Outcome, Password, Status};
 use crate::admin::{tokens, totp};
 use crate::config::{Config, Registration};
@@ -43,6 +45,10 @@ impl Admin for Operator {
             span.record("failed", true);
             return Err(OpError::Forbidden(scope.name().into()));
         }
+        if let Err(error) = self.check_second_factor(actor, row.is_none_or(table::Row::changes)).await {
+            span.record("failed", true);
+            return Err(error);
+        }
         let outcome = self.permitted(actor, operation).instrument(span.clone()).await;
         if outcome.is_err() {
             span.record("failed", true);
@@ -58,6 +64,8 @@ impl Operator {
         let (Operation::UserAdd { address, .. }
         | Operation::UserPasswd { address, .. }
         | Operation::UserRemove { address }
+        | Operation::UserDisable { address }
+        | Operation::UserEnable { address }
         | Operation::UserTotpReset { address }
         | Operation::UserClientEnd { address, .. }) = operation
         else {
@@ -68,6 +76,30 @@ impl Operator {
         self.0.scopes_of(&jid).into_iter().find(|scope| !actor.may(*scope))
     }
 
+    /// XMPP has no place for a code: whoever has a second factor changes nothing through ad-hoc commands, or the
+    /// password alone would do, even to take the second factor off.
+    ///
+    /// # Errors
+    /// [`OpError::NotPossible`], which says where to do it instead; or the store's.
+    pub(crate) async fn check_second_factor(&self, actor: &Actor, changes: bool) -> Result<(), OpError> {
+        if actor.face != Face::AdHoc || !changes {
+            return Ok(());
+        }
+        let jid = Jid::parse(&actor.name).map_err(|error| OpError::BadAddress(error.to_string()))?;
+        match totp::enrolled(&self.0.db, &jid).await {
+            Ok(None) => Ok(()),
+            Ok(Some(_)) => {
+                self.0.metrics.refused("second-factor");
+                Err(OpError::NotPossible(
+                    "your account has a second factor, which a client can't ask for: do this in the console, or with \
+                     `trunkline` on the server"
+                        .into(),
+                ))
+            }
+            Err(error) => Err(OpError::Store(error.to_string())),
+        }
+    }
+
     /// Does what the caller was found to be allowed to.
     async fn permitted(&self, actor: &Actor, operation: Operation) -> Result<Outcome, OpError> {
         let exchange = &self.0;
@@ -75,14 +107,15 @@ impl Operator {
         match operation {
             Operation::UserAdd { address, password } => {
                 let jid = accounts::new_address(&address, &config)?;
-                self.add(&config, &jid, &password).await?;
+                self.add(actor, &jid, &password).await?;
                 Ok(said(format!("{jid} was added.")))
             }
             Operation::UserPasswd { address, password } => {
                 let jid = accounts::address(&address, &config)?;
                 let iterations = config.accounts.password_iterations;
                 let new = accounts::NewPassword { password: &password, iterations, keep: 0 };
-                accounts::set_password(&exchange.db, &jid, new).await?;
+                let audit = self.note(actor, "user passwd", (None, Some(jid.to_string())));
+                accounts::set_password(&exchange.db, &jid, new, Some(audit)).await?;
                 if let Some(account) = exchange.accounts.online(&jid) {
                     exchange.end_sessions(&account, None, &password_changed());
                 }
@@ -90,8 +123,21 @@ impl Operator {
             }
             Operation::UserRemove { address } => {
                 let jid = accounts::address(&address, &config)?;
-                exchange.erase_account(&jid).await?.depart().await;
+                let audit = self.note(actor, "user remove", (Some(jid.to_string()), None));
+                exchange.erase_account(&jid, Some(audit)).await?.depart().await;
                 Ok(said(format!("{jid} was removed, with everything it owned.")))
+            }
+            Operation::UserDisable { address } => {
+                let jid = accounts::address(&address, &config)?;
+                let audit = self.note(actor, "user disable", (None, Some(jid.to_string())));
+                exchange.disable_account(&jid, audit).await?;
+                Ok(said(format!("{jid} is disabled: nobody can log in to it until it is enabled again.")))
+            }
+            Operation::UserEnable { address } => {
+                let jid = accounts::address(&address, &config)?;
+                let audit = self.note(actor, "user enable", (Some(jid.to_string()), None));
+                accounts::set_state(&exchange.db, &jid, State::Enabled, audit).await?;
+                Ok(said(format!("{jid} can be used again.")))
             }
             Operation::UserList { domain, after } => {
                 let after = after.map(|after| accounts::address(&after, &config)).transpose()?;
@@ -115,8 +161,7 @@ impl Operator {
             Operation::UserClientEnd { address, client } => {
                 let account = exchange.account_of(&address, &config).await?;
                 let jid = &account.jid;
-                let change = (Some(format!("{jid} {client}")), None);
-                let audit = exchange.control.audit.entry(actor, "user client-end", "", change);
+                let audit = self.note(actor, "user client-end", (Some(format!("{jid} {client}")), None));
                 match exchange.end_device(&account, &client, Ender::Operator(audit)).await {
                     Ok(Ended::Gone) => Ok(said(format!("The device {client} of {jid} was signed out."))),
                     Ok(Ended::KnowsPassword) => Ok(said(format!(
@@ -129,21 +174,28 @@ impl Operator {
             }
             Operation::UserTotpReset { address } => {
                 let jid = accounts::address(&address, &config)?;
-                let change = (Some(jid.to_string()), None);
-                let audit = exchange.control.audit.entry(actor, "user totp reset", "", change);
-                match totp::reset(&exchange.db, &jid, Some(audit)).await {
+                let audit = self.note(actor, "user totp reset", (Some(jid.to_string()), None));
+                match totp::reset(&exchange.db, &jid, audit).await {
                     Ok(true) => Ok(said(format!("{jid} has no second factor any more."))),
                     Ok(false) => Err(OpError::NotFound(format!("second factor of {jid}"))),
                     Err(error) => Err(OpError::Store(error.to_string())),
                 }
             }
-            Operation::Reload => exchange.reload(&config),
+            Operation::Reload => self.reload(actor, &config).await,
             Operation::Status => Ok(Outcome::Status(Box::new(exchange.status(&config).await?))),
             Operation::FederationStatus => Ok(Outcome::Federation(exchange.remote()?.status())),
-            Operation::FederationClose { domain } => control::breaker::close(exchange, actor, domain).await,
+            Operation::FederationClose { domain: Some(_), all: true } => {
+                Err(OpError::BadRequest("all: either one domain or all".into()))
+            }
+            Operation::FederationClose { domain: None, all: false } => {
+                Err(OpError::BadRequest("domain: missing; to cut off everybody say `all`".into()))
+            }
+            Operation::FederationClose { domain, .. } => {
+                control::breaker::close(exchange, actor, domain).await
+            }
             Operation::FederationOpen { domain } => control::breaker::open(exchange, actor, domain).await,
-            Operation::Kick { address } => exchange.kick(&address),
-            Operation::InviteCreate { domain } => self.invite(&config, domain).await,
+            Operation::Kick { address } => self.kick(actor, &address).await,
+            Operation::InviteCreate { domain } => self.invite(actor, domain).await,
             Operation::Policy(op) => control::policy::run(exchange, actor, op).await,
             Operation::Breaker(op) => control::breaker::run(exchange, actor, op).await,
             Operation::Audit(op) => control::audit::run(exchange, actor, op).await,
@@ -157,8 +209,20 @@ impl Operator {
 }
 
 impl Operator {
-    async fn add(&self, config: &Config, jid: &Jid, password: &Password) -> Result<(), OpError> {
+    /// The entry of the audit log for an operation on accounts or the server, without a reason: none was asked for.
+    fn note(&self, actor: &Actor, what: &str, change: (Option<String>, Option<String>)) -> Statement {
+        self.0.control.audit.entry(actor, what, "", change)
+    }
+
+    /// The audit log knows of something that is not in the store itself, before it is done.
+    async fn noted(&self, entry: Statement) -> Result<(), OpError> {
+        let batch = Batch::new(Lane::Inside).with(entry);
+        self.0.db.run(batch).await.map(drop).map_err(|error| OpError::Store(error.to_string()))
+    }
+
+    async fn add(&self, actor: &Actor, jid: &Jid, password: &Password) -> Result<(), OpError> {
         let exchange = &self.0;
+        let config = exchange.config.load_full();
         if let (Some(host), Some(local)) = (exchange.host(jid.domain()), jid.local()) {
             let taken = exchange.is_name_taken(host, local, None).await;
             if taken.map_err(|error| OpError::Store(error.to_string()))? {
@@ -171,10 +235,12 @@ impl Operator {
             iterations: config.accounts.password_iterations,
             now: exchange.clock().now(),
         };
-        accounts::add(&exchange.db, new).await
+        let audit = self.note(actor, "user add", (None, Some(jid.to_string())));
+        accounts::add(&exchange.db, new, Some(audit)).await
     }
 
-    async fn invite(&self, config: &Config, domain: Option<String>) -> Result<Outcome, OpError> {
+    async fn invite(&self, actor: &Actor, domain: Option<String>) -> Result<Outcome, OpError> {
+        let config = self.0.config.load_full();
         let domain = domain.unwrap_or_else(|| config.domain.clone());
         let host = self.0.host(&domain).ok_or(OpError::UnknownDomain(domain))?;
         if config.accounts.registration == Registration::Closed {
@@ -182,12 +248,64 @@ impl Operator {
                 "nobody can register: set accounts.registration to \"invite\" first".into(),
             ));
         }
-        let wish = Wish { creates_account: true, ..Wish::default() };
+        let audit = self.note(actor, "invite create", (None, Some(host.domain.to_string())));
+        let wish = Wish { creates_account: true, audit: Some(audit), ..Wish::default() };
         let made = self.0.invite(host, wish).await.map_err(|error| match error {
             InviteError::Store(error) => OpError::Store(error.to_string()),
             error => OpError::NotPossible(error.to_string()),
         })?;
         Ok(Outcome::Invitation { uri: made.uri, expires_at: made.expires_at })
+    }
+
+    async fn kick(&self, actor: &Actor, address: &str) -> Result<Outcome, OpError> {
+        let exchange = &self.0;
+        let jid = Jid::parse(address).map_err(|error| OpError::BadAddress(format!("{address}: {error}")))?;
+        let found = exchange.accounts.online(&jid).filter(|account| match jid.resource() {
+            None => !account.state().resources.is_empty(),
+            Some(name) => account.state().resource(name).is_some(),
+        });
+        let account = found.ok_or_else(|| OpError::NotPossible(format!("{jid} is not connected")))?;
+        self.noted(self.note(actor, "kick", (Some(jid.to_string()), None))).await?;
+        let error = StreamError::new(StreamCondition::PolicyViolation).text("Ended by an administrator.");
+        let ended = match jid.resource() {
+            None => exchange.end_sessions(&account, None, &error),
+            Some(name) => {
+                let session = account.state().resource(name).map(|resource| Arc::clone(&resource.session));
+                if let Some(session) = &session {
+                    session.close(Close { error: Some(error), resumable: false });
+                    if !session.is_attached() {
+                        exchange.end_session(session, None);
+                    }
+                }
+                usize::from(session.is_some())
+            }
+        };
+        match ended {
+            1 => Ok(said(format!("One session of {jid} is ended."))),
+            ended => Ok(said(format!("{ended} sessions of {jid} are ended."))),
+        }
+    }
+
+    /// Reads the configuration and the certificates again. All of it is checked before anything is changed, and the
+    /// audit log knows before what is in force is another.
+    async fn reload(&self, actor: &Actor, old: &Config) -> Result<Outcome, OpError> {
+        let exchange = &self.0;
+        let (effective, reload) = old.reread().map_err(|error| OpError::Config(error.to_string()))?;
+        if let Some(surroundings) = exchange.surroundings.get().and_then(std::sync::Weak::upgrade) {
+            surroundings.reload(&effective).map_err(OpError::Config)?;
+        }
+        let after = serde_json::to_string(&reload).ok();
+        self.noted(self.note(actor, "reload", (None, after))).await?;
+        let effective = Arc::new(effective);
+        exchange.config.store(Arc::clone(&effective));
+        *exchange.needs_restart.lock() = reload.needs_restart.clone();
+        exchange.components.reconcile(&effective);
+        control::Control::reloaded(exchange, &effective);
+        if let Some(remote) = exchange.remote.get() {
+            remote.reload(&effective);
+        }
+        tracing::info!(applied = ?reload.applied, needs_restart = ?reload.needs_restart, "the configuration was reloaded");
+        Ok(Outcome::Reloaded { reload })
     }
 }
 
@@ -220,25 +338,58 @@ impl Exchange {
     /// Removes every row of an account; from here on nobody can log in to it. The caller then calls
     /// [`Erased::depart`], after whatever it still has to tell the account's sessions.
     ///
+    /// `audit` is the entry of the audit log, when it is not the owner who wants it.
+    ///
     /// # Errors
     /// [`OpError::NoSuchUser`], or the store's.
-    pub async fn erase_account(self: &Arc<Self>, jid: &Jid) -> Result<Erased, OpError> {
+    pub async fn erase_account(
+        self: &Arc<Self>,
+        jid: &Jid,
+        audit: Option<Statement>,
+    ) -> Result<Erased, OpError> {
         let loaded =
             self.accounts.load(&self.db, jid).await.map_err(|error| OpError::Store(error.to_string()))?;
         let Some(account) = loaded else {
             // Disabled accounts are never loaded: nobody is connected, only the rows are there.
-            accounts::remove(&self.db, jid).await?;
+            accounts::remove(&self.db, jid, audit).await?;
             self.forget_consents();
             return Ok(Erased { exchange: Arc::clone(self), account: None });
         };
         // What changes roster and block list waits, and finds no rows afterwards.
         let writing = account.writes.lock().await;
-        accounts::remove(&self.db, jid).await?;
+        accounts::remove(&self.db, jid, audit).await?;
         self.forget_consents();
         account.state().removed = true;
         self.accounts.forget(&account);
         drop(writing);
         Ok(Erased { exchange: Arc::clone(self), account: Some(account) })
+    }
+
+    /// Disables an account: its sessions end, and from here on nobody finds it, nor can log in to it. What it owns
+    /// stays. Contacts are told that it is unavailable, and no more.
+    async fn disable_account(self: &Arc<Self>, jid: &Jid, audit: Statement) -> Result<(), OpError> {
+        let loaded =
+            self.accounts.load(&self.db, jid).await.map_err(|error| OpError::Store(error.to_string()))?;
+        let Some(account) = loaded else {
+            // There is none, or it is disabled already.
+            return accounts::set_state(&self.db, jid, State::Disabled, audit).await;
+        };
+        let writing = account.writes.lock().await;
+        accounts::set_state(&self.db, jid, State::Disabled, audit).await?;
+        // Whoever holds the account meanwhile finds it gone; enabled again, it is read from the store.
+        account.state().removed = true;
+        self.accounts.forget(&account);
+        drop(writing);
+        let sessions: Vec<Arc<Session>> =
+            account.state().resources.iter().map(|resource| Arc::clone(&resource.session)).collect();
+        for session in &sessions {
+            let unavailable =
+                Stanza::build(Kind::Presence(PresenceType::Unavailable)).from(session.jid.clone()).done();
+            self.broadcast_unavailable(session, unavailable);
+        }
+        let error = StreamError::new(StreamCondition::NotAuthorized).text("This account is disabled.");
+        self.end_sessions(&account, None, &error);
+        Ok(())
     }
 
     /// The account of that address.
@@ -285,56 +436,13 @@ impl Exchange {
         let iterations = self.config.load().accounts.password_iterations;
         let keep = session.device.load(Ordering::Relaxed);
         let new = accounts::NewPassword { password, iterations, keep };
-        accounts::set_password(&self.db, &session.account.jid, new).await?;
+        accounts::set_password(&self.db, &session.account.jid, new, None).await?;
         self.end_sessions(&session.account, Some(session), &password_changed());
         Ok(())
     }
 
-    fn kick(self: &Arc<Self>, address: &str) -> Result<Outcome, OpError> {
-        let jid = Jid::parse(address).map_err(|error| OpError::BadAddress(format!("{address}: {error}")))?;
-        let account = self.accounts.online(&jid);
-        let error = StreamError::new(StreamCondition::PolicyViolation).text("Ended by an administrator.");
-        let ended = match (account, jid.resource()) {
-            (None, _) => 0,
-            (Some(account), None) => self.end_sessions(&account, None, &error),
-            (Some(account), Some(name)) => {
-                let session = account.state().resource(name).map(|resource| Arc::clone(&resource.session));
-                if let Some(session) = &session {
-                    session.close(Close { error: Some(error), resumable: false });
-                    if !session.is_attached() {
-                        self.end_session(session, None);
-                    }
-                }
-                usize::from(session.is_some())
-            }
-        };
-        match ended {
-            0 => Err(OpError::NotPossible(format!("{jid} is not connected"))),
-            1 => Ok(said(format!("One session of {jid} is ended."))),
-            ended => Ok(said(format!("{ended} sessions of {jid} are ended."))),
-        }
-    }
-
     fn remote(&self) -> Result<&Arc<dyn Remote>, OpError> {
         self.remote.get().ok_or_else(|| OpError::NotPossible("there is no federation in this server".into()))
-    }
-
-    /// Reads the configuration and the certificates again. All of it is checked before anything is changed.
-    fn reload(self: &Arc<Self>, old: &Config) -> Result<Outcome, OpError> {
-        let (effective, reload) = old.reread().map_err(|error| OpError::Config(error.to_string()))?;
-        if let Some(surroundings) = self.surroundings.get().and_then(std::sync::Weak::upgrade) {
-            surroundings.reload(&effective).map_err(OpError::Config)?;
-        }
-        let effective = Arc::new(effective);
-        self.config.store(Arc::clone(&effective));
-        *self.needs_restart.lock() = reload.needs_restart.clone();
-        self.components.reconcile(&effective);
-        control::Control::reloaded(self, &effective);
-        if let Some(remote) = self.remote.get() {
-            remote.reload(&effective);
-        }
-        tracing::info!(applied = ?reload.applied, needs_restart = ?reload.needs_restart, "the configuration was reloaded");
-        Ok(Outcome::Reloaded { reload })
     }
 
     async fn status(&self, config: &Config) -> Result<Status, OpError> {

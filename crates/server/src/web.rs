@@ -2,9 +2,10 @@
 //!
 //! Plain HTTP without a login, on loopback by default. Deliberately absent: anything that changes the server.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -15,12 +16,14 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 
 use crate::metrics::Metrics;
+use crate::net::listen::network;
 
 /// One thing that must be well.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +60,7 @@ pub async fn serve(
 ) -> io::Result<()> {
     let router =
         Router::new().route("/metrics", get(metrics)).route("/healthz", get(healthz)).with_state(pages);
-    let listener = Bounded { listener, room: Arc::new(Semaphore::new(CONNECTIONS)) };
+    let listener = Bounded { listener, room: Arc::new(Semaphore::new(CONNECTIONS)), guests: Arc::default() };
     axum::serve(listener, router).with_graceful_shutdown(stop).await
 }
 
@@ -84,6 +87,8 @@ async fn healthz(State(pages): State<Pages>) -> impl IntoResponse {
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections at once; more wait in the kernel's queue.
 const CONNECTIONS: usize = 64;
+/// Of these, for one address (IPv6: one /64). What comes beyond it is closed.
+const PER_ADDRESS: usize = 16;
 /// A connection's whole life: who sends a byte a minute does not keep a place.
 const LIFETIME: Duration = Duration::from_secs(120);
 
@@ -91,6 +96,44 @@ const LIFETIME: Duration = Duration::from_secs(120);
 struct Bounded {
     listener: TcpListener,
     room: Arc<Semaphore>,
+    guests: Arc<Guests>,
+}
+
+/// Connections of each address.
+#[derive(Default)]
+struct Guests(Mutex<HashMap<IpAddr, usize>>);
+
+/// One connection's place among those of its address.
+struct Seat {
+    guests: Arc<Guests>,
+    address: IpAddr,
+}
+
+impl Guests {
+    /// `None`: its address has all it may have.
+    fn seat(self: &Arc<Self>, address: IpAddr) -> Option<Seat> {
+        let address = network(address);
+        let mut guests = self.0.lock();
+        let count = guests.entry(address).or_default();
+        if *count >= PER_ADDRESS {
+            return None;
+        }
+        *count += 1;
+        drop(guests);
+        Some(Seat { guests: Arc::clone(self), address })
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut guests = self.guests.0.lock();
+        if let Some(count) = guests.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                guests.remove(&self.address);
+            }
+        }
+    }
 }
 
 impl axum::serve::Listener for Bounded {
@@ -103,8 +146,12 @@ impl axum::serve::Listener for Bounded {
         loop {
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
+                    let Some(seat) = self.guests.seat(peer.ip()) else {
+                        tracing::debug!(%peer, "web listener: too many connections of one address");
+                        continue;
+                    };
                     let end = Box::pin(tokio::time::sleep_until(Instant::now() + LIFETIME));
-                    return (Mortal { stream, end, _place: place }, peer);
+                    return (Mortal { stream, end, _place: place, _seat: seat }, peer);
                 }
                 Err(error) => {
                     // Out of file descriptors, as a rule: accepting again at once would spin.
@@ -124,6 +171,7 @@ struct Mortal {
     stream: TcpStream,
     end: Pin<Box<Sleep>>,
     _place: OwnedSemaphorePermit,
+    _seat: Seat,
 }
 
 impl AsyncRead for Mortal {
@@ -193,6 +241,27 @@ mod tests {
         let ill = get(address, "/healthz").await;
         assert!(ill.starts_with("HTTP/1.1 503") && ill.contains("the disk is full"), "{ill}");
         assert!(get(address, "/nothing").await.starts_with("HTTP/1.1 404"));
+        // One address can't take all places: beyond its share it is sent away, and back when one is free.
+        well.store(true, std::sync::atomic::Ordering::SeqCst);
+        let mut silent = Vec::new();
+        for _ in 0..PER_ADDRESS {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut refused = TcpStream::connect(address).await.unwrap();
+        let mut nothing = [0; 1];
+        assert!(matches!(refused.read(&mut nothing).await, Ok(0) | Err(_)));
+        silent.clear();
+        loop {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let ask = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+            let mut answer = String::new();
+            if stream.write_all(ask).await.is_ok()
+                && stream.read_to_string(&mut answer).await.is_ok()
+                && answer.starts_with("HTTP/1.1 200")
+            {
+                break;
+            }
+        }
         drop(stop);
         server.await.unwrap().unwrap();
     }

@@ -189,7 +189,7 @@ async fn nothing_of_a_removed_account_is_left() {
     assert_eq!(marked(&db, "archive_words_content", DOOMED).await, 1);
 
     let doomed = Jid::parse(&format!("{DOOMED}@north.example")).unwrap();
-    accounts::remove(&db, &doomed).await.unwrap();
+    accounts::remove(&db, &doomed, None).await.unwrap();
 
     for (table, answer) in answers(&db).await {
         assert_eq!(marked(&db, table, DOOMED).await, 0, "{table} remembers");

@@ -240,7 +240,7 @@ async fn a_user_name_leads_to_no_other_domain() {
         let jid = Jid::parse(address).unwrap();
         let password = Password::new("thus with a kiss");
         let new = accounts::NewAccount { jid: &jid, password: &password, iterations: 4096, now: 0 };
-        accounts::add(db, new).await.unwrap();
+        accounts::add(db, new, None).await.unwrap();
     }
     for user in [
         "romeo@south.localhost",
@@ -370,7 +370,7 @@ async fn checking_a_password_does_not_hold_up_others() {
     let jid = Jid::parse("slow@north.localhost").unwrap();
     let password = Password::new(PASSWORD);
     let new = accounts::NewAccount { jid: &jid, password: &password, iterations: 1_000_000, now: 0 };
-    accounts::add(&house.server.exchange().db, new).await.unwrap();
+    accounts::add(&house.server.exchange().db, new, None).await.unwrap();
     let (mut slow, _) = house.encrypted().await;
     // On the one thread of this test, nothing else would move while it is checked.
     slow.send(&format!("<auth xmlns='{}' mechanism='PLAIN'>{}</auth>", ns::SASL, plain("slow", PASSWORD)))

@@ -135,7 +135,7 @@ impl House {
         let jid = Jid::parse(address).unwrap();
         let password = Password::new(PASSWORD);
         let new = accounts::NewAccount { jid: &jid, password: &password, iterations: 4096, now: 0 };
-        accounts::add(&self.server.exchange().db, new).await.unwrap();
+        accounts::add(&self.server.exchange().db, new, None).await.unwrap();
     }
 
     /// A token of romeo's for this device and mechanism.

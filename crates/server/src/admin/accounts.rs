@@ -40,11 +40,13 @@ pub fn new_address(text: &str, config: &Config) -> Result<Jid, OpError> {
     }
 }
 
-/// Makes an account for somebody whom the operator knows (XEP-0489: `member`). Its address comes from [`new_address`].
-pub async fn add(db: &Db, new: NewAccount<'_>) -> Result<(), OpError> {
+/// Makes an account for somebody whom the operator knows (XEP-0489: `member`), with its entry of the audit log. Its
+/// address comes from [`new_address`].
+pub async fn add(db: &Db, new: NewAccount<'_>, audit: Option<Statement>) -> Result<(), OpError> {
     let member = sql("UPDATE accounts SET member = 1 WHERE local = ?2 AND \
                       host_id = (SELECT id FROM hosts WHERE name = ?1)");
-    insert(db, new, (Vec::new(), vec![on_account(member, new.jid)])).await
+    let behind = [on_account(member, new.jid)].into_iter().chain(audit).collect();
+    insert(db, new, (Vec::new(), behind)).await
 }
 
 /// Makes an account together with `conditions`, all or nothing: [`OpError::NotPossible`] when one of them changes
@@ -109,11 +111,17 @@ pub struct NewPassword<'a> {
     pub keep: i64,
 }
 
-/// Sets a new password. The tokens of devices that signed in with the old one are gone with it.
-pub async fn set_password(db: &Db, jid: &Jid, new: NewPassword<'_>) -> Result<(), OpError> {
+/// Sets a new password. The tokens of devices that signed in with the old one are gone with it. `audit` is the entry
+/// of the audit log, for a change that is not the owner's.
+pub async fn set_password(
+    db: &Db,
+    jid: &Jid,
+    new: NewPassword<'_>,
+    audit: Option<Statement>,
+) -> Result<(), OpError> {
     let keys = keys(new.password, new.iterations).await?;
     let mut batch = Batch::new(Lane::Inside);
-    batch.push(must_exist(jid));
+    batch.push(exists(jid).must_change());
     batch.push(on_account(
         sql("DELETE FROM credentials WHERE account_id = (SELECT accounts.id FROM accounts \
              JOIN hosts ON hosts.id = accounts.host_id WHERE hosts.name = ?1 AND accounts.local = ?2)"),
@@ -121,17 +129,74 @@ pub async fn set_password(db: &Db, jid: &Jid, new: NewPassword<'_>) -> Result<()
     ));
     push_credentials(&mut batch, jid, keys);
     batch.push(on_account(crate::devices::forget_tokens(), jid).bind(new.keep));
+    extend(&mut batch, audit);
     db.run(batch).await.map(drop).map_err(|error| missing(error, jid))
 }
 
-/// Removes an account with everything that refers to it.
-pub async fn remove(db: &Db, jid: &Jid) -> Result<(), OpError> {
+/// Removes an account with everything that refers to it, also the tokens of the HTTP API that it made. `audit` is the
+/// entry of the audit log, for a removal that is not the owner's.
+pub async fn remove(db: &Db, jid: &Jid, audit: Option<Statement>) -> Result<(), OpError> {
     let statement = on_account(
         sql("DELETE FROM accounts WHERE local = ?2 AND host_id = (SELECT id FROM hosts WHERE name = ?1)"),
         jid,
     );
-    let batch = Batch::new(Lane::Inside).with(statement.must_change());
+    let mut batch = Batch::new(Lane::Inside).with(statement.must_change());
+    batch.push(sql("DELETE FROM api_tokens WHERE created_by = ?1").bind(jid.bare_str()));
+    extend(&mut batch, audit);
     db.run(batch).await.map(drop).map_err(|error| missing(error, jid))
+}
+
+/// Whether an account can be used: a disabled one keeps everything it owns, but nobody can log in to it, and it is met
+/// like one that does not exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// As usual.
+    Enabled,
+    /// Until it is enabled again.
+    Disabled,
+}
+
+/// Disables an account or enables it again. [`OpError::NotPossible`]: it is in that state already.
+pub async fn set_state(db: &Db, jid: &Jid, state: State, audit: Statement) -> Result<(), OpError> {
+    let disabled = state == State::Disabled;
+    let change = sql("UPDATE accounts SET disabled = ?3 WHERE local = ?2 AND disabled <> ?3 AND \
+                      host_id = (SELECT id FROM hosts WHERE name = ?1)");
+    let mut batch = Batch::new(Lane::Inside).with(on_account(change, jid).bind(disabled).must_change());
+    if disabled {
+        // What would let a device go on where it was, after it is enabled again.
+        for text in [
+            "DELETE FROM session_snapshots WHERE account = (SELECT accounts.id FROM accounts \
+             JOIN hosts ON hosts.id = accounts.host_id WHERE hosts.name = ?1 AND accounts.local = ?2)",
+            "DELETE FROM present WHERE account = (SELECT accounts.id FROM accounts \
+             JOIN hosts ON hosts.id = accounts.host_id WHERE hosts.name = ?1 AND accounts.local = ?2)",
+        ] {
+            batch.push(on_account(sql(text), jid));
+        }
+    }
+    batch.push(audit);
+    match db.run(batch).await {
+        Ok(_) => Ok(()),
+        // Either there is no such account, or nothing was to be changed.
+        Err(StoreError::Conflict) => match db.read(exists(jid)).await.map_err(store)?.is_empty() {
+            true => Err(OpError::NoSuchUser(jid.to_string())),
+            false if disabled => Err(OpError::NotPossible(format!("{jid} is disabled already"))),
+            false => Err(OpError::NotPossible(format!("{jid} is not disabled"))),
+        },
+        Err(error) => Err(store(error)),
+    }
+}
+
+/// Whether an account exists and is not disabled.
+pub async fn is_usable(db: &Db, jid: &Jid) -> Result<bool, StoreError> {
+    let usable = sql("SELECT 1 FROM accounts JOIN hosts ON hosts.id = accounts.host_id \
+                      WHERE hosts.name = ?1 AND accounts.local = ?2 AND accounts.disabled = 0");
+    Ok(!db.read(on_account(usable, jid)).await?.is_empty())
+}
+
+fn extend(batch: &mut Batch, audit: Option<Statement>) {
+    audit.into_iter().for_each(|audit| {
+        batch.push(audit);
+    });
 }
 
 /// One page of accounts in the order of their addresses (by domain, then local part), and whether there are more.
@@ -190,13 +255,12 @@ fn push_credentials(batch: &mut Batch, jid: &Jid, keys: Vec<ScramKeys>) {
     }
 }
 
-fn must_exist(jid: &Jid) -> Statement {
+fn exists(jid: &Jid) -> Statement {
     on_account(
         sql("SELECT accounts.id FROM accounts JOIN hosts ON hosts.id = accounts.host_id \
              WHERE hosts.name = ?1 AND accounts.local = ?2"),
         jid,
     )
-    .must_change()
 }
 
 /// Binds `?1` and `?2`.

@@ -45,11 +45,13 @@ pub enum Scope {
     Operate,
     /// Accounts, invitations, tokens.
     Accounts,
+    /// Read the audit log: it names accounts, moderators and their reasons.
+    Audit,
 }
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Scope; 4] = [Scope::Read, Scope::Moderate, Scope::Operate, Scope::Accounts];
+    pub const ALL: [Scope; 5] = [Scope::Read, Scope::Moderate, Scope::Operate, Scope::Accounts, Scope::Audit];
 
     /// As it is written.
     pub fn name(self) -> &'static str {
@@ -58,6 +60,7 @@ impl Scope {
             Scope::Moderate => "moderate",
             Scope::Operate => "operate",
             Scope::Accounts => "accounts",
+            Scope::Audit => "audit",
         }
     }
 }

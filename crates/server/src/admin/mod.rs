@@ -72,6 +72,16 @@ pub enum Operation {
         /// `user@domain`
         address: String,
     },
+    /// Disables an account: nobody can log in to it, and it is met like one that does not exist. What it owns stays.
+    UserDisable {
+        /// `user@domain`
+        address: String,
+    },
+    /// Enables a disabled account again.
+    UserEnable {
+        /// `user@domain`
+        address: String,
+    },
     /// Lists accounts, in the order of their addresses, a page at a time.
     UserList {
         /// Of this domain only.
@@ -104,8 +114,11 @@ pub enum Operation {
     FederationStatus,
     /// Cuts off one domain, or all of the outside, until opened again or restarted.
     FederationClose {
-        /// `None`: all.
+        /// Which one.
         domain: Option<String>,
+        /// Everybody. One of the two has to be said.
+        #[serde(default)]
+        all: bool,
     },
     /// Takes a close back.
     FederationOpen {

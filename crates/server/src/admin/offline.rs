@@ -1,17 +1,20 @@
 //! Operations without a running server: on accounts, directly in the store.
 
 use trunkline_store::{Db, OpenError, Options};
+use trunkline_xmpp::jid::Jid;
 
-use super::accounts::{self, NewAccount};
+use super::accounts::{self, NewAccount, State};
 use super::actor::Actor;
 use super::{Admin, OpError, Operation, Outcome, totp};
 use crate::config::Config;
+use crate::control::audit::Audit;
 use crate::schema::MIGRATIONS;
 
 /// The store without the server. While it exists no server can start.
 pub struct Offline {
     config: Config,
     db: Db,
+    audit: Audit,
 }
 
 impl std::fmt::Debug for Offline {
@@ -24,32 +27,48 @@ impl Offline {
     /// Opens the database that `config` names.
     pub fn open(config: Config) -> Result<Offline, OpenError> {
         let db = Db::open(Options::file(config.database(), MIGRATIONS))?;
-        Ok(Offline { config, db })
+        Ok(Offline { config, db, audit: Audit::default() })
     }
 }
 
 impl Admin for Offline {
-    async fn run(&self, _actor: &Actor, operation: Operation) -> Result<Outcome, OpError> {
+    async fn run(&self, actor: &Actor, operation: Operation) -> Result<Outcome, OpError> {
+        let note = |what, before: Option<&Jid>, after: Option<&Jid>| {
+            self.audit.entry(actor, what, "", (before.map(Jid::to_string), after.map(Jid::to_string)))
+        };
         match operation {
             Operation::UserAdd { address, password } => {
                 let jid = accounts::new_address(&address, &self.config)?;
                 let iterations = self.config.accounts.password_iterations;
                 let now = jiff::Timestamp::now().as_millisecond();
-                accounts::add(&self.db, NewAccount { jid: &jid, password: &password, iterations, now })
-                    .await?;
+                let new = NewAccount { jid: &jid, password: &password, iterations, now };
+                accounts::add(&self.db, new, Some(note("user add", None, Some(&jid)))).await?;
                 Ok(Outcome::Done { text: format!("{jid} was added.") })
             }
             Operation::UserPasswd { address, password } => {
                 let jid = accounts::address(&address, &self.config)?;
                 let iterations = self.config.accounts.password_iterations;
                 let new = accounts::NewPassword { password: &password, iterations, keep: 0 };
-                accounts::set_password(&self.db, &jid, new).await?;
+                let audit = note("user passwd", None, Some(&jid));
+                accounts::set_password(&self.db, &jid, new, Some(audit)).await?;
                 Ok(Outcome::Done { text: format!("{jid} has a new password.") })
             }
             Operation::UserRemove { address } => {
                 let jid = accounts::address(&address, &self.config)?;
-                accounts::remove(&self.db, &jid).await?;
+                accounts::remove(&self.db, &jid, Some(note("user remove", Some(&jid), None))).await?;
                 Ok(Outcome::Done { text: format!("{jid} was removed, with everything it owned.") })
+            }
+            Operation::UserDisable { address } => {
+                let jid = accounts::address(&address, &self.config)?;
+                let audit = note("user disable", None, Some(&jid));
+                accounts::set_state(&self.db, &jid, State::Disabled, audit).await?;
+                Ok(Outcome::Done { text: format!("{jid} is disabled.") })
+            }
+            Operation::UserEnable { address } => {
+                let jid = accounts::address(&address, &self.config)?;
+                let audit = note("user enable", Some(&jid), None);
+                accounts::set_state(&self.db, &jid, State::Enabled, audit).await?;
+                Ok(Outcome::Done { text: format!("{jid} can be used again.") })
             }
             Operation::UserList { domain, after } => {
                 let after = after.map(|after| accounts::address(&after, &self.config)).transpose()?;
@@ -58,7 +77,7 @@ impl Admin for Offline {
             }
             Operation::UserTotpReset { address } => {
                 let jid = accounts::address(&address, &self.config)?;
-                match totp::reset(&self.db, &jid, None).await {
+                match totp::reset(&self.db, &jid, note("user totp reset", Some(&jid), None)).await {
                     Ok(true) => Ok(Outcome::Done { text: format!("{jid} has no second factor any more.") }),
                     Ok(false) => Err(OpError::NotFound(format!("second factor of {jid}"))),
                     Err(error) => Err(OpError::Store(error.to_string())),
@@ -163,6 +182,44 @@ mod tests {
         assert_eq!(provider.list(Some("example.org"), None).await.0, ["benvolio@example.org"]);
         let rows = provider.offline.db.read(sql("SELECT count(*) FROM credentials")).await.unwrap();
         assert_eq!(rows.first().unwrap().int(0), 6, "credentials go with their account");
+    }
+
+    /// What is done without a running server is in the audit log too; what is refused is not.
+    #[tokio::test]
+    async fn what_changes_accounts_leaves_one_entry() {
+        let provider = Provider::new();
+        let entries = async || {
+            let rows = provider.offline.db.read(sql("SELECT what, who, face FROM audit ORDER BY id")).await;
+            let rows = rows.unwrap();
+            rows.iter().map(|row| [0, 1, 2].map(|n| row.text(n).to_owned()).join("/")).collect::<Vec<_>>()
+        };
+        let address = || "romeo@example.org".to_owned();
+        let operations = || {
+            [
+                ("user add", Operation::UserAdd { address: address(), password: Password::new("x") }),
+                ("user passwd", Operation::UserPasswd { address: address(), password: Password::new("y") }),
+                ("user disable", Operation::UserDisable { address: address() }),
+                ("user enable", Operation::UserEnable { address: address() }),
+                ("user totp reset", Operation::UserTotpReset { address: address() }),
+                ("user remove", Operation::UserRemove { address: address() }),
+            ]
+        };
+        let run = async |operation| provider.offline.run(&Actor::command_line(), operation).await;
+        for (_, operation) in operations().into_iter().skip(1) {
+            assert!(run(operation).await.is_err());
+        }
+        assert_eq!(entries().await, [""; 0]);
+        for (what, operation) in operations() {
+            if what == "user totp reset" {
+                let factor = "INSERT INTO totp (account, secret, enrolled_at, last_step) \
+                     SELECT id, x'00', 0, 0 FROM accounts";
+                let batch = trunkline_store::Batch::new(trunkline_store::Lane::Inside).with(sql(factor));
+                provider.offline.db.run(batch).await.unwrap();
+            }
+            run(operation).await.unwrap();
+            assert_eq!(entries().await.last().unwrap(), &format!("{what}/command line/command-line"));
+        }
+        assert_eq!(entries().await.len(), operations().len());
     }
 
     #[tokio::test]

@@ -196,12 +196,19 @@ pub fn operation(row: &Row, mut given: Map<String, Value>) -> Result<Operation, 
     if let Some(field) = known.iter().find(|field| field.required && !given.contains_key(&field.name)) {
         return Err(OpError::BadRequest(format!("{}: missing", field.name)));
     }
-    let asked = Value::Object(given.clone());
+    // serde overlooks unknown fields beside a variant without fields, also those of the caller's that say nothing.
+    for field in known {
+        let unknown = given.get(&field.name).and_then(|value| unknown(value, &field.schema));
+        if let Some(path) = unknown {
+            let path = printable(&format!("{}.{path}", field.name));
+            return Err(OpError::BadRequest(format!("{path}: unknown field")));
+        }
+    }
     given.insert("op".into(), row.op.into());
     if !row.act.is_empty() {
         given.insert("do".into(), row.act.into());
     }
-    let operation: Operation = serde_json::from_value(Value::Object(given.clone())).map_err(|error| {
+    serde_json::from_value(Value::Object(given.clone())).map_err(|error| {
         // Which field it was is found by leaving one out at a time: the error itself may repeat a value.
         let culprit = known.iter().find(|field| {
             let mut without = given.clone();
@@ -213,13 +220,7 @@ pub fn operation(row: &Row, mut given: Map<String, Value>) -> Result<Operation, 
         });
         let name = culprit.map_or("a field", |field| field.name.as_str());
         OpError::BadRequest(format!("{name}: {}", words_of(&error)))
-    })?;
-    // serde overlooks unknown fields beside a variant without fields: what got lost on the way was unknown.
-    let read = serde_json::to_value(&operation).unwrap_or_default();
-    match lost(&asked, &read) {
-        Some(path) => Err(OpError::BadRequest(format!("{}: unknown field", printable(&path)))),
-        None => Ok(operation),
-    }
+    })
 }
 
 /// A text of the caller's, fit for an answer.
@@ -239,37 +240,61 @@ fn words_of(error: &serde_json::Error) -> String {
     }
 }
 
-/// The path of something in `asked` that is not in `read`.
-fn lost(asked: &Value, read: &Value) -> Option<String> {
-    match (asked, read) {
-        (Value::Object(asked), Value::Object(read)) => asked.iter().find_map(|(name, value)| {
-            match read.get(name) {
-                Some(read) => lost(value, read).map(|rest| format!("{name}.{rest}")),
-                // What says nothing is left out when it is written.
-                None if says_nothing(value) => None,
+/// The path of a field in `value` that its schema does not know.
+fn unknown(value: &Value, schema: &Value) -> Option<String> {
+    match value {
+        Value::Object(fields) => {
+            let mut known = HashMap::new();
+            collect(schema, fields, &mut known);
+            fields.iter().find_map(|(name, value)| match known.get(name.as_str()) {
+                Some(schema) => unknown(value, schema).map(|rest| format!("{name}.{rest}")),
+                // No fields are named: the names are the caller's to choose.
+                None if known.is_empty() => None,
                 None => Some(name.clone()),
-            }
-        }),
-        (Value::Array(asked), Value::Array(read)) => {
-            asked.iter().zip(read).find_map(|(asked, read)| lost(asked, read))
+            })
+        }
+        Value::Array(items) => {
+            let schema = items_of(schema)?;
+            items.iter().find_map(|item| unknown(item, schema))
         }
         _ => None,
     }
 }
 
-fn says_nothing(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.is_empty(),
-        _ => false,
+/// The fields that a schema knows for an object with these fields: of enums those of the variants that it may be.
+fn collect<'a>(schema: &'a Value, fields: &Map<String, Value>, known: &mut HashMap<&'a str, &'a Value>) {
+    if let Some(properties) = schema.get("properties").and_then(Value::as_object) {
+        let is_another = |(name, schema): (&String, &Value)| {
+            schema.get("const").is_some_and(|tag| fields.get(name) != Some(tag))
+        };
+        if properties.iter().any(is_another) {
+            return;
+        }
+        known.extend(properties.iter().map(|(name, schema)| (name.as_str(), schema)));
     }
+    let referred = resolve(schema);
+    if !std::ptr::eq(referred, schema) {
+        collect(referred, fields, known);
+    }
+    for key in ["oneOf", "anyOf", "allOf"] {
+        for part in schema.get(key).and_then(Value::as_array).into_iter().flatten() {
+            collect(part, fields, known);
+        }
+    }
+}
+
+/// What the items of an array are, also of one that may be absent.
+fn items_of(schema: &Value) -> Option<&Value> {
+    let schema = resolve(schema);
+    let parts = schema.get("anyOf").and_then(Value::as_array).into_iter().flatten();
+    schema.get("items").or_else(|| parts.filter_map(items_of).next())
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
+    use super::super::actor::Scope;
     use super::super::table;
     use super::*;
 
@@ -291,7 +316,9 @@ mod tests {
         assert!(password.iter().any(|field| field.kind == FieldKind::Secret && field.required));
         let scopes = fields(table::row("tokens", "create").unwrap());
         assert!(
-            scopes.iter().any(|field| matches!(&field.kind, FieldKind::SomeOf(words) if words.len() == 4))
+            scopes.iter().any(
+                |field| matches!(&field.kind, FieldKind::SomeOf(words) if words.len() == Scope::ALL.len())
+            )
         );
         for row in table::TABLE.iter().filter(|row| row.method == table::Method::Get) {
             for field in fields(row) {
@@ -303,6 +330,16 @@ mod tests {
     #[test]
     fn unknown_fields_are_refused_at_every_depth() {
         assert!(make(("breaker", "show"), json!({})).is_ok());
+        // Every name that a rule may have is known.
+        let rule = json!({
+            "direction": "in",
+            "when": { "domain": "a.example", "subdomains": true, "relation": ["stranger"], "has": ["link"] },
+            "then": { "do": "reject", "condition": "forbidden", "text": "no" },
+            "reason": "r",
+            "until": null,
+        });
+        let made = make(("policy", "add"), json!({ "rule": rule, "position": null }));
+        assert!(made.is_ok(), "{made:?}");
         for (op, given, words) in [
             (("breaker", "show"), json!({ "domain": "a.example" }), "domain: unknown field"),
             (("status", ""), json!({ "verbose": true }), "verbose: unknown field"),
@@ -311,9 +348,23 @@ mod tests {
             (
                 ("policy", "add"),
                 json!({ "rule": { "then": { "do": "drop", "loudly": true } } }),
-                "unknown field",
+                "rule.then.loudly: unknown field",
             ),
-            (("policy", "add"), json!({ "rule": { "then": { "do": "drop" }, "x": 1 } }), "unknown field"),
+            (
+                ("policy", "add"),
+                json!({ "rule": { "then": { "do": "drop", "loudly": false } } }),
+                "rule.then.loudly: unknown field",
+            ),
+            (
+                ("policy", "add"),
+                json!({ "rule": { "then": { "do": "drop" }, "x": 1 } }),
+                "rule.x: unknown field",
+            ),
+            (
+                ("policy", "add"),
+                json!({ "rule": { "then": { "do": "drop" }, "x": null } }),
+                "rule.x: unknown field",
+            ),
             (
                 ("policy", "add"),
                 json!({ "rule": { "when": { "y": 1 }, "then": { "do": "drop" } } }),

@@ -31,6 +31,14 @@ pub struct Row {
     pub summary: &'static str,
 }
 
+impl Row {
+    /// Whether it changes something: such an operation leaves an entry in the audit log. The scope `read` never
+    /// permits one.
+    pub fn changes(&self) -> bool {
+        self.method == Method::Post && self.scope != Scope::Read
+    }
+}
+
 const fn get(
     op: (&'static str, &'static str),
     path: &'static str,
@@ -49,13 +57,15 @@ const fn post(
     Row { op: op.0, act: op.1, method: Method::Post, path, scope, summary }
 }
 
-use Scope::{Accounts, Moderate, Operate, Read};
+use Scope::{Accounts, Audit, Moderate, Operate, Read};
 
 /// Every operation.
 pub const TABLE: &[Row] = &[
     post(("user-add", ""), "/accounts/add", Accounts, "Add an account"),
     post(("user-passwd", ""), "/accounts/password", Accounts, "Set an account's password"),
     post(("user-remove", ""), "/accounts/remove", Accounts, "Remove an account with everything it owns"),
+    post(("user-disable", ""), "/accounts/disable", Accounts, "Disable an account"),
+    post(("user-enable", ""), "/accounts/enable", Accounts, "Enable a disabled account again"),
     get(("user-list", ""), "/accounts", Accounts, "List accounts"),
     get(("user-clients", ""), "/accounts/devices", Accounts, "The devices of an account"),
     post(("user-client-end", ""), "/accounts/end-device", Accounts, "Sign a device of an account out"),
@@ -88,7 +98,7 @@ pub const TABLE: &[Row] = &[
     post(("policy", "import"), "/policy/blocks", Operate, "Import blocks"),
     get(("breaker", "show"), "/breaker", Read, "The levels in force"),
     post(("breaker", "set"), "/breaker", Operate, "Set a level"),
-    get(("audit", "list"), "/audit", Read, "Who changed what"),
+    get(("audit", "list"), "/audit", Audit, "Who changed what"),
     get(("requests", "list"), "/requests", Moderate, "First contacts that wait for consent"),
     post(("requests", "drop"), "/requests/drop", Moderate, "Throw first contacts away"),
     get(("reports", "list"), "/reports", Moderate, "What users reported"),

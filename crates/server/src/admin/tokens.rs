@@ -6,9 +6,10 @@ use aws_lc_rs::digest;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trunkline_store::{Batch, Lane, StoreError, Violation, sql};
+use trunkline_xmpp::jid::Jid;
 
 use super::actor::{Actor, Face, Scope};
-use super::{OpError, Outcome};
+use super::{OpError, Outcome, accounts};
 use crate::exchange::Exchange;
 
 /// Tokens at once.
@@ -141,7 +142,8 @@ async fn create(
     }
 }
 
-/// Who shows this token, if it is good.
+/// Who shows this token, if it is good. A token permits no more than whoever made it may do now: with their role it
+/// loses its scopes, and while their account is disabled it is no good at all.
 pub(super) async fn actor(exchange: &Arc<Exchange>, token: &str) -> Result<Option<Actor>, OpError> {
     if !token.starts_with(PREFIX) {
         return Ok(None);
@@ -149,20 +151,32 @@ pub(super) async fn actor(exchange: &Arc<Exchange>, token: &str) -> Result<Optio
     let now = exchange.clock().now();
     let hash = hash(token);
     let good = sql(
-        "SELECT name, scopes, last_used_at FROM api_tokens WHERE hash = ?1 AND (until IS NULL OR until > ?2)",
+        "SELECT name, scopes, last_used_at, created_by FROM api_tokens WHERE hash = ?1 AND (until IS NULL OR until > ?2)",
     );
     let rows = exchange.db.read(good.bind(hash.clone()).bind(now)).await.map_err(store)?;
     let Some(row) = rows.first() else { return Ok(None) };
+    let mut scopes = scopes(row.text(1));
+    // Otherwise it was made on the command line: whoever could do that could do everything.
+    if let Some(maker) = Jid::parse(row.text(3)).ok().filter(|maker| maker.local().is_some()) {
+        if !accounts::is_usable(&exchange.db, &maker).await.map_err(store)? {
+            return Ok(None);
+        }
+        let may = exchange.scopes_of(&maker);
+        scopes.retain(|scope| may.contains(scope));
+    }
+    if scopes.is_empty() {
+        return Ok(None);
+    }
     if row.opt_int(2).is_none_or(|used| now - used >= NOTE_EVERY) {
         let note = sql("UPDATE api_tokens SET last_used_at = ?2 WHERE hash = ?1").bind(hash).bind(now);
         // For people only: nobody waits for it.
         exchange.db.submit(Batch::new(Lane::Inside).with(note), |_| {});
     }
-    Ok(Some(Actor { name: row.text(0).to_owned(), face: Face::Api, scopes: scopes(row.text(1)) }))
+    Ok(Some(Actor { name: row.text(0).to_owned(), face: Face::Api, scopes }))
 }
 
 /// A token has 192 random bits: no salt, no stretching.
-fn hash(token: &str) -> Vec<u8> {
+pub(super) fn hash(token: &str) -> Vec<u8> {
     digest::digest(&digest::SHA256, token.as_bytes()).as_ref().to_vec()
 }
 

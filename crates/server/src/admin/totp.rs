@@ -118,14 +118,11 @@ pub async fn spend(db: &Db, account: &Jid, step: i64) -> Result<bool, StoreError
 }
 
 /// Takes the second factor off an account. False: it had none.
-pub async fn reset(db: &Db, account: &Jid, audit: Option<Statement>) -> Result<bool, StoreError> {
+pub async fn reset(db: &Db, account: &Jid, audit: Statement) -> Result<bool, StoreError> {
     let statement = sql("DELETE FROM totp WHERE account = \
          (SELECT accounts.id FROM accounts JOIN hosts ON hosts.id = accounts.host_id \
           WHERE hosts.name = ?1 AND accounts.local = ?2)");
-    let mut batch = Batch::new(Lane::Inside).with(of(statement, account).must_change());
-    audit.into_iter().for_each(|audit| {
-        batch.push(audit);
-    });
+    let batch = Batch::new(Lane::Inside).with(of(statement, account).must_change()).with(audit);
     match db.run(batch).await {
         Ok(_) => Ok(true),
         Err(StoreError::Conflict) => Ok(false),

@@ -15,6 +15,11 @@ use crate::ids::Clock;
 const PAGE: usize = 100;
 /// Characters of a text of somebody's in one entry. What is cut off ends with an ellipsis.
 const MOST_TEXT: usize = 4000;
+/// Characters of what was before, and of what is now. An entry that was cut is no JSON any more, but it ends with an
+/// ellipsis.
+const MOST_CHANGE: usize = 100_000;
+/// Characters of a text that is searched for.
+const MOST_SEARCH: usize = 200;
 
 /// The audit log.
 #[derive(Debug)]
@@ -45,20 +50,52 @@ impl Audit {
     ) -> Statement {
         sql("INSERT INTO audit (at, who, face, what, why, before, after) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")
             .bind(self.clock.now())
-            .bind(clipped(&actor.name))
+            .bind(clipped(&actor.name, MOST_TEXT))
             .bind(actor.face.to_string())
-            .bind(clipped(what))
-            .bind(clipped(why))
-            .bind(change.0)
-            .bind(change.1)
+            .bind(clipped(what, MOST_TEXT))
+            .bind(clipped(why, MOST_TEXT))
+            .bind(change.0.as_deref().map(recorded))
+            .bind(change.1.as_deref().map(recorded))
     }
 }
 
-fn clipped(text: &str) -> String {
-    match text.char_indices().nth(MOST_TEXT) {
+/// What becomes of `before` and `after` in an entry.
+pub(super) fn recorded(change: &str) -> String {
+    clipped(change, MOST_CHANGE)
+}
+
+fn clipped(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text.to_owned(),
     }
+}
+
+/// What SQLite's GLOB finds `text` with, in upper and lower case. Its `lower` and LIKE know ASCII only.
+fn pattern(text: &str) -> String {
+    let mut pattern = String::from("*");
+    for c in text.chars() {
+        let mut cases = vec![c];
+        for other in [one(c.to_lowercase()), one(c.to_uppercase())].into_iter().flatten() {
+            if !cases.contains(&other) {
+                cases.push(other);
+            }
+        }
+        if cases.len() > 1 || ['*', '?', '['].contains(&c) {
+            pattern.push('[');
+            pattern.extend(cases);
+            pattern.push(']');
+        } else {
+            pattern.push(c);
+        }
+    }
+    pattern.push('*');
+    pattern
+}
+
+fn one(mut cases: impl Iterator<Item = char>) -> Option<char> {
+    let first = cases.next();
+    first.filter(|_| cases.next().is_none())
 }
 
 /// What can be asked of the audit log.
@@ -104,12 +141,16 @@ pub struct AuditEntry {
 pub async fn run(exchange: &Arc<Exchange>, _actor: &Actor, op: AuditOp) -> Result<Outcome, OpError> {
     let AuditOp::List { before, search } = op;
     let page = i64::try_from(PAGE).unwrap_or(i64::MAX);
+    let search = search.unwrap_or_default();
+    if search.chars().count() > MOST_SEARCH {
+        return Err(OpError::BadRequest(format!("search: at most {MOST_SEARCH} characters")));
+    }
     // One row more than a page tells whether there are older ones.
     let query = sql("SELECT id, at, who, face, what, why, before, after FROM audit \
-         WHERE id < ?1 AND (?2 = '' OR instr(lower(who || ' ' || face || ' ' || what || ' ' || why || ' ' || \
-         coalesce(before, '') || ' ' || coalesce(after, '')), ?2) > 0) ORDER BY id DESC LIMIT ?3")
+         WHERE id < ?1 AND (?2 = '**' OR (who || ' ' || face || ' ' || what || ' ' || why || ' ' || \
+         coalesce(before, '') || ' ' || coalesce(after, '')) GLOB ?2) ORDER BY id DESC LIMIT ?3")
     .bind(before.unwrap_or(i64::MAX))
-    .bind(search.unwrap_or_default().to_lowercase())
+    .bind(pattern(&search))
     .bind(page + 1);
     let rows = exchange.db.read(query).await.map_err(|error| OpError::Store(error.to_string()))?;
     let entries: Vec<AuditEntry> = rows

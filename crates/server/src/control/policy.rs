@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use trunkline_store::{Batch, Lane, Statement, StoreError, sql};
 use trunkline_xmpp::stanza::Stanza;
 
+use super::audit;
 use super::blocks::{self, Block, MOST_BLOCKS};
 use super::breaker::above;
 use super::judge::{Armed, Blocked, Case, Verdict, is_below};
@@ -868,7 +869,8 @@ pub(super) async fn note_configuration(exchange: &Exchange, config: &Config) -> 
         "blocked": blocked,
         "triggers": config.federation.triggers,
     });
-    let said = said.to_string();
+    // As it is found again: what was cut is compared with what was cut.
+    let said = audit::recorded(&said.to_string());
     let rows = exchange
         .db
         .read(sql("SELECT after FROM audit WHERE what = 'configuration' ORDER BY id DESC LIMIT 1"))

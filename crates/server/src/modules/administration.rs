@@ -33,6 +33,8 @@ struct Row {
     operations: fn(&Answer<'_>) -> Result<Vec<Operation>, StanzaError>,
     /// What the last outcome is reported as.
     report: fn(&Outcome) -> Option<Field>,
+    /// Not for those with a second factor.
+    changes: bool,
 }
 
 const TABLE: &[Row] = &[
@@ -52,6 +54,7 @@ const TABLE: &[Row] = &[
             Ok(vec![Operation::UserAdd { address: answer.one("accountjid")?, password }])
         },
         report: |_| None,
+        changes: true,
     },
     Row {
         node: "http://jabber.org/protocol/admin#delete-user",
@@ -63,6 +66,31 @@ const TABLE: &[Row] = &[
             Ok(answer.many("accountjids")?.into_iter().map(remove).collect())
         },
         report: |_| None,
+        changes: true,
+    },
+    Row {
+        node: "http://jabber.org/protocol/admin#disable-user",
+        name: "Disable users",
+        instructions: "Nobody can log in to a disabled account. What it owns stays.",
+        fields: || vec![Field::jid_multi("accountjids").label("The addresses to disable").required()],
+        operations: |answer| {
+            let disable = |address| Operation::UserDisable { address };
+            Ok(answer.many("accountjids")?.into_iter().map(disable).collect())
+        },
+        report: |_| None,
+        changes: true,
+    },
+    Row {
+        node: "http://jabber.org/protocol/admin#reenable-user",
+        name: "Enable users again",
+        instructions: "Disabled accounts can be used again.",
+        fields: || vec![Field::jid_multi("accountjids").label("The addresses to enable again").required()],
+        operations: |answer| {
+            let enable = |address| Operation::UserEnable { address };
+            Ok(answer.many("accountjids")?.into_iter().map(enable).collect())
+        },
+        report: |_| None,
+        changes: true,
     },
     Row {
         node: "http://jabber.org/protocol/admin#change-user-password",
@@ -79,6 +107,7 @@ const TABLE: &[Row] = &[
             Ok(vec![Operation::UserPasswd { address: answer.one("accountjid")?, password }])
         },
         report: |_| None,
+        changes: true,
     },
     Row {
         node: "http://jabber.org/protocol/admin#end-user-session",
@@ -90,6 +119,7 @@ const TABLE: &[Row] = &[
             Ok(answer.many("accountjids")?.into_iter().map(kick).collect())
         },
         report: |_| None,
+        changes: true,
     },
     Row {
         node: "http://jabber.org/protocol/admin#get-registered-users-num",
@@ -103,6 +133,7 @@ const TABLE: &[Row] = &[
             }
             _ => None,
         },
+        changes: false,
     },
 ];
 
@@ -111,7 +142,9 @@ pub fn module() -> Module {
     let mut module = Module::new("administration", "Administer the server from a client").xep(
         133,
         "1.3.1",
-        Level::Partial("add, delete and end sessions of users, change passwords, count users"),
+        Level::Partial(
+            "add, delete, disable and enable users, end their sessions, change passwords, count users",
+        ),
     );
     for row in TABLE {
         let run = move |call| run(row, call);
@@ -139,6 +172,12 @@ fn nodes() -> impl Iterator<Item = &'static str> {
 
 /// One operation: a form with its fields, then the operation itself.
 async fn run_operation(row: &'static table::Row, node: &'static str, call: Call) -> Answered {
+    let account = &call.session.account.jid;
+    let actor = Actor::ad_hoc(account.as_str(), call.exchange.scopes_of(account));
+    let admin = Operator(std::sync::Arc::clone(&call.exchange));
+    // Before a form asks for anything.
+    let may = admin.check_second_factor(&actor, row.changes()).await;
+    may.map_err(|error| stanza_error(&error))?;
     let fields = schema::fields(row);
     let given = match call.answers.first() {
         None if fields.is_empty() => serde_json::Map::new(),
@@ -164,9 +203,6 @@ async fn run_operation(row: &'static table::Row, node: &'static str, call: Call)
         }
     };
     let operation = schema::operation(row, given).map_err(|error| bad_payload(&error.to_string()))?;
-    let account = &call.session.account.jid;
-    let actor = Actor::ad_hoc(account.as_str(), call.exchange.scopes_of(account));
-    let admin = Operator(std::sync::Arc::clone(&call.exchange));
     let outcome = admin.run(&actor, operation).await.map_err(|error| stanza_error(&error))?;
     tracing::info!(by = %account, command = node, "an operation was run from a client");
     if let Outcome::Done { text } = outcome {
@@ -205,6 +241,11 @@ fn form_field(field: &schema::Field) -> Field {
 }
 
 async fn run(row: &'static Row, call: Call) -> Answered {
+    let admin = Operator(std::sync::Arc::clone(&call.exchange));
+    let account = &call.session.account.jid;
+    let actor = Actor::ad_hoc(account.as_str(), call.exchange.scopes_of(account));
+    let may = admin.check_second_factor(&actor, row.changes).await;
+    may.map_err(|error| stanza_error(&error))?;
     let fields = (row.fields)();
     let operations = match call.answers.first() {
         None if !fields.is_empty() => {
@@ -214,9 +255,6 @@ async fn run(row: &'static Row, call: Call) -> Answered {
         None => (row.operations)(&Answer { form: &Submission::default(), host: &call.host })?,
         Some(form) => (row.operations)(&Answer { form, host: &call.host })?,
     };
-    let admin = Operator(std::sync::Arc::clone(&call.exchange));
-    let account = &call.session.account.jid;
-    let actor = Actor::ad_hoc(account.as_str(), call.exchange.scopes_of(account));
     let mut notes = Vec::new();
     let mut field = None;
     for operation in operations {
@@ -274,5 +312,60 @@ impl Answer<'_> {
             return Err(bad_payload("The passwords are not the same."));
         }
         Ok(Password::new(password))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::admin::accounts::{self, NewAccount};
+    use crate::admin::totp;
+    use crate::config::Config;
+    use crate::ids::Clock;
+    use crate::serve::{Parts, Server};
+    use crate::session::{Bounds, Session};
+
+    /// With a second factor no form asks for anything: neither those of XEP-0133 nor those of the table.
+    #[tokio::test(start_paused = true)]
+    async fn who_has_a_second_factor_is_sent_elsewhere() {
+        let text = "domain = \"north.example\"\ndata_dir = \"/nonexistent\"\n[accounts]\n\
+                    admins = [\"admin@north.example\"]\npassword_iterations = 4096\n";
+        let config = Config::parse(text, Path::new("/nonexistent/trunkline.toml")).unwrap();
+        let parts = Parts { clock: Clock::virtual_now(), in_memory: true, ..Parts::default() };
+        let server = Server::start(config, parts).await.unwrap();
+        let exchange = server.exchange();
+        let jid = Jid::parse("admin@north.example").unwrap();
+        let new = NewAccount { jid: &jid, password: &Password::new("x"), iterations: 4096, now: 0 };
+        accounts::add(&exchange.db, new, None).await.unwrap();
+        let account = exchange.accounts.load(&exchange.db, &jid).await.unwrap().unwrap();
+        let full = jid.with_resource("desk").unwrap();
+        let session = Session::new(1, full, Arc::clone(&account), Bounds::default());
+        let call = || Call {
+            exchange: Arc::clone(exchange),
+            host: Arc::clone(exchange.host("north.example").unwrap()),
+            session: Arc::clone(&session),
+            answers: Vec::new(),
+        };
+        for enrolled in [false, true] {
+            if enrolled {
+                let actor = Actor::ad_hoc("admin@north.example", Vec::new());
+                let audit = exchange.control.audit.entry(&actor, "test", "", (None, None));
+                totp::enrol(&exchange.db, &jid, &totp::Secret::random(), (0, 0), audit).await.unwrap();
+            }
+            let told = |answered: Answered| match answered {
+                Err(error) => format!("{error:?}").contains("second factor"),
+                Ok(_) => false,
+            };
+            for row in TABLE {
+                assert_eq!(told(run(row, call()).await), enrolled && row.changes, "{}", row.node);
+            }
+            for (row, node) in table::TABLE.iter().zip(nodes()).filter(|(row, _)| row.op != "reload") {
+                let answered = run_operation(row, node, call()).await;
+                assert_eq!(told(answered), enrolled && row.changes(), "{node}");
+            }
+        }
     }
 }

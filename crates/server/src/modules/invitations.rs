@@ -36,7 +36,7 @@ async fn invite(call: Call) -> Answered {
         config.accounts.registration != Registration::Closed && config.accounts.user_invites
     };
     let account = &call.session.account;
-    let wish = Wish { inviter: Some((account.id, account.jid.clone())), creates_account, local: None };
+    let wish = Wish { inviter: Some((account.id, account.jid.clone())), creates_account, ..Wish::default() };
     make(&call, wish).await
 }
 
@@ -68,7 +68,7 @@ async fn create_account(call: Call) -> Answered {
     let account = &call.session.account;
     let befriends = matches!(answer.value("roster-subscription"), Some("1" | "true"));
     let inviter = befriends.then(|| (account.id, account.jid.clone()));
-    let wish = Wish { inviter, creates_account: true, local };
+    let wish = Wish { inviter, creates_account: true, local, audit: None };
     make(&call, wish).await
 }
 

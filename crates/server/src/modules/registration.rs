@@ -240,7 +240,10 @@ async fn register(
             .text("Too many accounts were registered from your network; try again later."));
     }
     let taken = exchange.is_name_taken(asker.host, local, preauth.invite.as_ref()).await;
-    if taken.map_err(|error| store_trouble(&error))? {
+    // An address with a role (`accounts.admins`) that nobody has yet is the operator's to make, or to invite to.
+    let invited = preauth.invite.as_ref().is_some_and(|invite| invite.local.as_deref() == Some(local));
+    let reserved = !invited && !exchange.scopes_of(&jid).is_empty();
+    if taken.map_err(|error| store_trouble(&error))? || reserved {
         return Err(StanzaError::new(Condition::Conflict).text("Somebody has that name."));
     }
     // Before the work of deriving keys, so that many at once don't pass the limit together.
@@ -323,7 +326,8 @@ async fn change(request: &Request) -> Answer {
         if query.children().count() != 1 {
             return Err(StanzaError::new(Condition::BadRequest));
         }
-        let erased = request.exchange.erase_account(&jid).await.map_err(|error| stanza_error(&error))?;
+        let erased =
+            request.exchange.erase_account(&jid, None).await.map_err(|error| stanza_error(&error))?;
         tracing::info!(account = %jid, "an account was removed by its user");
         // Before the streams are closed; afterwards there is no address to send it to.
         session.push(Queued::plain(request.stanza.reply().done()));

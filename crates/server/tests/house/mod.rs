@@ -63,7 +63,7 @@ impl House {
         let jid = Jid::parse("romeo@north.localhost").unwrap();
         let new =
             accounts::NewAccount { jid: &jid, password: &Password::new(PASSWORD), iterations: 4096, now: 0 };
-        accounts::add(&server.exchange().db, new).await.unwrap();
+        accounts::add(&server.exchange().db, new, None).await.unwrap();
         House { server, files }
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -25,11 +26,57 @@ const SILENCE: Duration = Duration::from_secs(75);
 /// A connection's whole life: who sends a byte a minute does not keep a place.
 const LIFETIME: Duration = Duration::from_secs(3600);
 
+/// Time from the first byte of a request to the end of its head.
+const HEAD: Duration = Duration::from_secs(20);
+
 /// Where a connection came from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct From {
     pub(super) address: SocketAddr,
     pub(super) tls: bool,
+    pub(super) progress: Arc<Progress>,
+}
+
+/// How far the request of a connection is. HTTP/1.1 has one at a time; the body has a deadline of its own, where it is
+/// read.
+#[derive(Debug, Default)]
+pub(super) struct Progress(Mutex<Stage>);
+
+#[derive(Clone, Copy, Debug, Default)]
+enum Stage {
+    /// Nothing was asked, or all is answered.
+    #[default]
+    Idle,
+    /// The head has begun.
+    Head(Instant),
+    /// It is complete.
+    Asked,
+}
+
+impl Progress {
+    /// Bytes have come.
+    fn heard(&self, now: Instant) {
+        let mut stage = self.0.lock();
+        if let Stage::Idle = *stage {
+            *stage = Stage::Head(now);
+        }
+    }
+
+    /// By when the head has to be complete, if one has begun.
+    fn deadline(&self) -> Option<Instant> {
+        match *self.0.lock() {
+            Stage::Head(began) => Some(began + HEAD),
+            Stage::Idle | Stage::Asked => None,
+        }
+    }
+
+    pub(super) fn head_is_complete(&self) {
+        *self.0.lock() = Stage::Asked;
+    }
+
+    pub(super) fn is_answered(&self) {
+        *self.0.lock() = Stage::Idle;
+    }
 }
 
 /// Takes connections from the gate, up to the end of the handshake.
@@ -76,7 +123,9 @@ impl listen::Handler for Door {
                 };
             }
             let now = Instant::now();
+            let progress = Arc::<Progress>::default();
             let connection = Connection {
+                progress: Arc::clone(&progress),
                 transport,
                 silence: Box::pin(tokio::time::sleep_until(now + SILENCE)),
                 heard: now,
@@ -84,7 +133,7 @@ impl listen::Handler for Door {
                 _guard: guard,
             };
             // Nobody takes it any more: the server stops.
-            let _ = connections.send((connection, From { address: peer, tls })).await;
+            let _ = connections.send((connection, From { address: peer, tls, progress })).await;
         });
     }
 
@@ -118,18 +167,19 @@ impl Listener for Doorway {
     }
 
     fn local_addr(&self) -> io::Result<From> {
-        Ok(From { address: self.address, tls: false })
+        Ok(From { address: self.address, tls: false, progress: Arc::default() })
     }
 }
 
 impl Connected<IncomingStream<'_, Doorway>> for From {
     fn connect_info(stream: IncomingStream<'_, Doorway>) -> From {
-        *stream.remote_addr()
+        stream.remote_addr().clone()
     }
 }
 
-/// A connection that ends when it is silent or old.
+/// A connection that ends when it is silent or old, or when the head of a request takes too long.
 pub(super) struct Connection {
+    progress: Arc<Progress>,
     transport: Transport,
     silence: Pin<Box<Sleep>>,
     heard: Instant,
@@ -139,8 +189,13 @@ pub(super) struct Connection {
 
 impl Connection {
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        // A deadline that has come nearer needs a nearer alarm.
+        let head = self.progress.deadline();
+        if head.is_some_and(|head| head < self.silence.deadline()) {
+            self.silence.as_mut().reset(head.unwrap_or(self.end));
+        }
         while self.silence.as_mut().poll(cx).is_ready() {
-            let until = (self.heard + SILENCE).min(self.end);
+            let until = (self.heard + SILENCE).min(self.end).min(head.unwrap_or(self.end));
             if until <= Instant::now() {
                 return Err(io::ErrorKind::TimedOut.into());
             }
@@ -157,9 +212,13 @@ impl AsyncRead for Connection {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.check(cx)?;
+        let before = buf.filled().len();
         let read = Pin::new(&mut self.transport).poll_read(cx, buf);
         if read.is_ready() {
             self.heard = Instant::now();
+            if buf.filled().len() > before {
+                self.progress.heard(self.heard);
+            }
         }
         read
     }

@@ -16,15 +16,18 @@ mod sign_in;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method as HttpMethod, Response, StatusCode, header};
+use parking_lot::Mutex;
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -40,11 +43,17 @@ use crate::net::{CertStore, Gate};
 use crate::operations::Operator;
 use listen::From as Origin;
 use problem::Problem;
-use rates::Rates;
+use rates::{Rates, Who};
 use sign_in::{Sessions, SignedIn};
 
 /// Bytes of a body: a list of blocks to be imported is the largest.
 const MOST_BODY: usize = 1 << 20;
+/// Bytes of a body of somebody who is about to sign in.
+const MOST_SIGN_IN: usize = 8 << 10;
+/// Time for a body to come to its end.
+const BODY_PATIENCE: Duration = Duration::from_secs(30);
+/// Tokens remembered as good: all there can be, and some that were revoked.
+const MOST_GOOD: usize = 2 * tokens::MOST as usize;
 /// The cookie of a session.
 const COOKIE: &str = "trunkline-session";
 /// The same inside TLS: browsers then refuse it from anywhere else (RFC 6265bis s.4.1.3.2).
@@ -58,6 +67,9 @@ struct Api {
     exchange: Arc<Exchange>,
     sessions: Sessions,
     rates: Rates,
+    /// Hashes of tokens that were good when they were shown last: who shows another one is a stranger until it was
+    /// looked up.
+    good_tokens: Mutex<HashSet<Vec<u8>>>,
 }
 
 /// What a listener needs.
@@ -91,7 +103,12 @@ impl std::fmt::Debug for Face {
 impl Face {
     /// Nobody is signed in.
     pub fn new(exchange: Arc<Exchange>) -> Face {
-        Face(Arc::new(Api { exchange, sessions: Sessions::default(), rates: Rates::default() }))
+        Face(Arc::new(Api {
+            exchange,
+            sessions: Sessions::default(),
+            rates: Rates::default(),
+            good_tokens: Mutex::default(),
+        }))
     }
 
     /// Serves one listener until the server stops.
@@ -132,7 +149,9 @@ async fn handle(
     request: Request,
 ) -> Response<Body> {
     let (parts, body) = request.into_parts();
-    let (address, tls) = who(&parts.headers, origin);
+    origin.progress.head_is_complete();
+    let own_tls = origin.tls;
+    let (address, tls) = who(&parts.headers, &origin);
     let asked = Asked {
         path: parts.uri.path().to_owned(),
         query: parts.uri.query().unwrap_or_default().to_owned(),
@@ -150,12 +169,13 @@ async fn handle(
             response
         }
     };
-    protect(response.headers_mut(), tls);
+    protect(response.headers_mut(), own_tls);
+    origin.progress.is_answered();
     response
 }
 
 /// Where a request comes from, and whether the browser spoke TLS. A reverse proxy is believed if it is on this machine.
-fn who(headers: &HeaderMap, origin: Origin) -> (IpAddr, bool) {
+fn who(headers: &HeaderMap, origin: &Origin) -> (IpAddr, bool) {
     let (address, tls) = (origin.address.ip().to_canonical(), origin.tls);
     if !address.is_loopback() {
         return (address, tls);
@@ -166,8 +186,9 @@ fn who(headers: &HeaderMap, origin: Origin) -> (IpAddr, bool) {
     (forwarded.unwrap_or(address), tls || https)
 }
 
-/// What every answer carries.
-fn protect(headers: &mut HeaderMap, tls: bool) {
+/// What every answer carries. `own_tls`: TLS ends here. RFC 6797 s.8.3: the policy holds for the host's every port, so
+/// inside somebody else's TLS it is for them to say.
+fn protect(headers: &mut HeaderMap, own_tls: bool) {
     for (name, value) in [
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::CONTENT_SECURITY_POLICY, CONTENT_POLICY),
@@ -179,7 +200,7 @@ fn protect(headers: &mut HeaderMap, tls: bool) {
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    if tls {
+    if own_tls {
         headers.insert(header::STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
     }
 }
@@ -214,19 +235,14 @@ impl Api {
     /// One of the console's files.
     fn file(&self, asked: &Asked) -> Response<Body> {
         let mut response = Response::new(Body::empty());
-        if let Err(problem) = self.rate(&format!("address {}", network(asked.address)), 1) {
+        if let Err(problem) = self.rate(Who::Stranger(asked.address)) {
             return problem.into_response();
         }
         if asked.method != HttpMethod::GET && asked.method != HttpMethod::HEAD {
             return Problem::wrong_method("GET, HEAD").into_response();
         }
         let Some(asset) = console::file(&asked.path) else {
-            *response.status_mut() = StatusCode::NOT_FOUND;
-            *response.body_mut() = Body::from("There is nothing here.\n");
-            response
-                .headers_mut()
-                .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-            return response;
+            return Problem::unknown_path(&asked.path).into_response();
         };
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(asset.media_type));
@@ -250,12 +266,12 @@ impl Api {
         response
     }
 
-    fn rate(&self, who: &str, share: u32) -> Result<(), Problem> {
+    fn rate(&self, who: Who<'_>) -> Result<(), Problem> {
         let config = self.exchange.config.load();
         if !config.limits.enabled {
             return Ok(());
         }
-        let most = config.console.requests_per_minute / share;
+        let most = config.console.requests_per_minute;
         self.rates.take(who, most, self.exchange.clock().now()).map_err(|seconds| {
             self.exchange.metrics.refused("console-rate");
             Problem::too_many(seconds)
@@ -264,18 +280,24 @@ impl Api {
 
     async fn api(&self, asked: &Asked, body: Body) -> Result<Response<Body>, Problem> {
         let path = asked.path.strip_prefix("/api/v1").ok_or_else(|| Problem::unknown_path(&asked.path))?;
-        let caller = match self.caller(asked).await {
-            // Counted where it comes from, known or not: else a wrong token could be tried without end.
-            Ok(None) | Err(_) => {
-                self.rate(&format!("address {}", network(asked.address)), 1)?;
-                None
-            }
-            Ok(Some(caller)) => {
-                let kind = if matches!(caller, Caller::Token(_)) { "token" } else { "session" };
-                self.rate(&format!("{kind} {}", caller.actor().name), 1)?;
-                Some(caller)
-            }
+        let shown = shown(asked);
+        let was_good = match &shown {
+            Shown::Nothing => false,
+            Shown::Token(token) => self.good_tokens.lock().contains(&tokens::hash(token)),
+            Shown::Cookie(cookie) => self.sessions.knows(cookie),
         };
+        // A stranger is counted before anything is looked up: a wrong token can't be tried without end, nor keep the
+        // store busy.
+        if !was_good {
+            self.rate(Who::Stranger(asked.address))?;
+        }
+        let caller = self.caller(shown).await?;
+        match &caller {
+            Some(Caller::Token(actor)) => self.rate(Who::Known(&format!("token {}", actor.name)))?,
+            Some(Caller::Session(it)) => self.rate(Who::Known(&format!("session {}", it.actor.name)))?,
+            None if was_good => self.rate(Who::Stranger(asked.address))?,
+            None => {}
+        }
         if asked.headers.contains_key(header::AUTHORIZATION) && caller.is_none() {
             return Err(Problem::unauthorized("the token is unknown, or its time is over"));
         }
@@ -315,7 +337,7 @@ impl Api {
                         "the fields of this operation stand in the body, not in the query",
                     ));
                 }
-                object(asked, body).await?
+                object(asked, body, MOST_BODY).await?
             }
         };
         let operation = schema::operation(row, fields)?;
@@ -324,18 +346,29 @@ impl Api {
     }
 
     /// Who asks. An error: the store's.
-    async fn caller(&self, asked: &Asked) -> Result<Option<Caller>, Problem> {
-        if let Some(value) = asked.headers.get(header::AUTHORIZATION) {
-            let token = value.to_str().ok().and_then(|value| {
-                let (scheme, token) = value.split_once(' ')?;
-                scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
-            });
-            let Some(token) = token else { return Ok(None) };
-            let actor = tokens::actor(&self.exchange, &token).await?;
-            return Ok(actor.map(Caller::Token));
+    async fn caller(&self, shown: Shown) -> Result<Option<Caller>, Problem> {
+        match shown {
+            Shown::Nothing => Ok(None),
+            Shown::Cookie(cookie) => {
+                Ok(self.sessions.find(&self.exchange, &cookie).await?.map(Caller::Session))
+            }
+            Shown::Token(token) => {
+                let actor = tokens::actor(&self.exchange, &token).await?;
+                let hash = tokens::hash(&token);
+                let mut good = self.good_tokens.lock();
+                match &actor {
+                    Some(_) => {
+                        // Some of them were revoked meanwhile; the others come back.
+                        if good.len() >= MOST_GOOD {
+                            good.clear();
+                        }
+                        good.insert(hash);
+                    }
+                    None => drop(good.remove(&hash)),
+                }
+                Ok(actor.map(Caller::Token))
+            }
         }
-        let Some(cookie) = cookie(&asked.headers, asked.tls) else { return Ok(None) };
-        Ok(self.sessions.find(&self.exchange, &cookie).await?.map(Caller::Session))
     }
 
     async fn session(
@@ -346,7 +379,7 @@ impl Api {
     ) -> Result<Response<Body>, Problem> {
         if path == "/session" && asked.method == HttpMethod::POST {
             if is_foreign(&asked.headers) {
-                return Err(Problem::forbidden("this request comes from another site"));
+                return Err(Problem::csrf("this request comes from another site"));
             }
             let wanted = read(asked, body).await?;
             let (answer, cookie) = self.sessions.sign_in(&self.exchange, asked.address, wanted).await?;
@@ -410,9 +443,22 @@ fn methods(rows: &[&Row]) -> &'static str {
     }
 }
 
-/// One customer's addresses: an IPv6 /64 counts as one.
-fn network(address: IpAddr) -> IpAddr {
-    crate::net::listen::network(address)
+/// What a request shows of who sends it.
+enum Shown {
+    Nothing,
+    Token(String),
+    Cookie(String),
+}
+
+fn shown(asked: &Asked) -> Shown {
+    let Some(value) = asked.headers.get(header::AUTHORIZATION) else {
+        return cookie(&asked.headers, asked.tls).map_or(Shown::Nothing, Shown::Cookie);
+    };
+    let token = value.to_str().ok().and_then(|value| {
+        let (scheme, token) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
+    });
+    token.map_or(Shown::Nothing, Shown::Token)
 }
 
 /// The value of our cookie. Inside TLS only the one that no neighbour can set.
@@ -456,7 +502,7 @@ fn check_session_csrf(asked: &Asked, session: &SignedIn) -> Result<(), Problem> 
     if same && !is_foreign(&asked.headers) {
         return Ok(());
     }
-    Err(Problem::forbidden("X-CSRF-Token is missing or of another session"))
+    Err(Problem::csrf("X-CSRF-Token is missing or of another session"))
 }
 
 /// The fields of an operation in a query.
@@ -485,17 +531,20 @@ fn from_query(row: &Row, query: &str) -> Result<Map<String, Value>, Problem> {
 }
 
 /// A body, bounded.
-async fn bytes(asked: &Asked, body: Body) -> Result<bytes::Bytes, Problem> {
+async fn bytes(asked: &Asked, body: Body, most: usize) -> Result<bytes::Bytes, Problem> {
     let media_type = asked.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let media_type = media_type.and_then(|value| value.split(';').next()).map(str::trim);
     if !media_type.is_some_and(|media_type| media_type.eq_ignore_ascii_case("application/json")) {
         return Err(Problem::media_type());
     }
-    to_bytes(body, MOST_BODY).await.map_err(|_| Problem::too_large(MOST_BODY))
+    match tokio::time::timeout(BODY_PATIENCE, to_bytes(body, most)).await {
+        Ok(read) => read.map_err(|_| Problem::too_large(most)),
+        Err(_) => Err(Problem::too_slow()),
+    }
 }
 
-async fn object(asked: &Asked, body: Body) -> Result<Map<String, Value>, Problem> {
-    serde_json::from_slice(&bytes(asked, body).await?).map_err(|error| {
+async fn object(asked: &Asked, body: Body, most: usize) -> Result<Map<String, Value>, Problem> {
+    serde_json::from_slice(&bytes(asked, body, most).await?).map_err(|error| {
         Problem::bad_request(format!(
             "the body is not a JSON object: line {} column {}",
             error.line(),
@@ -504,8 +553,9 @@ async fn object(asked: &Asked, body: Body) -> Result<Map<String, Value>, Problem
     })
 }
 
+/// A body of the sign-in.
 async fn read<T: DeserializeOwned>(asked: &Asked, body: Body) -> Result<T, Problem> {
-    let object = object(asked, body).await?;
+    let object = object(asked, body, MOST_SIGN_IN).await?;
     serde_json::from_value(Value::Object(object)).map_err(|error| {
         // Names of fields only: values may be secret.
         let text = error.to_string();

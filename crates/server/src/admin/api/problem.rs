@@ -32,8 +32,9 @@ impl Problem {
     }
 
     pub(super) fn unknown_path(path: &str) -> Problem {
-        let detail = format!("there is no operation at {path}");
-        Problem::new(StatusCode::NOT_FOUND, "unknown-path", "There is no such operation", detail)
+        let path: String = path.chars().take(200).collect();
+        let detail = format!("there is nothing at {path}");
+        Problem::new(StatusCode::NOT_FOUND, "unknown-path", "There is no such path", detail)
     }
 
     pub(super) fn wrong_method(allowed: &'static str) -> Problem {
@@ -69,6 +70,17 @@ impl Problem {
     /// A sign-in that did not succeed. Whether the account exists is not told.
     pub(super) fn sign_in(detail: &str) -> Problem {
         Problem::new(StatusCode::UNAUTHORIZED, "sign-in-failed", "The sign-in failed", detail)
+    }
+
+    /// A browser's request that may have been made by another site's page.
+    pub(super) fn csrf(detail: &str) -> Problem {
+        Problem::new(StatusCode::FORBIDDEN, "csrf", "Not asked for by the console's own page", detail)
+    }
+
+    /// The request did not come to an end.
+    pub(super) fn too_slow() -> Problem {
+        let detail = "the body did not come to its end in time";
+        Problem::new(StatusCode::REQUEST_TIMEOUT, "too-slow", "The request took too long", detail)
     }
 
     pub(super) fn forbidden(detail: impl Into<String>) -> Problem {

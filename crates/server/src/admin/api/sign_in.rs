@@ -14,6 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use trunkline_store::sql;
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::sasl;
 
@@ -22,9 +23,10 @@ use crate::admin::actor::{Actor, Face, Scope};
 use crate::admin::totp;
 use crate::exchange::{Exchange, Host};
 use crate::logging::Refusal;
+use crate::net::listen::network;
 use crate::session::attempts::{Most, TooMany};
 
-/// Sign-ins under way, of all; and of one address.
+/// Sign-ins under way, of all; and of one network. Beyond it one makes room: see [`make_room`].
 const MOST_LOGINS: usize = 1000;
 const MOST_LOGINS_OF_ONE: usize = 20;
 /// Milliseconds for a sign-in.
@@ -115,23 +117,40 @@ struct Session {
     csrf: String,
     began: i64,
     used: i64,
-    /// What the password was when it began: with another one the session is over.
-    stored_key: Vec<u8>,
-    totp: bool,
+    /// What the account was signed in to with: when it is another, the session is over.
+    standing: Standing,
     enrolling: Option<totp::Secret>,
+}
+
+/// What a session hangs on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Standing {
+    /// SCRAM-SHA-256 of the password.
+    stored_key: Vec<u8>,
+    /// When the second factor was enrolled.
+    factor_since: Option<i64>,
 }
 
 /// A sign-in under way.
 struct Login {
     account: Jid,
-    address: IpAddr,
+    /// One customer's addresses are one.
+    network: IpAddr,
     since: i64,
     stage: Stage,
 }
 
 enum Stage {
-    Proof(Box<sasl::Server>),
-    Code { secret: totp::Secret, stored_key: Vec<u8>, tried: u32 },
+    /// With what the proof is checked against: `None` for who does not exist.
+    Proof {
+        server: Box<sasl::Server>,
+        stored_key: Option<Vec<u8>>,
+    },
+    Code {
+        secret: totp::Secret,
+        standing: Standing,
+        tried: u32,
+    },
 }
 
 /// Who is signed in, and who is about to be.
@@ -212,6 +231,7 @@ impl Sessions {
             }
             None => None,
         };
+        let stored_key = keys.as_ref().map(|keys| keys.stored_key.clone());
         server.credentials(keys);
         let sasl::Step::Challenge(challenge) = server.step() else { return Err(failed()) };
         // Who is nobody counts for a name of its own.
@@ -224,14 +244,13 @@ impl Sessions {
         {
             let mut logins = self.logins.lock();
             logins.retain(|_, login| since - login.since < PATIENCE);
-            let of_one = logins.values().filter(|login| login.address == address).count();
-            if logins.len() >= MOST_LOGINS || of_one >= MOST_LOGINS_OF_ONE {
-                return Err(Problem::too_many(60));
+            if make_room(&mut logins, network(address)) {
+                let peer = address.to_string();
+                let detail = "too many sign-ins to the console under way: the oldest one made room";
+                exchange.refusals.report(Refusal { name: "console-logins", peer: &peer, conn: 0, detail });
             }
-            logins.insert(
-                login.clone(),
-                Login { account, address, since, stage: Stage::Proof(Box::new(server)) },
-            );
+            let stage = Stage::Proof { server: Box::new(server), stored_key };
+            logins.insert(login.clone(), Login { account, network: network(address), since, stage });
         }
         Ok((
             SignInAnswer {
@@ -245,8 +264,9 @@ impl Sessions {
 
     fn take(&self, login: &str, address: IpAddr, now: i64) -> Result<Login, Problem> {
         let mut logins = self.logins.lock();
-        let found =
-            logins.remove(login).filter(|login| now - login.since < PATIENCE && login.address == address);
+        let found = logins
+            .remove(login)
+            .filter(|login| now - login.since < PATIENCE && login.network == network(address));
         found.ok_or_else(|| Problem::sign_in("this sign-in has ended: begin again"))
     }
 
@@ -258,7 +278,7 @@ impl Sessions {
     ) -> Answered {
         let now = exchange.clock().now();
         let taken = self.take(login, address, now)?;
-        let Stage::Proof(mut server) = taken.stage else { return Err(failed()) };
+        let Stage::Proof { mut server, stored_key } = taken.stage else { return Err(failed()) };
         let guess = guess(exchange, address, &taken.account)?;
         server.response(&STANDARD.encode(last));
         let sasl::Step::Done { data, .. } = server.step() else {
@@ -267,7 +287,12 @@ impl Sessions {
         };
         drop(guess);
         let server_final = data.as_deref().map(text);
-        let key = self.stored_key(exchange, &taken.account).await?.ok_or_else(failed)?;
+        // What was proved is the password as it was when this began. If it was changed meanwhile, to whatever, the proof
+        // is worth nothing.
+        let standing = self.standing(exchange, &taken.account).await?.ok_or_else(failed)?;
+        if stored_key.as_ref() != Some(&standing.stored_key) {
+            return Err(failed());
+        }
         if exchange.scopes_of(&taken.account).is_empty() {
             exchange.metrics.login("console", "forbidden");
             return Err(Problem::forbidden(
@@ -276,19 +301,19 @@ impl Sessions {
         }
         let secret = totp::enrolled(&exchange.db, &taken.account).await.map_err(|error| trouble(&error))?;
         if let Some(secret) = secret {
-            let stage = Stage::Code { secret, stored_key: key, tried: 0 };
+            let stage = Stage::Code { secret, standing, tried: 0 };
             self.logins.lock().insert(login.to_owned(), Login { stage, ..taken });
             let answer = SignInAnswer { server_final, second_factor: Some(true), ..SignInAnswer::default() };
             return Ok((answer, None));
         }
-        let (view, cookie) = self.open(exchange, taken.account, (key, false));
+        let (view, cookie) = self.open(exchange, taken.account, standing);
         Ok((SignInAnswer { server_final, session: Some(view), ..SignInAnswer::default() }, Some(cookie)))
     }
 
     async fn code(&self, exchange: &Arc<Exchange>, address: IpAddr, (login, code): (&str, &str)) -> Answered {
         let now = exchange.clock().now();
         let taken = self.take(login, address, now)?;
-        let Stage::Code { secret, stored_key, tried } = taken.stage else { return Err(failed()) };
+        let Stage::Code { secret, standing, tried } = taken.stage else { return Err(failed()) };
         let guess = guess(exchange, address, &taken.account)?;
         let good = match secret.check(code, now) {
             // A code that was seen on its way is not good a second time.
@@ -298,36 +323,44 @@ impl Sessions {
             None => false,
         };
         if !good {
+            wrong_code(exchange, address, &taken.account);
             guess.failed();
             if tried + 1 < MOST_CODES {
-                let stage = Stage::Code { secret, stored_key, tried: tried + 1 };
+                let stage = Stage::Code { secret, standing, tried: tried + 1 };
                 self.logins.lock().insert(login.to_owned(), Login { stage, ..taken });
             }
             return Err(Problem::sign_in("the code is not right"));
         }
         drop(guess);
-        let (view, cookie) = self.open(exchange, taken.account, (stored_key, true));
+        if self.standing(exchange, &taken.account).await? != Some(standing.clone()) {
+            return Err(failed());
+        }
+        let (view, cookie) = self.open(exchange, taken.account, standing);
         Ok((SignInAnswer { session: Some(view), ..SignInAnswer::default() }, Some(cookie)))
     }
 
-    async fn stored_key(&self, exchange: &Arc<Exchange>, account: &Jid) -> Result<Option<Vec<u8>>, Problem> {
-        let Some(host) = exchange.host(account.domain()).cloned() else { return Ok(None) };
-        let keys = exchange.credentials(&host, Some(account), sasl::Hash::Sha256).await;
-        Ok(keys.map_err(|error| trouble(&error))?.map(|keys| keys.stored_key))
+    /// How the account stands now; `None`: there is none, or it is disabled.
+    async fn standing(&self, exchange: &Arc<Exchange>, account: &Jid) -> Result<Option<Standing>, Problem> {
+        let statement = sql("SELECT c.stored_key, t.enrolled_at FROM credentials c \
+             JOIN accounts a ON a.id = c.account_id JOIN hosts h ON h.id = a.host_id \
+             LEFT JOIN totp t ON t.account = a.id \
+             WHERE h.name = ?1 AND a.local = ?2 AND c.mechanism = ?3 AND a.disabled = 0")
+        .bind(account.domain())
+        .bind(account.local().unwrap_or_default())
+        .bind(sasl::Hash::Sha256.mechanism());
+        let rows = exchange.db.read(statement).await.map_err(|error| trouble(&error))?;
+        Ok(rows
+            .first()
+            .map(|row| Standing { stored_key: row.blob(0).to_vec(), factor_since: row.opt_int(1) }))
     }
 
-    fn open(
-        &self,
-        exchange: &Exchange,
-        account: Jid,
-        (stored_key, totp): (Vec<u8>, bool),
-    ) -> (SessionView, String) {
+    fn open(&self, exchange: &Exchange, account: Jid, standing: Standing) -> (SessionView, String) {
         let now = exchange.clock().now();
         let cookie = crate::ids::token(32);
         let csrf = crate::ids::token(24);
         exchange.metrics.login("console", "ok");
         tracing::info!(%account, "signed in to the console");
-        let session = Session { account, csrf, began: now, used: now, stored_key, totp, enrolling: None };
+        let session = Session { account, csrf, began: now, used: now, standing, enrolling: None };
         let view = session.view(exchange);
         let mut open = self.open.lock();
         open.retain(|_, session| session.lives(exchange, now));
@@ -342,6 +375,11 @@ impl Sessions {
         }
         open.insert(hash(&cookie), session);
         (view, cookie)
+    }
+
+    /// There is a session of this cookie, or was until a moment ago.
+    pub(super) fn knows(&self, cookie: &str) -> bool {
+        self.open.lock().contains_key(&hash(cookie))
     }
 
     /// Who has this cookie. Each request prolongs the session.
@@ -363,9 +401,8 @@ impl Sessions {
             session.clone()
         };
         let scopes = exchange.scopes_of(&session.account);
-        // The account is gone, disabled, has another password or another role: the session is over.
-        let same =
-            self.stored_key(exchange, &session.account).await?.is_some_and(|key| key == session.stored_key);
+        // The account is gone, disabled, has another password, second factor or role: the session is over.
+        let same = self.standing(exchange, &session.account).await?.is_some_and(|it| it == session.standing);
         if !same || scopes.is_empty() {
             self.open.lock().remove(&key);
             return Ok(None);
@@ -414,7 +451,7 @@ impl Sessions {
         totp::enrol(&exchange.db, &who.account, &secret, (step, now), audit)
             .await
             .map_err(|error| trouble(&error))?;
-        self.note_totp(&who.account, true);
+        self.changed_factor(who, Some(now));
         Ok(None)
     }
 
@@ -436,20 +473,25 @@ impl Sessions {
             None => false,
         };
         if !good {
+            wrong_code(exchange, address, &who.account);
             guess.failed();
             return Err(Problem::bad_request("code: this is not the code now"));
         }
         drop(guess);
         let what = "second factor remove";
         let audit = exchange.control.audit.entry(&who.actor, what, "", (Some(who.account.to_string()), None));
-        totp::reset(&exchange.db, &who.account, Some(audit)).await.map_err(|error| trouble(&error))?;
-        self.note_totp(&who.account, false);
+        totp::reset(&exchange.db, &who.account, audit).await.map_err(|error| trouble(&error))?;
+        self.changed_factor(who, None);
         Ok(())
     }
 
-    fn note_totp(&self, account: &Jid, totp: bool) {
-        for session in self.open.lock().values_mut().filter(|session| session.account == *account) {
-            session.totp = totp;
+    /// The session that changed the second factor goes on; the account's other ones are over, as they hang on what was
+    /// before.
+    fn changed_factor(&self, who: &SignedIn, since: Option<i64>) {
+        let mut open = self.open.lock();
+        open.retain(|key, session| session.account != who.account || *key == who.key);
+        if let Some(session) = open.get_mut(&who.key) {
+            session.standing.factor_since = since;
             session.enrolling = None;
         }
     }
@@ -473,9 +515,32 @@ impl Session {
             scopes: exchange.scopes_of(&self.account),
             csrf: self.csrf.clone(),
             expires_at: self.end(exchange),
-            totp: self.totp,
+            totp: self.standing.factor_since.is_some(),
         }
     }
+}
+
+/// Lets one more sign-in of this network in; true: another one had to go. With too many of one network its oldest
+/// goes; with too many in all the oldest of the network that has most, so that one that comes from few addresses can't
+/// push the others out. Those that wait for a code only have proved the password and go last.
+fn make_room(logins: &mut HashMap<String, Login>, network: IpAddr) -> bool {
+    let mut of_each: HashMap<IpAddr, usize> = HashMap::new();
+    for login in logins.values() {
+        *of_each.entry(login.network).or_default() += 1;
+    }
+    let crowded = match of_each.get(&network) {
+        Some(own) if *own >= MOST_LOGINS_OF_ONE => Some(network),
+        _ if logins.len() >= MOST_LOGINS => None,
+        _ => return false,
+    };
+    let rank = |login: &Login| {
+        let of_its = of_each.get(&login.network).copied().unwrap_or_default();
+        (matches!(login.stage, Stage::Code { .. }), std::cmp::Reverse(of_its), login.since)
+    };
+    let candidates =
+        logins.iter().filter(|(_, login)| crowded.is_none_or(|network| login.network == network));
+    let oldest = candidates.min_by_key(|(_, login)| rank(login)).map(|(key, _)| key.clone());
+    oldest.is_some_and(|key| logins.remove(&key).is_some())
 }
 
 fn remove_oldest(open: &mut HashMap<Vec<u8>, Session>, of: impl Fn(&Session) -> bool) {
@@ -526,6 +591,12 @@ fn guess(exchange: &Arc<Exchange>, address: IpAddr, account: &Jid) -> Result<Gue
             Err(too_often(exchange, address, name))
         }
     }
+}
+
+/// Counted and logged: who gets here has the password.
+fn wrong_code(exchange: &Exchange, address: IpAddr, account: &Jid) {
+    let (peer, detail) = (address.to_string(), format!("a wrong code of the second factor of {account}"));
+    exchange.refusals.report(Refusal { name: "console-code", peer: &peer, conn: 0, detail: &detail });
 }
 
 fn too_often(exchange: &Exchange, address: IpAddr, name: &'static str) -> Problem {

@@ -1,6 +1,9 @@
 //! The API as a program and a page meet it, without a network and in virtual time; and THE WALK: every operation, with
 //! every role, through every face.
 
+mod changes;
+mod guards;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -24,6 +27,8 @@ const PASSWORD: &str = "wherefore art thou";
 struct Desk {
     server: Arc<Server>,
     face: Face,
+    /// With the configuration's file.
+    directory: tempfile::TempDir,
 }
 
 /// What a browser keeps.
@@ -45,17 +50,20 @@ impl Desk {
             "domain = \"north.example\"\ndata_dir = \"/nonexistent\"\n[accounts]\nadmins = [\"admin@north.example\"]\n\
              moderators = [\"mod@north.example\"]\npassword_iterations = 4096\n{settings}"
         );
-        let config = Config::parse(&text, std::path::Path::new("/nonexistent/trunkline.toml")).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("trunkline.toml");
+        std::fs::write(&file, &text).unwrap();
+        let config = Config::parse(&text, &file).unwrap();
         let parts = Parts { clock: Clock::virtual_now(), in_memory: true, ..Parts::default() };
         let server = Server::start(config, parts).await.unwrap();
         for name in ["admin", "mod", "romeo"] {
             let jid = Jid::from_parts(Some(name), "north.example", None).unwrap();
             let password = Password::new(PASSWORD);
             let new = accounts::NewAccount { jid: &jid, password: &password, iterations: 4096, now: 0 };
-            accounts::add(&server.exchange().db, new).await.unwrap();
+            accounts::add(&server.exchange().db, new, None).await.unwrap();
         }
         let face = Face::new(Arc::clone(server.exchange()));
-        Desk { server, face }
+        Desk { server, face, directory }
     }
 
     fn exchange(&self) -> &Arc<Exchange> {
@@ -63,12 +71,23 @@ impl Desk {
     }
 
     async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Got {
+        self.ask_from("192.0.2.7", (method, path), headers, body).await
+    }
+
+    async fn ask_from(
+        &self,
+        address: &str,
+        (method, path): (&str, &str),
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Got {
         let mut request = Request::builder().method(method).uri(path);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let request = request.body(Body::from(body.to_owned())).unwrap();
-        let origin = Origin { address: "192.0.2.7:4711".parse().unwrap(), tls: true };
+        let address = SocketAddr::new(address.parse().unwrap(), 4711);
+        let origin = Origin { address, tls: !address.ip().is_loopback(), progress: Arc::default() };
         let response = handle(State(Arc::clone(&self.face.0)), ConnectInfo(origin), request).await;
         let (parts, body) = response.into_parts();
         let bytes = to_bytes(body, usize::MAX).await.unwrap();
@@ -80,7 +99,7 @@ impl Desk {
         );
         if parts.status.is_client_error() || parts.status.is_server_error() {
             let media_type = parts.headers.get("content-type").unwrap();
-            assert!(path == "/nothing" || media_type == "application/problem+json", "{method} {path}");
+            assert_eq!(media_type, "application/problem+json", "{method} {path}");
         }
         let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         Got { status: parts.status.as_u16(), headers: parts.headers, body }
@@ -197,7 +216,8 @@ async fn accounts_of_people_with_a_role_are_for_those_with_the_same() {
     }
     let passwd =
         Operation::UserPasswd { address: "mod@north.example".into(), password: Password::new("therefore") };
-    let outcome = operator.run(&actor(&[Scope::Accounts, Scope::Read, Scope::Moderate]), passwd).await;
+    let outcome =
+        operator.run(&actor(&[Scope::Accounts, Scope::Read, Scope::Moderate, Scope::Audit]), passwd).await;
     assert!(outcome.is_ok(), "{outcome:?}");
 }
 
@@ -209,10 +229,10 @@ async fn signing_in_and_out() {
     let session = desk.get("/session", &admin).await;
     assert_eq!(session.status, 200);
     assert_eq!(session.body["address"], "admin@north.example");
-    assert_eq!(session.body["scopes"], json!(["read", "moderate", "operate", "accounts"]));
+    assert_eq!(session.body["scopes"], json!(["read", "moderate", "operate", "accounts", "audit"]));
     assert_eq!((&session.body["totp"], &session.body["csrf"]), (&json!(false), &json!(admin.csrf)));
     let moderator = desk.sign_in("mod@north.example").await;
-    assert_eq!(desk.get("/session", &moderator).await.body["scopes"], json!(["read", "moderate"]));
+    assert_eq!(desk.get("/session", &moderator).await.body["scopes"], json!(["read", "moderate", "audit"]));
 
     // Another's password, nobody, and who has no role.
     let (wrong, _) = desk.prove("admin@north.example", "therefore").await;
@@ -266,7 +286,7 @@ async fn a_session_ends() {
     let changed = desk.sign_in("mod@north.example").await;
     let jid = Jid::parse("mod@north.example").unwrap();
     let new = accounts::NewPassword { password: &Password::new("new"), iterations: 4096, keep: 0 };
-    accounts::set_password(&desk.exchange().db, &jid, new).await.unwrap();
+    accounts::set_password(&desk.exchange().db, &jid, new, None).await.unwrap();
     assert_eq!(desk.get("/status", &changed).await.status, 401, "the password is another");
 
     let removed = Desk::browser(&desk.prove("mod@north.example", "new").await.0);
@@ -496,6 +516,8 @@ async fn each_caller_has_a_rate() {
     let wait: u64 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((1..=60).contains(&wait));
     assert_eq!(desk.with_token("GET", "/status", &other, "").await.status, 200);
+    assert_eq!(desk.with_token("GET", "/status", &other, "").await.status, 200);
+    let unseen = desk.token("unseen", &[Scope::Read]).await;
     // Guessing tokens counts for the address.
     let tried: Vec<u16> = {
         let mut tried = Vec::new();
@@ -510,6 +532,8 @@ async fn each_caller_has_a_rate() {
         200,
         "who has a token is not hurt"
     );
+    let refused = desk.with_token("GET", "/status", &unseen, "").await;
+    assert_eq!(refused.status, 429, "nothing is looked up for an address that has asked too often");
     tokio::time::advance(Duration::from_secs(wait)).await;
     assert_eq!(desk.with_token("GET", "/status", &one, "").await.status, 200);
 }
@@ -617,7 +641,11 @@ fn sample(row: &Row) -> Operation {
         }
     }
     let fields = schema::fields(row).iter().filter(|field| field.required);
-    let given = fields.map(|field| (field.name.clone(), some(&field.schema))).collect();
+    let mut given: Map<String, Value> =
+        fields.map(|field| (field.name.clone(), some(&field.schema))).collect();
+    if row.op == "federation-close" {
+        given.insert("all".into(), true.into());
+    }
     schema::operation(row, given).unwrap_or_else(|error| panic!("{} {}: {error}", row.op, row.act))
 }
 
@@ -647,7 +675,7 @@ async fn every_operation_with_every_role() {
             desk.ask(method, &format!("/api/v1{path}"), &[("content-type", "application/json")], &body).await;
         assert_eq!(nobody.status, 401, "{name}");
         for (browser, scopes) in
-            [(&admin, &Scope::ALL[..]), (&moderator, &[Scope::Read, Scope::Moderate][..])]
+            [(&admin, &Scope::ALL[..]), (&moderator, &[Scope::Read, Scope::Moderate, Scope::Audit][..])]
         {
             let cookie = format!("{SECURE_COOKIE}={}", browser.cookie);
             let headers = [

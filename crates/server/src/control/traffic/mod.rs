@@ -347,7 +347,10 @@ async fn show(exchange: &Arc<Exchange>, actor: &Actor, domain: &str) -> Result<O
     let row = traffic.row(domain);
     let peer = around.peers.get(domain);
     let sanctions = around.sanctions(domain);
-    if row.is_none() && peer.is_none() && sanctions.is_empty() {
+    // Blocks stand beside the rules, and so does a level of its own.
+    let is_acted_on = exchange.control.policy.standing().blocked(domain, traffic.now()).is_some()
+        || around.breaker.domains.iter().any(|level| level.domain.as_deref() == Some(domain));
+    if row.is_none() && peer.is_none() && sanctions.is_empty() && !is_acted_on {
         return Err(OpError::NotFound(format!("domain {domain} that this server has seen")));
     }
     if peer.is_some_and(|peer| !peer.streams.is_empty()) {

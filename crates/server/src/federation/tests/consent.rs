@@ -503,7 +503,7 @@ async fn an_account_that_goes_takes_consents_and_requests_along() {
     settle().await;
     assert!(count(&here, "held").await > 0 && count(&here, "consents").await > 0);
     let jid: Jid = "juliet@here.example".parse().unwrap();
-    here.exchange().erase_account(&jid).await.unwrap().depart().await;
+    here.exchange().erase_account(&jid, None).await.unwrap().depart().await;
     for table in ["held", "first_contacts", "consents", "roster"] {
         assert_eq!(count(&here, table).await, 0, "{table}");
     }

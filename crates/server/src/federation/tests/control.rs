@@ -773,7 +773,7 @@ async fn what_was_set_survives_a_restart() {
     }))
     .await;
     run(Operation::Policy(PolicyOp::SetPreset { preset: Preset::Open, shadow: true, why: "w".into() })).await;
-    run(Operation::FederationClose { domain: None }).await;
+    run(Operation::FederationClose { domain: None, all: true }).await;
     let over = exchange.clock().now() + 50;
     run(Operation::Breaker(BreakerOp::Set {
         domain: Some("soon.example".into()),

@@ -121,9 +121,11 @@ async fn ad_hoc_commands_follow_the_roles() {
     ];
     let north = world.site("north.example", &settings).await;
     let commands = "http://jabber.org/protocol/commands";
-    for (who, scopes) in
-        [("admin", &Scope::ALL[..]), ("mod", &[Scope::Read, Scope::Moderate][..]), ("romeo", &[][..])]
-    {
+    for (who, scopes) in [
+        ("admin", &Scope::ALL[..]),
+        ("mod", &[Scope::Read, Scope::Moderate, Scope::Audit][..]),
+        ("romeo", &[][..]),
+    ] {
         let mut person = north.person(&format!("{who}@north.example/a")).await;
         person
             .send(&format!(

@@ -167,7 +167,7 @@ async fn closing_cuts_the_outside_off_and_opening_brings_it_back() {
     let mut juliet = south.person("juliet@south.example/b").await;
     romeo.send(CHAT).await;
     assert_eq!(juliet.bodies().await, ["hello"]);
-    north.admin(Operation::FederationClose { domain: None }).await.unwrap();
+    north.admin(Operation::FederationClose { domain: None, all: true }).await.unwrap();
     settle().await;
     assert_eq!(north.federation.status().peers[0].streams.len(), 0);
     assert!(!north.federation.status().open);
