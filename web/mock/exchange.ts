@@ -35,7 +35,11 @@ export class Exchange {
   private readonly cookies = new Set<string>();
   private readonly csrf = 'mock-token';
   private totp = false;
-  private scopes: api.Scope[] = ['read', 'moderate', 'operate', 'accounts'];
+  private devices: api.Device[] = [
+    { id: 'a8fk2', connected: true, first_seen: Date.now() - 90 * DAY, last_seen: Date.now() - 2 * HOUR, password: true, token: true, software: 'Conversations', device: 'Pixel 9', resources: ['Conversations.x1'] },
+    { id: 'q0rj7', connected: false, first_seen: Date.now() - 400 * DAY, last_seen: Date.now() - 61 * DAY, password: false, token: true, software: 'Gajim', device: 'desk', resources: [] },
+  ];
+  private scopes: api.Scope[] = ['read', 'moderate', 'operate', 'accounts', 'audit'];
   private preset: api.Preset = 'careful';
   private presetShadow = false;
   private rules: api.RuleView[];
@@ -325,6 +329,19 @@ export class Exchange {
       'POST /accounts/remove': (fields) => {
         this.users = this.users.filter((it) => it.address !== fields.address);
         return done('Removed.');
+      },
+      'POST /accounts/disable': (fields) => {
+        this.users = this.users.map((it) => (it.address === fields.address ? { ...it, disabled: true, sessions: 0 } : it));
+        return done(`${text(fields.address)} is disabled.`);
+      },
+      'POST /accounts/enable': (fields) => {
+        this.users = this.users.map((it) => (it.address === fields.address ? { ...it, disabled: false } : it));
+        return done(`${text(fields.address)} can be used again.`);
+      },
+      'GET /accounts/devices': () => ({ outcome: 'clients', clients: this.devices }),
+      'POST /accounts/end-device': (fields) => {
+        this.devices = this.devices.filter((it) => it.id !== fields.client);
+        return done('The device was signed out.');
       },
       'POST /accounts/password': () => done('The password is set.'),
       'POST /accounts/reset-second-factor': () => done('The second factor is off.'),

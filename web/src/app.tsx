@@ -43,7 +43,7 @@ const PAGES: Entry[] = [
   { page: 'policy', name: 'Policy', needs: 'read' },
   { page: 'reports', name: 'Requests and reports', needs: 'moderate', badge: () => now.value?.reports ?? 0 },
   { page: 'lists', name: 'Lists', needs: 'read' },
-  { page: 'audit', name: 'Audit', needs: 'read' },
+  { page: 'audit', name: 'Audit', needs: 'audit' },
   { page: 'accounts', name: 'Accounts', needs: 'accounts' },
   { page: 'you', name: 'You and this server', needs: null },
 ];

@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 
-import { ScramError, final, first, verify } from '../src/logic/scram';
+import { ScramError, final, first, prepared, verify } from '../src/logic/scram';
 
 // RFC 7677 s.3.
 const NONCE = 'rOprNGfwEbeRWgbNEkqO';
@@ -15,6 +15,12 @@ test('the example of RFC 7677', async () => {
   verify(expected, 'v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=');
   expect(() => verify(expected, 'v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G5=')).toThrow(ScramError);
   expect(() => verify(expected, 'e=other-error')).toThrow(ScramError);
+});
+
+test('passwords are prepared as the server does', () => {
+  // RFC 4013 s.3, then what is commonly mapped to nothing, and spaces.
+  const cases = { 'I\u00adX': 'IX', user: 'user', USER: 'USER', '\u00aa': 'a', '\u2168': 'IX', 'a\u200d\ufe0f\ufeffb': 'ab', 'a\u00a0\u3000\u200bb': 'a  b' };
+  for (const [typed, meant] of Object.entries(cases)) expect(prepared(typed), typed).toBe(meant);
 });
 
 test('a server that plays tricks gets no proof', async () => {

@@ -1,7 +1,7 @@
 // The shapes on the wire, as crates/server/src/admin and control define them.
 
-export type Scope = 'read' | 'moderate' | 'operate' | 'accounts';
-export const SCOPES: Scope[] = ['read', 'moderate', 'operate', 'accounts'];
+export type Scope = 'read' | 'moderate' | 'operate' | 'accounts' | 'audit';
+export const SCOPES: Scope[] = ['read', 'moderate', 'operate', 'accounts', 'audit'];
 
 export type Level = 'normal' | 'no-new-contacts' | 'granted-only' | 'text-only' | 'closed';
 export const LEVELS: Level[] = ['normal', 'no-new-contacts', 'granted-only', 'text-only', 'closed'];
@@ -215,6 +215,18 @@ export interface User {
   sessions: number | null;
 }
 
+export interface Device {
+  id: string;
+  connected: boolean;
+  first_seen: number | null;
+  last_seen: number | null;
+  password: boolean;
+  token: boolean;
+  software: string | null;
+  device: string | null;
+  resources: string[];
+}
+
 export interface Status {
   version: string;
   pid: number;
@@ -236,6 +248,7 @@ export interface Status {
 export interface Outcomes {
   done: { text: string };
   users: { users: User[]; more: boolean };
+  clients: { clients: Device[] };
   status: Status;
   invitation: { uri: string; expires_at: number };
   policy: PolicyView;

@@ -53,10 +53,19 @@ function attributes(message: string): Map<string, string> {
 }
 
 async function saltedPassword(password: string, salt: Bytes, iterations: number): Promise<Bytes> {
-  // SASLprep (RFC 4013) of what people type comes to NFKC with its mapped spaces.
-  const prepared = password.replace(/[\u00a0\u1680\u2000-\u200b\u202f\u205f\u3000]/g, ' ').normalize('NFKC');
-  const key = await subtle().importKey('raw', utf8(prepared), 'PBKDF2', false, ['deriveBits']);
+  const key = await subtle().importKey('raw', utf8(prepared(password)), 'PBKDF2', false, ['deriveBits']);
   return new Uint8Array(await subtle().deriveBits({ name: 'PBKDF2', hash: 'SHA-256', salt, iterations }, key, 256));
+}
+
+/**
+ * SASLprep (RFC 4013 s.2.1 and s.2.2) of what people type: spaces of other scripts become one of ours, and what is
+ * "commonly mapped to nothing" goes. U+200B is on both lists; the server takes it for nothing.
+ */
+export function prepared(password: string): string {
+  return password
+    .replace(/[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]/g, ' ')
+    .replace(/\u00ad|\u034f|\u1806|[\u180b-\u180d]|[\u200b-\u200d]|\u2060|[\ufe00-\ufe0f]|\ufeff/g, '')
+    .normalize('NFKC');
 }
 
 type Bytes = Uint8Array<ArrayBuffer>;

@@ -1,15 +1,15 @@
 import { useState } from 'preact/hooks';
 
 import { change, get, post, request } from '../api/client';
-import { SCOPES, type Scope, type Token, type User } from '../api/types';
+import { type Device, SCOPES, type Scope, type Token, type User } from '../api/types';
 import { moment } from '../logic/format';
-import { Copyable, Name, Page, Panel, Time, Waiting } from '../parts/basics';
+import { Copyable, Name, Page, Panel, Time, Waiting, Wrong } from '../parts/basics';
 import { Dialog, Form } from '../parts/dialog';
 import { Search, Some, Text, Until } from '../parts/fields';
-import { useLoad } from '../parts/hooks';
+import { useDoing, useLoad } from '../parts/hooks';
 import { Pages, Table } from '../parts/table';
 
-type Asking = { what: 'add' } | { what: 'invite' } | { what: 'password' | 'factor' | 'end' | 'remove'; user: User } | null;
+type Asking = { what: 'add' } | { what: 'invite' } | { what: 'password' | 'factor' | 'devices' | 'end' | 'disable' | 'enable' | 'remove'; user: User } | null;
 
 export function Accounts() {
   const [domain, setDomain] = useState('');
@@ -42,7 +42,11 @@ export function Accounts() {
                 <span class="buttons">
                   <button type="button" class="plain" aria-label={`Set the password of ${it.address}`} onClick={() => ask({ what: 'password', user: it })}>Password</button>
                   <button type="button" class="plain" aria-label={`Second factor of ${it.address}`} onClick={() => ask({ what: 'factor', user: it })}>Second factor</button>
+                  <button type="button" class="plain" aria-label={`Devices of ${it.address}`} disabled={it.disabled} onClick={() => ask({ what: 'devices', user: it })}>Devices</button>
                   <button type="button" class="plain" aria-label={`End sessions of ${it.address}`} disabled={!it.sessions} onClick={() => ask({ what: 'end', user: it })}>End sessions</button>
+                  {it.disabled
+                    ? <button type="button" class="plain" aria-label={`Enable ${it.address}`} onClick={() => ask({ what: 'enable', user: it })}>Enable</button>
+                    : <button type="button" class="plain" aria-label={`Disable ${it.address}`} onClick={() => ask({ what: 'disable', user: it })}>Disable</button>}
                   <button type="button" class="plain" aria-label={`Remove ${it.address}`} onClick={() => ask({ what: 'remove', user: it })}>Remove</button>
                 </span>
               ) },
@@ -56,6 +60,9 @@ export function Accounts() {
       {asking?.what === 'invite' && <Invite onClose={close} />}
       {asking?.what === 'password' && <SetPassword user={asking.user} onClose={close} onDone={done} />}
       {asking?.what === 'factor' && <ResetFactor user={asking.user} onClose={close} onDone={done} />}
+      {asking?.what === 'devices' && <Devices user={asking.user} onClose={done} />}
+      {asking?.what === 'disable' && <Disable user={asking.user} onClose={close} onDone={done} />}
+      {asking?.what === 'enable' && <Enable user={asking.user} onClose={close} onDone={done} />}
       {asking?.what === 'end' && <EndSessions user={asking.user} onClose={close} onDone={done} />}
       {asking?.what === 'remove' && <RemoveAccount user={asking.user} onClose={close} onDone={done} />}
     </Page>
@@ -84,7 +91,7 @@ function SetPassword(props: Asked & { user: User }) {
   const [password, setPassword] = useState('');
   return (
     <Dialog title={`Set the password of ${props.user.address}`} onClose={props.onClose}>
-      <p>Sessions that are logged in stay.</p>
+      <p>All devices are signed out.</p>
       <Form act="Set the password" onCancel={props.onClose} onDone={props.onDone} work={() => change('/accounts/password', { address: props.user.address, password })}>
         <Text label="New password" type="password" autoComplete="new-password" value={password} onInput={setPassword} required autoFocus />
       </Form>
@@ -97,6 +104,55 @@ function ResetFactor(props: Asked & { user: User }) {
     <Dialog title={`Take the second factor off ${props.user.address}?`} onClose={props.onClose}>
       <p>For somebody who has lost the program that makes the codes. Until it is set up again, the password alone opens the console for this account.</p>
       <Form act="Take it off" danger onCancel={props.onClose} onDone={props.onDone} work={() => change('/accounts/reset-second-factor', { address: props.user.address })}>{null}</Form>
+    </Dialog>
+  );
+}
+
+/** What a device calls itself, or what its connections are called. */
+function named(device: Device): string {
+  return [device.software, device.device].filter(Boolean).join(', ') || device.resources.join(', ') || 'It says nothing of itself';
+}
+
+function Devices(props: { user: User; onClose: () => void }) {
+  const list = useLoad(() => get('clients', '/accounts/devices', { address: props.user.address }), [props.user.address]);
+  const doing = useDoing();
+  return (
+    <Dialog wide title={`Devices of ${props.user.address}`} onClose={props.onClose}>
+      <p>A device that is signed out and has the password may come back: set another password to keep it out.</p>
+      <Wrong text={doing.error} />
+      <Waiting of={list}>{(data) => (
+        <Table<Device> caption="Devices" none="No device has signed in." rows={data.clients} id={(it) => it.id} columns={[
+          { name: 'Device', head: true, cell: (it) => <>{named(it)}{it.connected && <span class="tag">connected</span>}</> },
+          { name: 'It has', cell: (it) => [it.password ? 'the password' : '', it.token ? 'a token' : ''].filter(Boolean).join(', ') || <span class="quiet">nothing</span> },
+          { name: 'Last seen', cell: (it) => <Time at={it.last_seen} /> },
+          { name: 'Change', bare: true, cell: (it) => (
+            <button type="button" class="plain" aria-label={`Sign ${named(it)} out`} disabled={doing.busy} onClick={() => doing.run(async () => {
+              const said = await change('/accounts/end-device', { address: props.user.address, client: it.id });
+              list.again();
+              return said;
+            })}>Sign out</button>
+          ) },
+        ]} />
+      )}</Waiting>
+      <div class="actions"><button type="button" class="primary" onClick={props.onClose}>Close</button></div>
+    </Dialog>
+  );
+}
+
+function Disable(props: Asked & { user: User }) {
+  return (
+    <Dialog title={`Disable ${props.user.address}?`} onClose={props.onClose}>
+      <p>Its sessions end, nobody can log in to it, and who writes to it is answered as if it did not exist. What it owns stays until it is enabled again.</p>
+      <Form act="Disable" danger onCancel={props.onClose} onDone={props.onDone} work={() => change('/accounts/disable', { address: props.user.address })}>{null}</Form>
+    </Dialog>
+  );
+}
+
+function Enable(props: Asked & { user: User }) {
+  return (
+    <Dialog title={`Enable ${props.user.address} again?`} onClose={props.onClose}>
+      <p>It can be logged in to again, with its old password.</p>
+      <Form act="Enable" onCancel={props.onClose} onDone={props.onDone} work={() => change('/accounts/enable', { address: props.user.address })}>{null}</Form>
     </Dialog>
   );
 }
@@ -157,6 +213,7 @@ const SCOPE: Record<Scope, string> = {
   moderate: 'moderate: reports and requests, block',
   operate: 'operate: policy, breaker, lists',
   accounts: 'accounts: people, invitations, tokens',
+  audit: 'audit: read who changed what',
 };
 
 function Tokens() {
