@@ -208,6 +208,10 @@ async fn one_request_brings_a_session_with_all_that_was_asked_for() {
     let features = client.features().await;
     assert!(features.root().child(ns::BIND, "bind").is_none());
     assert!(features.root().child(ns::CSI, "csi").is_some());
+    assert!(
+        features.root().child(ns::SM, "sm").is_none(),
+        "it is on: offered again, clients would ask again"
+    );
     assert_eq!(house.resources(), [(format!("Orchard/{resource}"), true, true)]);
     assert!(house.counted("PLAIN", "ok"));
     // The session is live, and counts from the first stanza on.
@@ -576,7 +580,7 @@ async fn a_session_is_resumed_in_the_same_request() {
     let resumed = success.root().child(ns::SM, "resumed").unwrap();
     assert_eq!(resumed.attr("previd").as_deref(), Some(&*id));
     assert!(success.root().child(ns::BIND2, "bound").is_none(), "XEP-0386 s.3.2");
-    client.features().await;
+    assert!(client.features().await.root().child(ns::SM, "sm").is_none(), "a resumed session is managed");
     let message = client.next().await;
     assert_eq!(message.root().attr("id").as_deref(), Some("m"), "{}", text(&message));
     // Who counts more than was sent has lost the thread.

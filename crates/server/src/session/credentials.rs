@@ -51,7 +51,7 @@ pub(super) struct Turn {
     _permit: Option<OwnedSemaphorePermit>,
 }
 
-type Features = (Arc<Config>, [Arc<[u8]>; 2]);
+type Features = (Arc<Config>, [Arc<[u8]>; Stage::ALL.len()]);
 
 type Counts = Arc<[(u32, u32)]>;
 
@@ -72,7 +72,7 @@ impl Credentials {
         &self,
         config: &Arc<Config>,
         stage: Stage,
-        write: impl FnOnce() -> [Vec<u8>; 2],
+        write: impl FnOnce() -> [Vec<u8>; Stage::ALL.len()],
     ) -> Arc<[u8]> {
         let mut features = self.features.lock();
         if let Some((of, written)) = &*features

@@ -19,6 +19,13 @@ pub(in crate::session) enum Stage {
     Unbound,
     /// The session is there.
     Bound,
+    /// The same, and its stream management is on.
+    Managed,
+}
+
+impl Stage {
+    /// Every stage, in the order of its number.
+    pub(in crate::session) const ALL: [Stage; 3] = [Stage::Unbound, Stage::Bound, Stage::Managed];
 }
 
 impl Negotiation {
@@ -88,7 +95,7 @@ impl Negotiation {
         let exchange = &self.desk.exchange;
         let config = exchange.config.load_full();
         exchange.logging_in.features(&config, stage, || {
-            [Stage::Unbound, Stage::Bound].map(|stage| exchange.write_session_features(&config, stage))
+            Stage::ALL.map(|stage| exchange.write_session_features(&config, stage))
         })
     }
 }
@@ -102,7 +109,11 @@ impl Exchange {
             // RFC 3921's session: optional, as draft-cridland-xmpp-session says.
             w.open("session").attr("xmlns", ns::SESSION).empty("optional").close();
         }
-        w.open("sm").attr("xmlns", ns::SM).close();
+        // XEP-0388 s.2.6.1: what is applicable. Offered again, it is asked for again, and the refusal makes clients
+        // forget the session that they could have resumed.
+        if stage != Stage::Managed {
+            w.open("sm").attr("xmlns", ns::SM).close();
+        }
         w.open("csi").attr("xmlns", ns::CSI).close();
         w.open("ver").attr("xmlns", ns::ROSTER_VERSIONING).close();
         w.open("sub").attr("xmlns", ns::PRE_APPROVAL).close();

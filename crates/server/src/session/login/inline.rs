@@ -377,7 +377,11 @@ impl Negotiation {
         }
         w.close();
         let mut out = w.finish();
-        let stage = if seat.is_some() { Stage::Bound } else { Stage::Unbound };
+        let stage = match &seat {
+            None => Stage::Unbound,
+            Some(seat) if seat.session().management().is_some() => Stage::Managed,
+            Some(_) => Stage::Bound,
+        };
         // s.2.6.1: the features follow at once, on the same stream.
         out.extend_from_slice(&self.session_features(stage));
         self.send(&out).await?;
