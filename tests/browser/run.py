@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "interop"))
 
 from clients import Client, Timeout, bounce, message  # noqa: E402
-from dns import Dns  # noqa: E402
+from nameserver import Dns  # noqa: E402
 from pki import Pki  # noqa: E402
 from servers import Prosody, Setting, Trunkline, World, free_ports  # noqa: E402
 from slixmpp.xmlstream import ET  # noqa: E402

@@ -68,6 +68,9 @@ class Client(ClientXMPP):
             raise Timeout(f"{self.boundjid}: {error}")
         if presence:
             await self.get_roster(timeout=10)
+            if "xep_0115" in self.plugin:
+                # What plugins have announced they announced for an address that had no resource yet.
+                await self.plugin["xep_0115"].update_caps(broadcast=False)
             self.send_presence()
             # One's own presence comes back when the server has processed it, in order with what it triggers.
             await self.expect("own presence", lambda x: kind(x) == "presence" and x.get("from") == str(self.boundjid))

@@ -21,10 +21,12 @@ from pathlib import Path
 import control_policy
 import control_consent
 import control_signals
+import end_to_end
+import libraries
 import real_clients
 import scenarios
 from clients import Timeout
-from dns import Dns
+from nameserver import Dns
 from pki import Pki
 from servers import KINDS, Setting, World
 
@@ -168,8 +170,11 @@ async def main():
         if not arguments.no_clients:
             if "prosody-ejabberd" in arguments.pairs:
                 await real_clients.run(report, world, ("prosody", "ejabberd"))
+                await end_to_end.run(report, world, ("prosody", "prosody"))
+                await libraries.run(report, world, ("prosody", "ejabberd"))
             if set(arguments.pairs) != {"prosody-ejabberd"} and binary and binary.exists():
                 await real_clients.run(report, world, ("trunkline", "prosody"))
+                await libraries.run(report, world, ("trunkline", "prosody"))
     finally:
         for server in world.servers:
             await server.kill()

@@ -37,6 +37,7 @@ class Server:
     """One server. `start`, `stop` (clean), `kill`, `restart`, `add_user`; `c2s` and `c2s_tls` are its ports."""
 
     kind = "none"
+    verbose = False  # all that ours can log
 
     def __init__(self, world: World, domain: str, setting: Setting):
         world.count += 1
@@ -279,7 +280,7 @@ class Trunkline(Server):
         return [str(self.world.trunkline), "serve", "--config", str(self.config)]
 
     def environment(self):
-        return dict(super().environment(), RUST_LOG=os.environ.get("RUST_LOG", "info,trunkline=debug"))
+        return dict(super().environment(), RUST_LOG="trace" if self.verbose else os.environ.get("RUST_LOG", "info,trunkline=debug"))
 
     async def ctl(self, *arguments, stdin: str = "") -> str:
         """Runs a command of the binary and returns what it printed."""

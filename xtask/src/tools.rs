@@ -1,5 +1,5 @@
 //! Installs what the tests need beside the Rust toolchain: Debian's servers and clients, a Python environment, and the
-//! packages of the console.
+//! packages of the console and of the clients that are written for Node.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,6 +32,7 @@ pub(crate) fn install(place: &Place) -> Result<(), String> {
     components()?;
     python(place)?;
     npm(place, "web")?;
+    npm(place, "tests/interop/xmppjs")?;
     npm(place, "tests/browser")
 }
 
