@@ -104,6 +104,12 @@ impl Command {
         Command { node, name, access, run: Arc::new(move |call| Box::pin(run(call))) }
     }
 
+    /// Runs it, whoever asks.
+    #[cfg(test)]
+    pub(crate) async fn run(&self, call: Call) -> Answered {
+        (self.run)(call).await
+    }
+
     /// Whether who asks may run it.
     fn permits(&self, request: &Request) -> bool {
         let Some(session) = &request.session else { return false };

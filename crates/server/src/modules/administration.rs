@@ -332,7 +332,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_has_a_second_factor_is_sent_elsewhere() {
         let text = "domain = \"north.example\"\ndata_dir = \"/nonexistent\"\n[accounts]\n\
-                    admins = [\"admin@north.example\"]\npassword_iterations = 4096\n";
+                    admins = [\"admin@north.example\"]\nregistration = \"invite\"\npassword_iterations = 4096\n";
         let config = Config::parse(text, Path::new("/nonexistent/trunkline.toml")).unwrap();
         let parts = Parts { clock: Clock::virtual_now(), in_memory: true, ..Parts::default() };
         let server = Server::start(config, parts).await.unwrap();
@@ -359,6 +359,9 @@ mod tests {
                 Err(error) => format!("{error:?}").contains("second factor"),
                 Ok(_) => false,
             };
+            let mut commands = exchange.modules.commands();
+            let invite = commands.find(|command| command.node == ns::INVITE_ACCOUNT).unwrap();
+            assert_eq!(told(invite.run(call()).await), enrolled);
             for row in TABLE {
                 assert_eq!(told(run(row, call()).await), enrolled && row.changes, "{}", row.node);
             }

@@ -1,15 +1,19 @@
 //! XEP-0401 Ad-hoc Account Invitation Generation 0.6.0, and the server's help with XEP-0379 Pre-Authenticated Roster
 //! Subscription 0.3.3 (in [`crate::route::presence`]).
 
+use std::sync::Arc;
+
 use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::forms::{Field, Form};
 use trunkline_xmpp::ns;
 
 use super::{Level, Module};
 use crate::admin::accounts;
+use crate::admin::actor::Actor;
 use crate::commands::{Access, Answered, Call, Command, Report, Stage, bad_payload};
 use crate::config::Registration;
 use crate::invites::{InviteError, Made, Wish};
+use crate::operations::{Operator, stanza_error};
 use crate::route::message::store_trouble;
 
 /// FORM_TYPE of an invitation (XEP-0401 s.5.1).
@@ -46,6 +50,11 @@ async fn create_account(call: Call) -> Answered {
         return Err(StanzaError::new(Condition::NotAllowed)
             .text("Nobody can register: accounts.registration is \"closed\"."));
     }
+    // What `invite-create` of the table is, with a name: the same holds for it.
+    let account = &call.session.account;
+    let actor = Actor::ad_hoc(account.jid.as_str(), call.exchange.scopes_of(&account.jid));
+    let operator = Operator(Arc::clone(&call.exchange));
+    operator.check_second_factor(&actor, true).await.map_err(|error| stanza_error(&error))?;
     let Some(answer) = call.answers.first() else {
         return Ok(Stage::AskLast(
             Form::form(FORM_TYPE)
@@ -65,10 +74,11 @@ async fn create_account(call: Call) -> Answered {
             jid.local().map(str::to_owned)
         }
     };
-    let account = &call.session.account;
     let befriends = matches!(answer.value("roster-subscription"), Some("1" | "true"));
     let inviter = befriends.then(|| (account.id, account.jid.clone()));
-    let wish = Wish { inviter, creates_account: true, local, audit: None };
+    let whom = format!("{}@{}", local.as_deref().unwrap_or("*"), call.host.domain.as_str());
+    let audit = call.exchange.control.audit.entry(&actor, "invite create", "", (None, Some(whom)));
+    let wish = Wish { inviter, creates_account: true, local, audit: Some(audit) };
     make(&call, wish).await
 }
 

@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use serde_json::{Map, Value, json};
 
+use super::problem::KINDS;
 use super::sign_in::{Enrolment, SessionView, SignIn, SignInAnswer, TotpCode};
 use crate::admin::table::{Method, Row, TABLE};
 use crate::admin::{Outcome, schema};
@@ -183,7 +184,11 @@ fn problem() -> Value {
         "description": "RFC 9457.",
         "type": "object",
         "properties": {
-            "type": { "type": "string", "description": "`urn:trunkline:problem:...`: for programs." },
+            "type": {
+                "type": "string",
+                "enum": KINDS.iter().map(|(_, kind)| format!("urn:trunkline:problem:{kind}")).collect::<Vec<_>>(),
+                "description": "For programs.",
+            },
             "title": { "type": "string", "description": "The same for every problem of the type." },
             "status": { "type": "integer", "description": "As in the status line." },
             "detail": { "type": "string", "description": "For the person who asked." },

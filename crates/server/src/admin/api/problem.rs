@@ -6,6 +6,31 @@ use serde_json::json;
 
 use crate::admin::OpError;
 
+/// Every kind of problem, with its status.
+pub(super) const KINDS: &[(u16, &str)] = &[
+    (400, "bad-request"),
+    (401, "not-signed-in"),
+    (401, "sign-in-failed"),
+    (403, "forbidden"),
+    (403, "csrf"),
+    (404, "unknown-path"),
+    (404, "not-found"),
+    (404, "no-such-user"),
+    (405, "wrong-method"),
+    (408, "too-slow"),
+    (409, "exists"),
+    (409, "not-possible"),
+    (413, "too-large"),
+    (415, "media-type"),
+    (422, "bad-address"),
+    (422, "unknown-domain"),
+    (422, "bad-password"),
+    (422, "configuration"),
+    (429, "too-many-requests"),
+    (500, "internal"),
+    (503, "closing"),
+];
+
 /// Why a request was not done. `detail` is for the person who asked.
 #[derive(Debug)]
 pub(super) struct Problem {

@@ -100,6 +100,10 @@ impl Desk {
         if parts.status.is_client_error() || parts.status.is_server_error() {
             let media_type = parts.headers.get("content-type").unwrap();
             assert_eq!(media_type, "application/problem+json", "{method} {path}");
+            // RFC 9457 s.3.1.1: programs tell problems by their type, which is one of those that are described.
+            let problem: Value = serde_json::from_slice(&bytes).unwrap();
+            let kind = problem["type"].as_str().unwrap().rsplit(':').next().unwrap();
+            assert!(problem::KINDS.contains(&(parts.status.as_u16(), kind)), "{method} {path}: {problem}");
         }
         let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         Got { status: parts.status.as_u16(), headers: parts.headers, body }
@@ -716,6 +720,17 @@ async fn every_operation_with_every_role() {
     let audit: Vec<_> =
         table::TABLE.iter().filter(|row| row.op == "audit").map(|row| (row.act, row.method)).collect();
     assert_eq!(audit, [("list", Method::Get)]);
+}
+
+#[test]
+fn every_kind_of_problem_is_explained() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/control/api.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| ")).collect();
+    for (status, kind) in problem::KINDS {
+        let explains = |row: &&&str| row.contains(&status.to_string()) && row.contains(&format!("`{kind}`"));
+        assert!(rows.iter().any(|row| explains(&row)), "{status} {kind}");
+    }
 }
 
 #[test]
