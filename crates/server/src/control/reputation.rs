@@ -4,10 +4,11 @@
 //! goes in: no content, no opinion of a third party.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::Mutex;
 use trunkline_store::{Batch, Lane, StoreError, sql};
 
 use super::traffic::Event;
@@ -19,6 +20,8 @@ use crate::metrics::Direction;
 pub const NEUTRAL: i32 = 50;
 /// Domains whose facts are kept.
 const MOST: usize = 20_000;
+/// Parts of them, with so many domains each at most.
+const PARTS: usize = 16;
 /// Milliseconds after which a fact counts half.
 const HALF_LIFE: f64 = 30.0 * 86_400_000.0;
 /// How often what changed is stored.
@@ -161,7 +164,9 @@ fn whole(number: f64) -> u64 {
 #[derive(Debug)]
 pub struct Reputation {
     clock: Clock,
-    known: RwLock<Known>,
+    hasher: RandomState,
+    /// In parts, each with a lock of its own: something is noted for every stanza from outside.
+    known: [Mutex<Known>; PARTS],
 }
 
 impl Default for Reputation {
@@ -180,7 +185,7 @@ struct Known {
 impl Reputation {
     /// Nothing is known yet.
     pub fn new(clock: Clock) -> Reputation {
-        Reputation { clock, known: RwLock::default() }
+        Reputation { clock, hasher: RandomState::new(), known: Default::default() }
     }
 
     /// Something was counted that may matter here. Reports are not counted so, but by who knows the reporter.
@@ -198,9 +203,9 @@ impl Reputation {
     /// Something happened. Cheap; called for every stanza.
     pub fn note(&self, domain: &str, sign: Sign) {
         let now = self.clock.now();
-        let mut known = self.known.write();
+        let mut known = self.part(domain).lock();
         if !known.domains.contains_key(domain) {
-            if known.domains.len() >= MOST {
+            if known.domains.len() >= MOST / PARTS {
                 known.make_room(now);
             }
             known.domains.insert(domain.into(), Facts { first_seen: now, at: now, ..Facts::default() });
@@ -214,6 +219,11 @@ impl Reputation {
         }
     }
 
+    fn part(&self, domain: &str) -> &Mutex<Known> {
+        let part = usize::try_from(self.hasher.hash_one(domain) % PARTS as u64).unwrap_or(0);
+        &self.known[part]
+    }
+
     /// 0 to 100; [`NEUTRAL`] for whom nobody knows.
     pub fn score(&self, domain: &str) -> u8 {
         self.judgement(domain).score
@@ -221,7 +231,7 @@ impl Reputation {
 
     /// The score and why.
     pub fn judgement(&self, domain: &str) -> Judgement {
-        match self.known.read().domains.get(domain) {
+        match self.part(domain).lock().domains.get(domain) {
             Some(facts) => judge(facts, self.clock.now()),
             None => Judgement { score: NEUTRAL as u8, reasons: Vec::new() },
         }
@@ -236,7 +246,6 @@ impl Reputation {
                              FROM reputation ORDER BY at DESC LIMIT ?1")
         .bind(i64::try_from(MOST).unwrap_or(i64::MAX));
         let rows = exchange.db.read(statement).await?;
-        let mut known = self.known.write();
         for row in rows.iter() {
             let fact = |column| row.int(column) as f64 / 1000.0;
             let facts = Facts {
@@ -248,7 +257,10 @@ impl Reputation {
                 stanzas: fact(6),
                 at: row.int(7),
             };
-            known.domains.insert(row.text(0).into(), facts);
+            let mut known = self.part(row.text(0)).lock();
+            if known.domains.len() < MOST / PARTS {
+                known.domains.insert(row.text(0).into(), facts);
+            }
         }
         Ok(())
     }
@@ -259,16 +271,16 @@ impl Reputation {
     /// Those of the store.
     pub(crate) async fn save(&self, exchange: &Exchange) -> Result<(), StoreError> {
         loop {
-            let changed: Vec<(Box<str>, Option<Facts>)> = {
-                let mut known = self.known.write();
-                let mut names = Vec::new();
-                while names.len() < BATCH
+            let mut changed: Vec<(Box<str>, Option<Facts>)> = Vec::new();
+            for part in &self.known {
+                let mut known = part.lock();
+                while changed.len() < BATCH
                     && let Some(name) = known.changed.pop_first()
                 {
-                    names.push(name);
+                    let facts = known.domains.get(&name).copied();
+                    changed.push((name, facts));
                 }
-                names.into_iter().map(|name| (name.clone(), known.domains.get(&name).copied())).collect()
-            };
+            }
             if changed.is_empty() {
                 return Ok(());
             }
@@ -280,7 +292,9 @@ impl Reputation {
                 });
             }
             if let Err(error) = exchange.db.run(batch).await {
-                self.known.write().changed.extend(changed.into_iter().map(|(name, _)| name));
+                for (name, _) in changed {
+                    self.part(&name).lock().changed.insert(name);
+                }
                 return Err(error);
             }
         }
@@ -314,7 +328,7 @@ impl Known {
         let mut weights: Vec<(f64, Box<str>)> =
             self.domains.iter().map(|(name, facts)| (weight(facts), name.clone())).collect();
         weights.sort_by(|a, b| a.0.total_cmp(&b.0));
-        for (_, name) in weights.into_iter().take(MOST / 10) {
+        for (_, name) in weights.into_iter().take(MOST / PARTS / 10) {
             self.domains.remove(&name);
             self.changed.insert(name);
         }
@@ -426,7 +440,7 @@ mod tests {
         for n in 0..2 * MOST {
             reputation.note(&format!("d{n}.example"), Sign::Stanza);
         }
-        assert!(reputation.known.read().domains.len() <= MOST);
+        assert!(reputation.known.iter().map(|part| part.lock().domains.len()).sum::<usize>() <= MOST);
         assert_eq!(reputation.score("bad.example"), 40);
     }
 }

@@ -91,6 +91,8 @@ struct Track {
 #[derive(Debug)]
 struct Crosser {
     mail: Mail,
+    /// The gate has let it through.
+    through: bool,
     size: usize,
     load: Arc<Load>,
 }
@@ -178,6 +180,15 @@ impl Crossing {
 
     /// Takes a stanza, or gives it back. Never waits.
     pub(super) fn push(&self, load: &Arc<Load>, mail: Mail) -> Result<(), Box<NoRoom>> {
+        self.take(load, mail, false)
+    }
+
+    /// The same for a stanza that the gate has let through.
+    pub(super) fn push_through(&self, load: &Arc<Load>, mail: Mail) -> Result<(), Box<NoRoom>> {
+        self.take(load, mail, true)
+    }
+
+    fn take(&self, load: &Arc<Load>, mail: Mail, through: bool) -> Result<(), Box<NoRoom>> {
         if !self.has_room(load) {
             return Err(Box::new(NoRoom(mail)));
         }
@@ -187,7 +198,7 @@ impl Crossing {
         load.stanzas.fetch_add(1, Ordering::Relaxed);
         load.bytes.fetch_add(size, Ordering::Relaxed);
         let track = &self.tracks[self.track_of(&mail.stanza)];
-        track.queue.lock().push_back(Crosser { mail, size, load: Arc::clone(load) });
+        track.queue.lock().push_back(Crosser { mail, through, size, load: Arc::clone(load) });
         track.filled.notify_one();
         Ok(())
     }
@@ -222,11 +233,12 @@ impl Crossing {
             let receipt = next.mail.receipt.clone();
             let is_message = matches!(next.mail.stanza.head.kind, Kind::Message(_));
             let mut leaving = Leaving { crossing: self, size: next.size, load: next.load, receipt };
-            exchange.deliver(next.mail).await;
-            // A message that was kept waits for its commit. One that was not must not be acknowledged sooner.
-            if is_message && let Some(receipt) = leaving.receipt.take_if(|receipt| !receipt.has_commit()) {
-                exchange.commit_nothing(receipt);
+            if next.through {
+                exchange.deliver_through(next.mail).await;
+            } else {
+                exchange.deliver(next.mail).await;
             }
+            exchange.keep_back(leaving.receipt.take_if(|_| is_message));
             drop(leaving);
             if slice.elapsed() >= SLICE {
                 self.give_way(slice.elapsed()).await;

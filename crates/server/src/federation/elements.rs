@@ -25,6 +25,7 @@ use super::wire::{self, Offers};
 use crate::control::Edge;
 use crate::control::traffic;
 use crate::metrics::{Direction, Side};
+use crate::route::consent::Threshold;
 use crate::route::{Mail, Origin};
 use crate::session::ledger::Receipt;
 use crate::traces;
@@ -206,7 +207,16 @@ impl Line {
             }
         };
         let mail = Mail { stanza, origin: Origin::Outside, receipt };
-        if let Err(no_room) = self.shared.crossing.push(&peer, mail) {
+        let threshold = match peer.stanzas() {
+            0 => self.shared.exchange.meet_at_threshold(mail),
+            _ => Threshold::Cross(mail),
+        };
+        let pushed = match threshold {
+            Threshold::Done => return Ok(()),
+            Threshold::Cross(mail) => self.shared.crossing.push(&peer, mail),
+            Threshold::Through(mail) => self.shared.crossing.push_through(&peer, mail),
+        };
+        if let Err(no_room) = pushed {
             self.refused("crossing-full", "the inside did not take stanzas of this peer in time");
             let error =
                 StanzaError::new(Condition::ResourceConstraint).text("Too much at once. Try again later.");

@@ -2,12 +2,16 @@
 
 use trunkline_store::{Batch, Lane, sql};
 use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::stanza::Stanza;
 
 use super::stage::{Person, Rogue, Site, World, settle};
 use crate::admin::actor::Actor;
 use crate::admin::{Admin as _, Operation, Outcome};
+use crate::control::policy::PolicyOp;
 use crate::control::requests::{RequestView, RequestsOp};
 use crate::operations::Operator;
+use crate::route::consent::Threshold;
+use crate::route::{Mail, Origin};
 
 const NAMES: &[&str] = &["here.example", "evil.example", "other.example"];
 const ME: (&str, &str) = ("evil.example", "here.example");
@@ -41,6 +45,50 @@ const SUBSCRIBE: &str = "<presence from='iago@evil.example' to='juliet@here.exam
 
 fn answer(kind: &str) -> String {
     format!("<presence to='iago@evil.example' type='{kind}'/>")
+}
+
+/// What becomes of a stanza of the peer's before it crosses.
+fn at_threshold(site: &Site, xml: &str) -> Threshold {
+    let stanza = Stanza::parse(xml.as_bytes()).unwrap();
+    site.exchange().meet_at_threshold(Mail { stanza, origin: Origin::Outside, receipt: None })
+}
+
+#[tokio::test(start_paused = true)]
+async fn strangers_take_nothing_of_the_inside() {
+    let (_world, here, mut juliet, mut evil) = juliet_and_iago(&[]).await;
+    for to in ["juliet", "nobody"] {
+        for kind in KINDS {
+            let xml = kind.replace("NAME", to).replacen(" to=", " from='iago@evil.example/x' to=", 1);
+            let met = at_threshold(&here, &xml);
+            // Whether somebody asked is known inside.
+            let is_answer = xml.starts_with("<iq") && (xml.contains("'result'") || xml.contains("'error'"));
+            let right =
+                if is_answer { matches!(met, Threshold::Cross(_)) } else { matches!(met, Threshold::Done) };
+            assert!(right, "{xml}: {met:?}");
+        }
+    }
+    assert!(!stanzas(&mut evil).await.is_empty(), "they are answered all the same");
+    let domain = "<message from='iago@evil.example/x' to='here.example' id='2'><body>hi</body></message>";
+    assert!(matches!(at_threshold(&here, domain), Threshold::Cross(_)));
+    juliet.send("<message to='iago@evil.example' type='chat' id='j1'><body>hi</body></message>").await;
+    settle().await;
+    assert!(matches!(at_threshold(&here, &says("m1", "hello")), Threshold::Cross(_)), "no stranger any more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_let_in_by_a_rule_is_judged_once() {
+    let (_world, here, mut juliet, mut evil) = juliet_and_iago(&["federation.preset=open"]).await;
+    let rule = "{\"when\":{\"relation\":[\"stranger\"]},\"then\":{\"do\":\"limit\",\"per_minute\":2}}";
+    let rule = serde_json::from_str(rule).unwrap();
+    here.admin(Operation::Policy(PolicyOp::Add { rule, position: None })).await.unwrap();
+    assert!(matches!(at_threshold(&here, &says("m1", "one").replace("iago@", "ev@")), Threshold::Through(_)));
+    for id in ["m2", "m3"] {
+        evil.send(&says(id, id)).await;
+        settle().await;
+    }
+    let seen = juliet.arrived().await.join("");
+    assert!(seen.contains("id='m2'"), "{seen}");
+    assert!(!seen.contains("id='m3'"), "the limit counts each stanza once, and it does count: {seen}");
 }
 
 /// What the peer heard, but for acknowledgements.

@@ -11,7 +11,7 @@ use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::{Kind, PresenceType, Stanza};
 
-use super::index::{self, Grant, Pair, Why};
+use super::index::{Grant, Pair, Why};
 use super::intake::sorted_row;
 use super::text;
 use crate::config::Consent;
@@ -249,7 +249,8 @@ impl Exchange {
         if let Some(key) = self.address_key(&account.jid, contact) {
             let (why, relation, now) = (Why::Conversation, Relation::Conversation, self.clock().now());
             let grant = Grant { key, why, relation, account: account.id, peer: contact, now };
-            index::note_conversation(batch, &grant, self.config.load().consent.conversations);
+            let most = self.config.load().consent.conversations;
+            self.consents().note_conversation(batch, &grant, most);
         }
     }
 

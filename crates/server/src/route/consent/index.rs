@@ -13,6 +13,7 @@ use trunkline_store::{Batch, Db, Lane, Rows, Statement, StoreError, sql};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::stanza::Stanza;
 
+use super::filter::Filter;
 use crate::control::rule::Relation;
 use crate::exchange::Host;
 
@@ -24,6 +25,8 @@ pub(crate) type Key = [u8; 16];
 const SHARDS: usize = 16;
 /// Answers in one half of a part; there are two, so this is some 2 MB altogether.
 const HALF: usize = 2048;
+/// Keys read at once at the start.
+const LOADED: i64 = 10_000;
 /// Requests remembered in one half; there are two.
 const ASKED: usize = 16 * 1024;
 /// A conversation is noted once a day.
@@ -112,6 +115,8 @@ struct Shard {
 /// The index of consents.
 #[derive(Debug)]
 pub(crate) struct Index {
+    /// What has a row, and what has consent in memory.
+    filter: Filter,
     shards: Box<[Mutex<Shard>]>,
     /// Sessions' directed presence, counted: a room's occupants share its bare address.
     directed: Mutex<HashMap<Key, u32>>,
@@ -123,6 +128,7 @@ impl Default for Index {
     fn default() -> Index {
         let shard = || Mutex::new(Shard { answers: Halves::new(HALF), changes: 0 });
         Index {
+            filter: Filter::default(),
             shards: (0..SHARDS).map(|_| shard()).collect(),
             directed: Mutex::default(),
             asked: Mutex::new(Halves::new(ASKED)),
@@ -174,8 +180,16 @@ impl Index {
         &self.shards[usize::from(key[0]) % SHARDS]
     }
 
+    /// The two are strangers: certain, and known without a lock. False says nothing.
+    pub(crate) fn are_strangers(&self, pair: &Pair) -> bool {
+        self.filter.excludes(&pair.address) && self.filter.excludes(&pair.domain)
+    }
+
     /// The answer without the store. `None`: the store has to be asked ([`Index::read`]).
     pub(crate) fn now(&self, pair: &Pair) -> Option<Option<Relation>> {
+        if self.are_strangers(pair) {
+            return Some(None);
+        }
         let address = self.shard(&pair.address).lock().answers.get(&pair.address);
         if let Some(relation) = address.and_then(|known| known.relation) {
             return Some(Some(relation));
@@ -218,8 +232,34 @@ impl Index {
         }
     }
 
+    /// Reads which keys have rows, all of them.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub(crate) async fn load(&self, db: &Db) -> Result<(), StoreError> {
+        let mut after = Vec::new();
+        loop {
+            let page = sql("SELECT DISTINCT hash FROM consents WHERE hash > ?1 ORDER BY hash LIMIT ?2");
+            let rows = db.read(page.bind(after).bind(LOADED)).await?;
+            let mut last = None;
+            for row in rows.iter() {
+                last = Some(row.blob(0).to_vec());
+                if let Ok(key) = Key::try_from(row.blob(0).as_ref()) {
+                    self.filter.insert(&key);
+                }
+            }
+            match last {
+                Some(last) => after = last,
+                None => break,
+            }
+        }
+        self.filter.complete();
+        Ok(())
+    }
+
     /// Consent was given; its row is on its way or written.
     pub(crate) fn grant(&self, key: &Key, relation: Relation) {
+        self.filter.insert(key);
         let mut shard = self.shard(key).lock();
         shard.changes += 1;
         let known = shard.answers.get(key).unwrap_or_default();
@@ -252,6 +292,7 @@ impl Index {
             return false;
         }
         shard.changes += 1;
+        self.filter.insert(key);
         let relation = known.relation.max(Some(Relation::Conversation));
         shard.answers.put(*key, Known { relation, day: today });
         true
@@ -259,6 +300,7 @@ impl Index {
 
     /// A session sends directed presence.
     pub(crate) fn direct(&self, key: Key) {
+        self.filter.insert(&key);
         *self.directed.lock().entry(key).or_default() += 1;
     }
 
@@ -271,6 +313,33 @@ impl Index {
                 directed.remove(key);
             }
         }
+    }
+
+    /// The statement that writes a consent. There is no other way to one: no row may be unknown to the filter.
+    pub(crate) fn granted(&self, grant: &Grant<'_>) -> Statement {
+        self.filter.insert(&grant.key);
+        let relation = if grant.relation == Relation::Contact { CONTACT } else { CONTACT - 1 };
+        sql("INSERT INTO consents (hash, why, account, peer, domain, relation, used_at) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (hash, why) DO UPDATE SET account = excluded.account, \
+             relation = excluded.relation, used_at = excluded.used_at")
+        .bind(grant.key.to_vec())
+        .bind(grant.why as i64)
+        .bind(grant.account)
+        .bind(grant.peer.bare_str())
+        .bind(grant.peer.domain())
+        .bind(relation)
+        .bind(grant.now)
+    }
+
+    /// Adds a conversation, and lets the oldest of the account go beyond `most`.
+    pub(crate) fn note_conversation(&self, batch: &mut Batch, grant: &Grant<'_>, most: usize) {
+        batch.push(self.granted(grant));
+        batch.push(
+            sql("DELETE FROM consents WHERE account = ?1 AND why = 2 AND used_at <= (SELECT used_at FROM consents \
+                 WHERE account = ?1 AND why = 2 ORDER BY used_at DESC LIMIT 1 OFFSET ?2)")
+            .bind(grant.account)
+            .bind(i64::try_from(most).unwrap_or(i64::MAX)),
+        );
     }
 
     fn request(&self, (ours, theirs): (&Jid, &Jid), id: &str) -> u64 {
@@ -318,35 +387,9 @@ pub(crate) struct Grant<'a> {
     pub(crate) now: i64,
 }
 
-/// The statement that writes a consent.
-pub(crate) fn granted(grant: &Grant<'_>) -> Statement {
-    let relation = if grant.relation == Relation::Contact { CONTACT } else { CONTACT - 1 };
-    sql("INSERT INTO consents (hash, why, account, peer, domain, relation, used_at) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (hash, why) DO UPDATE SET account = excluded.account, \
-         relation = excluded.relation, used_at = excluded.used_at")
-    .bind(grant.key.to_vec())
-    .bind(grant.why as i64)
-    .bind(grant.account)
-    .bind(grant.peer.bare_str())
-    .bind(grant.peer.domain())
-    .bind(relation)
-    .bind(grant.now)
-}
-
 /// The statement that takes a consent back.
 pub(crate) fn revoked(key: &Key, why: Why) -> Statement {
     sql("DELETE FROM consents WHERE hash = ?1 AND why = ?2").bind(key.to_vec()).bind(why as i64)
-}
-
-/// Adds a conversation, and lets the oldest of the account go beyond `most`.
-pub(crate) fn note_conversation(batch: &mut Batch, grant: &Grant<'_>, most: usize) {
-    batch.push(granted(grant));
-    batch.push(
-        sql("DELETE FROM consents WHERE account = ?1 AND why = 2 AND used_at <= (SELECT used_at FROM consents \
-             WHERE account = ?1 AND why = 2 ORDER BY used_at DESC LIMIT 1 OFFSET ?2)")
-        .bind(grant.account)
-        .bind(i64::try_from(most).unwrap_or(i64::MAX)),
-    );
 }
 
 #[cfg(test)]
@@ -401,7 +444,7 @@ mod tests {
         assert_eq!(index.now(&one), None);
         assert_eq!(index.read(&db, &one).await.unwrap(), None);
         assert_eq!(index.now(&one), Some(None));
-        let batch = Batch::new(Lane::Inside).with(granted(&grant(one.domain, Why::Gateway, &iago, 0)));
+        let batch = Batch::new(Lane::Inside).with(index.granted(&grant(one.domain, Why::Gateway, &iago, 0)));
         db.run(batch).await.unwrap();
         assert_eq!(index.now(&one), Some(None), "the cache is told of changes, it does not guess them");
         index.forget(&one.domain);
@@ -431,16 +474,44 @@ mod tests {
 
     #[tokio::test]
     async fn the_conversation_not_renewed_for_longest_goes() {
-        let (db, peers) = (db().await, ["a@x.example", "b@x.example", "c@x.example"].map(jid));
+        let (db, index) = (db().await, Index::default());
+        let peers = ["a@x.example", "b@x.example", "c@x.example"].map(jid);
         for (now, peer) in [(1, 0), (2, 1), (3, 0), (4, 2)] {
             let key = address_key(&host(1), &jid("juliet@north.example"), &peers[peer]);
             let mut batch = Batch::new(Lane::Inside);
-            note_conversation(&mut batch, &grant(key, Why::Conversation, &peers[peer], now), 2);
+            index.note_conversation(&mut batch, &grant(key, Why::Conversation, &peers[peer], now), 2);
             db.run(batch).await.unwrap();
         }
         let rows = db.read(sql("SELECT peer FROM consents ORDER BY peer")).await.unwrap();
         let left: Vec<String> = rows.iter().map(|row| row.text(0).to_owned()).collect();
         assert_eq!(left, ["a@x.example", "c@x.example"]);
+    }
+
+    #[tokio::test]
+    async fn strangers_are_known_as_such_without_the_store() {
+        let (db, index, iago) = (db().await, Index::default(), jid("iago@evil.example"));
+        let one = pair("juliet@north.example", "iago@evil.example");
+        let emilia = pair("juliet@north.example", "emilia@evil.example");
+        let romeo = |peer| pair("romeo@north.example", peer);
+        let row = Index::default().granted(&grant(one.address, Why::Roster, &iago, 0));
+        db.run(Batch::new(Lane::Inside).with(row)).await.unwrap();
+        assert!(!index.are_strangers(&emilia), "nobody has looked yet");
+        index.load(&db).await.unwrap();
+        assert!(!index.are_strangers(&one) && index.are_strangers(&emilia));
+        assert_eq!((index.now(&one), index.now(&emilia)), (None, Some(None)));
+        // All that gives consent later.
+        let by_row = romeo("one@evil.example");
+        drop(index.granted(&grant(by_row.domain, Why::Gateway, &iago, 0)));
+        let by_grant = romeo("two@other.example");
+        index.grant(&by_grant.address, Relation::Contact);
+        let by_writing = romeo("three@other.example");
+        assert!(index.writes(&by_writing.address, DAY));
+        let by_presence = romeo("room@rooms.example");
+        index.direct(by_presence.address);
+        for known in [by_row, by_grant, by_writing, by_presence] {
+            assert!(!index.are_strangers(&known));
+        }
+        assert!(index.are_strangers(&romeo("four@other.example")));
     }
 
     #[test]

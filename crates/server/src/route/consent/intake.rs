@@ -23,9 +23,11 @@ use crate::route::presence::delayed;
 use crate::route::{Mail, Origin};
 
 /// Rows sorted before the next pause.
-const PAGE: i64 = 256;
+const PAGE: i64 = 64;
+/// The pause lasts at least so many times as long as the sorting took: a quarter of the time is for strangers.
+const SHARE: u32 = 3;
 /// Domains whose rows are sorted at the same time.
-const AT_ONCE: usize = 32;
+const AT_ONCE: usize = 16;
 /// The pause before rows are sorted: from, and so much more at most.
 const PAUSE: (u64, u8) = (50, 100);
 /// The pause after the store has failed.
@@ -218,6 +220,7 @@ pub(super) fn sorted_row(id: LogId) -> Statement {
 /// Sorts, for ever.
 pub(crate) async fn sort(exchange: Arc<Exchange>) {
     let mut round = tokio::time::Instant::now();
+    let mut worked = Duration::ZERO;
     loop {
         let intake = &exchange.control.requests.intake;
         if intake.is_empty() {
@@ -226,8 +229,11 @@ pub(crate) async fn sort(exchange: Arc<Exchange>) {
         let mut chance = [0u8; 1];
         let _ = getrandom::fill(&mut chance);
         let more = u64::from(chance[0]) * u64::from(PAUSE.1) / 255;
-        tokio::time::sleep(Duration::from_millis(PAUSE.0 + more)).await;
-        if let Err(error) = exchange.sort_page().await {
+        tokio::time::sleep(Duration::from_millis(PAUSE.0 + more) + worked * SHARE).await;
+        let begin = tokio::time::Instant::now();
+        let sorted = exchange.sort_page().await;
+        worked = begin.elapsed();
+        if let Err(error) = sorted {
             tracing::warn!(%error, "first contacts could not be sorted");
             tokio::time::sleep(TROUBLE).await;
         }

@@ -4,11 +4,12 @@
 //! | part | what |
 //! |---|---|
 //! | here | the gate: asked for each stanza from outside to an account; and what gives consent |
-//! | `index` | who may write to whom, asked without looking at an account |
+//! | `index`, `filter` | who may write to whom, asked without looking at an account; who certainly may not |
 //! | `intake` | what strangers sent and nobody has looked at yet; the worker that sorts it |
 //! | `hold` | what waits for one user, and what becomes of it |
 //! | `text` | what a request says |
 
+mod filter;
 mod hold;
 pub(crate) mod index;
 mod intake;
@@ -33,6 +34,18 @@ use super::{Mail, Origin, Routed};
 use crate::control::rule::{Direction, Relation};
 use crate::control::{Case, Verdict};
 use crate::exchange::{Exchange, Host};
+use crate::session::ledger::Receipt;
+
+/// What becomes of a stanza where it comes in.
+#[derive(Debug)]
+pub(crate) enum Threshold {
+    /// It has been dealt with, all the way.
+    Done,
+    /// It crosses, and the gate is asked inside.
+    Cross(Mail),
+    /// It crosses, and was let through the gate.
+    Through(Mail),
+}
 
 /// What becomes of a stanza from outside.
 enum Passage {
@@ -74,6 +87,48 @@ impl Exchange {
                 later.await;
             }
         }))
+    }
+
+    /// The gate for those who are certainly strangers: asked by federation's threads, before the crossing, so that a flood
+    /// of strangers is none of the inside's work. It looks at no account and waits for nothing. Only where nothing
+    /// of the sender's domain is crossing: nobody overtakes their own words.
+    pub(crate) fn meet_at_threshold(self: &Arc<Self>, mail: Mail) -> Threshold {
+        let head = &mail.stanza.head;
+        let (Some(to), Some(from)) = (&head.to, &head.from) else { return Threshold::Cross(mail) };
+        let is_answer = matches!(head.kind, Kind::Iq(IqType::Result | IqType::Error));
+        let is_report =
+            matches!(head.kind, Kind::Message(_)) && mail.stanza.child(ns::REPORTING, "report").is_some();
+        let host = self.host(to.domain()).filter(|_| to.local().is_some() && !is_answer && !is_report);
+        let Some(host) = host else { return Threshold::Cross(mail) };
+        // A store that is behind is waited for in the crossing.
+        if !self.consents().are_strangers(&Pair::of(host, to, from)) || !self.db.has_room(Lane::Outside) {
+            return Threshold::Cross(mail);
+        }
+        let receipt = mail.receipt.clone().filter(|_| matches!(head.kind, Kind::Message(_)));
+        match self.judged(None, mail.stanza.clone()) {
+            Passage::Pass(stanza) => return Threshold::Through(Mail { stanza, ..mail }),
+            Passage::Refused(error) => {
+                error.iter().for_each(|error| self.bounce(&mail.stanza, error));
+            }
+            Passage::Hold(stanza) => self.hold(Mail { stanza, ..mail }),
+        }
+        self.keep_back(receipt);
+        Threshold::Done
+    }
+
+    /// After a message from outside was handled: one that was kept waits for its commit, and one that was not must not be
+    /// acknowledged sooner.
+    pub(crate) fn keep_back(&self, receipt: Option<Receipt>) {
+        if let Some(receipt) = receipt.filter(|receipt| !receipt.has_commit()) {
+            self.commit_nothing(receipt);
+        }
+    }
+
+    /// Routes what was let through the gate before it crossed.
+    pub(crate) async fn deliver_through(self: &Arc<Self>, mail: Mail) {
+        if let Routed::Later(later) = self.route_to_account(mail) {
+            later.await;
+        }
     }
 
     fn let_in(self: &Arc<Self>, relation: Option<Relation>, mail: Mail) -> Routed {
@@ -217,7 +272,7 @@ impl Exchange {
             Asked::Plain => return,
             Asked::Registers(account) => {
                 self.consents().grant(&key, Relation::Conversation);
-                index::granted(&Grant {
+                self.consents().granted(&Grant {
                     key,
                     why: Why::Gateway,
                     relation: Relation::Conversation,
@@ -257,7 +312,7 @@ impl Exchange {
         let most = self.config.load().consent.conversations;
         let (why, relation) = (Why::Conversation, Relation::Conversation);
         let grant = Grant { key, why, relation, account: account.id, peer: to, now };
-        index::note_conversation(batch, &grant, most);
+        self.consents().note_conversation(batch, &grant, most);
         if state.roster.subscription(to).pending_in {
             let (exchange, account) = (Arc::clone(self), self.accounts.hold(Arc::clone(account)));
             let contact = to.bare();
@@ -281,7 +336,7 @@ impl Exchange {
             return None;
         }
         batch.push(match now {
-            Some(relation) => index::granted(&Grant {
+            Some(relation) => self.consents().granted(&Grant {
                 key,
                 why: Why::Roster,
                 relation,
@@ -312,6 +367,7 @@ impl Exchange {
         if self.db.read(sql("SELECT 1 FROM consents_built")).await?.is_empty() {
             self.build_index().await?;
         }
+        self.consents().load(&self.db).await?;
         let rows = self.db.read(sql("SELECT stanza FROM intake")).await?;
         for row in rows.iter() {
             let domain = Stanza::parse(row.blob(0)).ok().and_then(|stanza| stanza.head.from);
@@ -351,7 +407,7 @@ impl Exchange {
                     };
                     if let (Some(key), Some(relation)) = (self.address_key(&local, &peer), relation) {
                         let grant = Grant { key, why, relation, account: row.int(0), peer: &peer, now };
-                        batch.push(index::granted(&grant));
+                        batch.push(self.consents().granted(&grant));
                     }
                 }
             }
