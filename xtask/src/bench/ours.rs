@@ -71,7 +71,8 @@ fn init(plan: &Plan, field: &Field) -> Result<(), String> {
         settings.push(("federation.preset".into(), "open".into()));
     }
     if let Some(own) = &plan.as_shipped {
-        settings.retain(|(name, _)| name != "limits.enabled" && name != "accounts.archive");
+        let ours = ["limits.enabled", "accounts.archive", "federation.preset"];
+        settings.retain(|(name, _)| !ours.contains(&name.as_str()));
         settings.retain(|(name, _)| own.iter().all(|(other, _)| other != name));
         settings.extend(own.iter().cloned());
     }
