@@ -23,6 +23,7 @@ import control_consent
 import control_signals
 import end_to_end
 import libraries
+import needs
 import real_clients
 import scenarios
 from clients import Timeout
@@ -175,6 +176,7 @@ async def main():
             if set(arguments.pairs) != {"prosody-ejabberd"} and binary and binary.exists():
                 await real_clients.run(report, world, ("trunkline", "prosody"))
                 await libraries.run(report, world, ("trunkline", "prosody"))
+                await needs.run(report, world)
     finally:
         for server in world.servers:
             await server.kill()

@@ -1,13 +1,16 @@
 //! Writes of the archive (XEP-0313 s.3 business rules) and of what waits for delivery (XEP-0160). What is
 //! written comes from the one classifier; queries are another module's.
 
-use super::{Flow, Level, Module, Passage, Step, Way};
+use trunkline_xmpp::ns;
+
+use super::{Flow, Level, Module, Passage, Scope, Step, Way};
 use crate::log::{self, Entry};
 
 /// Puts messages into the durable log.
 pub fn module() -> Module {
     Module::new("history", "Write messages to the durable log")
         .xep(160, "1.0.1", Level::Complete)
+        .feature(Scope::Host, ns::OFFLINE_FEATURE)
         .on(Way::Sent, Step::Store, store_sent)
         .on(Way::Received, Step::Store, store_received)
 }
