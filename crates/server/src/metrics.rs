@@ -198,8 +198,8 @@ impl Metrics {
         }
     }
 
-    /// Stanzas since the start: from local users, from outside, to the outside.
-    pub(crate) fn outside_counters(&self) -> [u64; 3] {
+    /// Stanzas since the start: from local users, from outside, to the outside, to local users.
+    pub(crate) fn traffic(&self) -> [u64; 4] {
         let sum = |direction: Direction, side: Side| {
             self.stanzas.iter().map(|kind| kind[direction as usize][side as usize].get()).sum()
         };
@@ -207,6 +207,7 @@ impl Metrics {
             sum(Direction::In, Side::Inside),
             sum(Direction::In, Side::Outside),
             sum(Direction::Out, Side::Outside),
+            sum(Direction::Out, Side::Inside),
         ]
     }
 

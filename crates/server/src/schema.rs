@@ -8,7 +8,7 @@ use trunkline_store::Migration;
 /// Every migration, oldest first.
 pub const MIGRATIONS: &[Migration] = &[
     ACCOUNTS, MESSAGING, INVITES, BOUNDS, WAITING, ONE_INDEX, CONTROL, CONSENT, EYES, DEVICES, ARCHIVES,
-    SIGNALS,
+    SIGNALS, LEVELS,
 ];
 
 const ACCOUNTS: Migration = Migration {
@@ -443,5 +443,27 @@ const SIGNALS: Migration = Migration {
             at INTEGER NOT NULL
         ) STRICT;
         ALTER TABLE accounts ADD COLUMN member INTEGER NOT NULL DEFAULT 0;
+    ",
+};
+
+/// Levels of the breaker by who set them: what a trigger pulls no longer replaces what somebody set by hand.
+const LEVELS: Migration = Migration {
+    name: "levels",
+    sql: "
+        CREATE TABLE levels (
+            domain TEXT NOT NULL,
+            source TEXT NOT NULL,
+            level TEXT NOT NULL,
+            reason TEXT NOT NULL,
+            until INTEGER,
+            set_by TEXT NOT NULL,
+            set_at INTEGER NOT NULL,
+            PRIMARY KEY (domain, source)
+        ) STRICT;
+        INSERT INTO levels (domain, source, level, reason, until, set_by, set_at)
+            SELECT domain, CASE WHEN set_by LIKE 'trigger: %' THEN set_by ELSE '' END,
+                level, reason, until, set_by, set_at FROM federation_levels;
+        DROP TABLE federation_levels;
+        ALTER TABLE levels RENAME TO federation_levels;
     ",
 };

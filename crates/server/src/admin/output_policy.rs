@@ -6,7 +6,7 @@ use super::output::{printable, span, table, time};
 use crate::control::audit::AuditEntry;
 use crate::control::breaker::{BreakerView, Level, LevelView};
 use crate::control::policy::{PolicyView, RuleView, TestResult};
-use crate::control::rule::{Action, Direction, Rule};
+use crate::control::rule::{Action, Direction, Per, Rule};
 
 /// The policy.
 pub(super) fn policy(view: &PolicyView, now: i64) -> String {
@@ -96,7 +96,12 @@ fn when(rule: &Rule) -> String {
 
 fn then(action: &Action) -> String {
     match action {
-        Action::Limit { per_minute } => format!("limit to {per_minute} a minute"),
+        Action::Limit { per_minute, per: Per::Domain } => {
+            format!("limit each domain to {per_minute} a minute")
+        }
+        Action::Limit { per_minute, per: Per::Rule } => {
+            format!("limit all together to {per_minute} a minute")
+        }
         Action::Mark { text } => format!("mark \"{text}\""),
         Action::Reject { condition: Some(condition), .. } => format!("reject ({condition})"),
         other => other.name().into(),
@@ -148,6 +153,10 @@ pub(super) fn breaker(view: &BreakerView, now: i64) -> String {
     for domain in &view.domains {
         let name = domain.domain.as_deref().unwrap_or_default();
         let _ = writeln!(out, "{}: {}", printable(name), level(domain));
+    }
+    for covered in &view.covered {
+        let name = covered.domain.as_deref().unwrap_or("all of the outside");
+        let _ = writeln!(out, "  also set for {}: {}", printable(name), level(covered));
     }
     for trigger in &view.triggers {
         let _ = writeln!(out, "trigger: {}", printable(trigger));
@@ -220,7 +229,7 @@ mod tests {
         let text = policy(&view, NOW);
         for part in [
             "Preset: careful, in shadow (decided 0, would have 9)",
-            "file  in, a.example and below, call or iq, with link  limit to 5 a minute  3 ",
+            "file  in, a.example and below, call or iq, with link  limit each domain to 5 a minute  3 ",
             "7     always",
             "mark \"x\"",
             "4 (shadow)  in 1 min 0 s",

@@ -10,7 +10,7 @@ use crate::admin::{OpError, Operation};
 use crate::control::audit::AuditOp;
 use crate::control::breaker::{BreakerOp, Level};
 use crate::control::policy::{Format, PolicyOp, Preset};
-use crate::control::rule::{Action, Conditions, Content, Direction, Relation, Rule, StanzaKind};
+use crate::control::rule::{Action, Conditions, Content, Direction, Per, Relation, Rule, StanzaKind};
 
 /// The longest file of blocks.
 const FILE_BYTES: u64 = 8 * 1024 * 1024;
@@ -207,9 +207,12 @@ pub(super) struct RuleArgs {
     /// The whole rule as JSON instead, as in docs/control/policy.md
     #[arg(long, value_name = "JSON")]
     rule: Option<String>,
-    /// limit: stanzas a minute for each domain
+    /// limit: stanzas a minute
     #[arg(long, required_if_eq("then", "limit"))]
     per_minute: Option<u32>,
+    /// limit: for each domain, or for all together that the rule applies to
+    #[arg(long, value_enum, default_value = "domain")]
+    per: PerArg,
     /// mark: what it says; reject: what the sender reads
     #[arg(long, required_if_eq("then", "mark"))]
     text: Option<String>,
@@ -277,7 +280,9 @@ impl RuleArgs {
             ActionArg::Reject => Action::Reject { condition: self.condition, text: self.text },
             ActionArg::Drop => Action::Drop,
             ActionArg::Hold => Action::Hold,
-            ActionArg::Limit => Action::Limit { per_minute: self.per_minute.unwrap_or_default() },
+            ActionArg::Limit => {
+                Action::Limit { per_minute: self.per_minute.unwrap_or_default(), per: self.per.into() }
+            }
             ActionArg::Mark => Action::Mark { text: self.text.unwrap_or_default() },
             ActionArg::TextOnly => Action::TextOnly,
         };
@@ -334,6 +339,7 @@ macro_rules! argument {
 argument!(Way = Direction { In, Out, Both });
 argument!(RelationArg = Relation { Stranger, Conversation, Contact });
 argument!(KindArg = StanzaKind { Message, Subscribe, Presence, Iq, Call, Invitation });
+argument!(PerArg = Per { Domain, Rule });
 argument!(ContentArg = Content { Link, Media });
 argument!(AuthenticationArg = crate::control::rule::Authentication { Certificate, Dialback });
 argument!(FormatArg = Format { Csv, Json });

@@ -23,12 +23,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use trunkline_xmpp::error::{Condition, ErrorType, StanzaError};
 use trunkline_xmpp::jid::Jid;
-use trunkline_xmpp::stanza::Stanza;
+use trunkline_xmpp::stanza::{Kind, Stanza};
 
 use super::breaker::Level;
 use super::content;
 use super::policy::RuleView;
-use super::rule::{Action, Authentication, Conditions, Direction, Relation, Rule, StanzaKind};
+use super::rule::{Action, Authentication, Conditions, Direction, Kinds, Per, Relation, Rule, StanzaKind};
+use super::text;
 
 /// Domains that one limit counts one by one. Those beyond share one more place.
 const MOST_LIMITED: usize = 10_000;
@@ -65,11 +66,14 @@ impl Decision {
     /// # Errors
     /// Nothing of it is text.
     pub fn carried_out(&self, stanza: Stanza, direction: Direction) -> Result<Stanza, StanzaError> {
-        let stanza = if self.text_only { content::text_only(&stanza)? } else { stanza };
         let ours = match direction {
-            Direction::Out => &stanza.head.from,
-            Direction::In | Direction::Both => &stanza.head.to,
+            Direction::Out => stanza.head.from.clone(),
+            Direction::In | Direction::Both => stanza.head.to.clone(),
         };
+        // What servers ask each other is no text, and nobody reads it.
+        let is_service = ours.as_ref().is_none_or(|ours| ours.local().is_none());
+        let whole = !self.text_only || is_service && matches!(stanza.head.kind, Kind::Iq(_));
+        let stanza = if whole { stanza } else { text::text_only(&stanza)? };
         Ok(match (&self.mark, ours) {
             (Some(text), Some(ours)) => content::mark(&stanza, ours.domain(), text),
             _ => stanza,
@@ -192,7 +196,7 @@ pub(super) struct Bench<'a> {
 pub(super) struct Trial<'a> {
     bench: &'a Bench<'a>,
     case: &'a Case<'a>,
-    kind: OnceCell<StanzaKind>,
+    kinds: OnceCell<Kinds>,
     /// False: nothing is counted and no limit is used up.
     real: bool,
     trace: Vec<String>,
@@ -236,7 +240,7 @@ impl<'a> Trial<'a> {
         Trial {
             bench,
             case,
-            kind: OnceCell::new(),
+            kinds: OnceCell::new(),
             real: true,
             trace: Vec::new(),
             reason: String::new(),
@@ -313,8 +317,8 @@ impl<'a> Trial<'a> {
         }
     }
 
-    fn kind(&self) -> StanzaKind {
-        *self.kind.get_or_init(|| content::kind(self.case.stanza))
+    fn kinds(&self) -> Kinds {
+        *self.kinds.get_or_init(|| content::kinds(self.case.stanza))
     }
 
     fn note(&mut self, line: impl FnOnce() -> String) {
@@ -350,7 +354,7 @@ impl<'a> Trial<'a> {
         {
             return None;
         }
-        if !contact_needed && !is_first_contact(self.kind()) {
+        if !contact_needed && !self.kinds().include_any(FIRST_CONTACTS) {
             return None;
         }
         match self.case.relation {
@@ -427,7 +431,7 @@ impl<'a> Trial<'a> {
         {
             return Fit::No("another address");
         }
-        if !when.kind.is_empty() && !when.kind.contains(&self.kind()) {
+        if !when.kind.is_empty() && !self.kinds().include_any(&when.kind) {
             return Fit::No("another kind of stanza");
         }
         if when.larger_than.is_some_and(|bytes| case.stanza.size() <= bytes) {
@@ -453,7 +457,8 @@ impl<'a> Trial<'a> {
         let (facts, domain) = (self.bench.facts, self.case.domain);
         if let Some(seconds) = when.first_seen_within {
             let span = i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1000);
-            let young = facts.first_seen(domain).is_some_and(|at| self.bench.now.saturating_sub(at) < span);
+            // A domain that nobody remembers is as new as can be: who fills our memory does not grow old by it.
+            let young = facts.first_seen(domain).is_none_or(|at| self.bench.now.saturating_sub(at) < span);
             if !young {
                 return Some("known for longer");
             }
@@ -492,9 +497,12 @@ impl<'a> Trial<'a> {
                 let text = text.clone().unwrap_or_else(|| self.said(&armed.rule.reason));
                 Ruling::Final(Verdict::Reject(StanzaError::new(condition).text(text)))
             }
-            Action::Limit { per_minute } => {
-                let passes =
-                    !mine || !self.real || armed.limiter.take(self.case.domain, *per_minute, self.bench.now);
+            Action::Limit { per_minute, per } => {
+                let whose = match per {
+                    Per::Domain => self.case.domain,
+                    Per::Rule => TOGETHER,
+                };
+                let passes = !mine || !self.real || armed.limiter.take(whose, *per_minute, self.bench.now);
                 if passes {
                     return Ruling::Passing { mark: None, text_only: false };
                 }
@@ -527,16 +535,18 @@ fn level_name(level: Level) -> Arc<str> {
 }
 
 /// What makes a new contact, as opposed to what follows from one or goes on without.
-pub(super) fn is_first_contact(kind: StanzaKind) -> bool {
-    matches!(kind, StanzaKind::Message | StanzaKind::Subscribe | StanzaKind::Call | StanzaKind::Invitation)
-}
+const FIRST_CONTACTS: &[StanzaKind] =
+    &[StanzaKind::Message, StanzaKind::Subscribe, StanzaKind::Call, StanzaKind::Invitation];
 
 /// `name` is a domain below `parent`.
 pub(super) fn is_below(name: &str, parent: &str) -> bool {
     name.strip_suffix(parent).is_some_and(|rest| rest.ends_with('.'))
 }
 
-/// What passes in a minute, for each domain: a bucket that holds a minute's worth and fills steadily.
+/// The name of the bucket for all of a rule; no domain is called so.
+const TOGETHER: &str = "";
+
+/// What passes in a minute, for each domain or for all together: a bucket that holds a minute's worth and fills steadily.
 #[derive(Debug, Default)]
 struct Limiter {
     buckets: Mutex<HashMap<String, Bucket>>,
@@ -562,7 +572,8 @@ impl Limiter {
             // Who is full again is as one who was never here.
             buckets.retain(|_, bucket| filled(bucket) < full);
         }
-        let name = if buckets.len() < MOST_LIMITED || buckets.contains_key(domain) { domain } else { "" };
+        let has_place = buckets.len() < MOST_LIMITED || buckets.contains_key(domain);
+        let name = if has_place { domain } else { TOGETHER };
         let bucket = match buckets.get_mut(name) {
             Some(bucket) => bucket,
             None => buckets.entry(name.to_owned()).or_insert(Bucket { left: full, at: now }),

@@ -233,6 +233,62 @@ fn a_limit_counts_each_domain_for_itself_and_refills() {
 }
 
 #[test]
+fn a_limit_per_rule_counts_all_together() {
+    let rule = r#"{"when":{"domain":"bad.example","subdomains":true},"then":{"do":"limit","per_minute":3,"per":"rule"}}"#;
+    let court = Court::new(Preset::Open, &[rule]);
+    // Somebody who owns a domain makes as many below it as they like.
+    let from = |n: usize| HELLO.replace("sub.bad", &format!("d{n}.bad"));
+    assert_eq!((0..9).filter(|n| court.judge(&from(*n), None).verdict == Verdict::Allow).count(), 3);
+    let court = Court::new(Preset::Open, &[&rule.replace(r#","per":"rule""#, "")]);
+    assert_eq!((0..9).filter(|n| court.judge(&from(*n), None).verdict == Verdict::Allow).count(), 9);
+}
+
+#[test]
+fn nobody_gets_around_a_rule_by_saying_it_otherwise() {
+    let drops = |when: &str, xml: &str| {
+        let court = Court::new(Preset::Open, &[&format!(r#"{{"when":{{{when}}},"then":{{"do":"drop"}}}}"#)]);
+        court.judge(xml, None).verdict == Verdict::Drop
+    };
+    // A call or an invitation beside the text.
+    let message = |more: &str| HELLO.replace("</message>", &format!("{more}</message>"));
+    for more in [
+        "<propose xmlns='urn:xmpp:jingle-message:0' id='1'/>",
+        "<x xmlns='jabber:x:conference' jid='room@rooms.example'/>",
+    ] {
+        assert!(drops(r#""kind":["message"]"#, &message(more)), "{more}");
+    }
+    // Another spelling of the domain, in the rule or on the stanza.
+    for spelling in ["bücher.example", "BÜCHER.example.", "xn--bcher-kva.example", "bücher\u{3002}example"]
+    {
+        let when = format!(r#""domain":"{spelling}""#);
+        for from in ["bücher.example", "Bücher.Example.", "XN--BCHER-KVA.example"] {
+            assert!(drops(&when, &HELLO.replace("sub.bad.example", from)), "{spelling} {from}");
+        }
+    }
+    // Another device, another case of the address.
+    for from in ["a@sub.bad.example", "A@Sub.Bad.Example/other", "a@sub.bad.example./x"] {
+        let xml = HELLO.replace("a@sub.bad.example/r", from);
+        assert!(drops(r#""address":"a@SUB.bad.example""#, &xml), "{from}");
+    }
+    // Text in another language, a second body, the type `error`.
+    let link = r#""has":["link"]"#;
+    assert!(drops(link, &message("<body xml:lang='de'>evil.com</body>")));
+    assert!(drops(link, &message("<body>evil.com</body>").replace("type='chat'", "type='error'")));
+    assert!(drops(
+        link,
+        "<presence type='unavailable' from='a@sub.bad.example/r' to='b@south.example'><status>evil.com</status></presence>"
+    ));
+    assert!(drops(r#""kind":["message"]"#, &HELLO.replace("type='chat'", "type='error'")));
+    // A domain that the memory has no place for is new.
+    assert!(drops(r#""first_seen_within":60"#, HELLO));
+    // A message that calls itself an error is a first contact as any other.
+    let mut court = Court::new(Preset::Open, &[]);
+    court.level = Level::NoNewContacts;
+    let error = HELLO.replace("type='chat'", "type='error'");
+    assert!(matches!(court.judge(&error, Some(Relation::Stranger)).verdict, Verdict::Reject(_)));
+}
+
+#[test]
 fn a_limit_has_places_for_a_bounded_number_of_domains() {
     let limiter = Limiter::default();
     for n in 0..MOST_LIMITED + 50 {
@@ -360,7 +416,7 @@ fn any_rule() -> impl Strategy<Value = Rule> {
         Just(Action::Reject { condition: None, text: None }),
         Just(Action::TextOnly),
         Just(Action::Mark { text: "m".into() }),
-        Just(Action::Limit { per_minute: 1_000 }),
+        Just(Action::Limit { per_minute: 1_000, per: Per::Domain }),
     ];
     let until = proptest::option::of(prop_oneof![Just(NOW - 1), Just(NOW), Just(NOW + 1)]);
     (domain, any::<bool>(), kinds, relations, direction, then, until, any::<bool>()).prop_map(

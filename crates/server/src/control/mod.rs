@@ -7,7 +7,7 @@
 //! | part | what |
 //! |---|---|
 //! | `rule` | the language: one rule, its conditions and its action |
-//! | `judge`, `content` | the judgement; what is in a stanza, marks, text only |
+//! | `judge`, `content`, `text` | the judgement; what is in a stanza, and marks; links, and text only |
 //! | `policy`, `blocks` | the rules in force, presets, shadow; domains that are blocked, and files of them |
 //! | `breaker`, `triggers`, `announce` | the graded cut-off, for one domain and for all; what pulls it by itself; who is told |
 //! | `audit` | who changed what, and why; append-only |
@@ -35,6 +35,7 @@ pub mod reputation;
 pub mod requests;
 pub mod rule;
 pub mod standing;
+pub mod text;
 pub mod traffic;
 pub mod triggers;
 

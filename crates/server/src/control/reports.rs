@@ -20,7 +20,7 @@ use trunkline_xmpp::stanza::{Kind, MessageType, Stanza};
 use super::asking::short;
 use super::policy::PolicyOp;
 use super::reputation::Sign;
-use super::rule::{Action, Conditions, Direction, Rule};
+use super::rule::{Action, Conditions, Direction, Per, Rule};
 use crate::admin::actor::Actor;
 use crate::admin::{OpError, Outcome};
 use crate::exchange::Exchange;
@@ -742,7 +742,7 @@ async fn decide(exchange: &Arc<Exchange>, actor: &Actor, wish: Decision) -> Resu
         }
         ReportAction::Limit => {
             let until = wish.until.unwrap_or(now + LIMITED_FOR);
-            let action = Action::Limit { per_minute: LIMITED };
+            let action = Action::Limit { per_minute: LIMITED, per: Per::Domain };
             sanction(exchange, actor, (&about, action, Direction::In, &wish.why, Some(until))).await?;
             (format!("{about} is limited to {LIMITED} stanzas a minute"), Some(until))
         }

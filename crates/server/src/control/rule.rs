@@ -66,7 +66,7 @@ pub struct Conditions {
     /// How the two people stand to each other: one of these.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub relation: Vec<Relation>,
-    /// What kind of stanza it is: one of these.
+    /// What kind of stanza it is: one of these. A stanza can be of several kinds at once.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub kind: Vec<StanzaKind>,
     /// What is in it: all of these.
@@ -112,7 +112,7 @@ pub enum Relation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum StanzaKind {
-    /// A message that is none of those below.
+    /// A message, but for what only calls or invites.
     Message,
     /// A subscription request.
     Subscribe,
@@ -124,6 +124,27 @@ pub enum StanzaKind {
     Call,
     /// An invitation to a room (XEP-0045, XEP-0249).
     Invitation,
+}
+
+/// The kinds that a stanza is of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kinds(u8);
+
+impl Kinds {
+    /// With another one.
+    pub fn and(self, kind: StanzaKind) -> Kinds {
+        Kinds(self.0 | 1 << kind as u8)
+    }
+
+    /// One of these is among them.
+    pub fn include_any(self, kinds: &[StanzaKind]) -> bool {
+        kinds.iter().any(|kind| self.0 & (1 << *kind as u8) != 0)
+    }
+
+    /// None yet.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
 }
 
 /// What can be in a message.
@@ -155,10 +176,13 @@ pub enum Action {
     Drop,
     /// It waits for the receiver's consent.
     Hold,
-    /// Passes up to a rate for each sender's domain; beyond it is rejected with `resource-constraint`.
+    /// Passes up to a rate; beyond it is rejected with `resource-constraint`.
     Limit {
         /// Stanzas a minute.
         per_minute: u32,
+        /// For whom they are counted together.
+        #[serde(default, skip_serializing_if = "Per::is_default")]
+        per: Per,
     },
     /// Passes with a mark that clients may show.
     Mark {
@@ -167,6 +191,25 @@ pub enum Action {
     },
     /// Links and media are taken out, only the text passes.
     TextOnly,
+}
+
+/// Whose stanzas a limit counts together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Per {
+    /// Each domain has the rate for itself. Whoever owns a domain can make as many below it as they like: against
+    /// them, say `rule`.
+    #[default]
+    Domain,
+    /// All that the rule applies to have it together.
+    Rule,
+}
+
+impl Per {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+    fn is_default(&self) -> bool {
+        *self == Per::default()
+    }
 }
 
 impl Action {
@@ -238,7 +281,7 @@ impl Rule {
                 }
                 short(text.as_deref().unwrap_or_default()).map_err(|text| wrong("then.text", text))?;
             }
-            Action::Limit { per_minute: 0 } => {
+            Action::Limit { per_minute: 0, .. } => {
                 return Err(wrong(
                     "then.per_minute",
                     "0 lets nothing pass: use \"reject\" or \"drop\"".into(),

@@ -182,7 +182,7 @@ fn sanction(rule: &Rule) -> Option<String> {
         Action::Reject { .. } => "rejected".to_owned(),
         Action::Drop => "dropped".to_owned(),
         Action::Hold => "held for consent".to_owned(),
-        Action::Limit { per_minute } => format!("limited to {per_minute} stanzas a minute"),
+        Action::Limit { per_minute, .. } => format!("limited to {per_minute} stanzas a minute"),
         Action::Mark { .. } => "marked".to_owned(),
         Action::TextOnly => "text only".to_owned(),
     };
@@ -201,7 +201,7 @@ fn ended(text: String, until: Option<i64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::rule::{Conditions, Direction};
+    use crate::control::rule::{Conditions, Direction, Per};
 
     #[test]
     fn asking_is_bounded_by_domain_and_starts_anew() {
@@ -223,7 +223,7 @@ mod tests {
         let rule = |when: Conditions| Rule {
             when,
             direction: Direction::In,
-            then: Action::Limit { per_minute: 3 },
+            then: Action::Limit { per_minute: 3, per: Per::Domain },
             reason: "spam".into(),
             until: Some(0),
             shadow: false,

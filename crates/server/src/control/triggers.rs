@@ -3,8 +3,9 @@
 //!
 //! A trigger pulls when its measure is above its threshold at two looks in a row, and for a given time. While the
 //! measure stays above half of the threshold when that time is nearly over, the time starts anew: a flood that goes on
-//! does not get a break every ten minutes, and one around the threshold does not make the breaker flutter. It never
-//! takes back or changes what somebody set by hand, and never lowers a level.
+//! does not get a break every ten minutes, and one around the threshold does not make the breaker flutter. What it
+//! pulls stands beside what somebody set by hand and what other triggers pulled: the strictest holds, and each ends at
+//! its own time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +16,6 @@ use serde::{Deserialize, Serialize};
 
 use super::breaker::{self, Level, Wish};
 use super::rule::RuleError;
-use crate::admin::actor::Actor;
 use crate::exchange::Exchange;
 
 /// How often measures are looked at.
@@ -122,6 +122,8 @@ impl Trigger {
 pub(super) struct Watch {
     /// Looks in a row above the threshold, by trigger and domain. Only of those that are above it.
     above: HashMap<(usize, String), u32>,
+    /// When a domain with a queue was seen closed for the last time. Only of those whose queue is measured.
+    closed: HashMap<String, i64>,
 }
 
 impl Watch {
@@ -130,35 +132,35 @@ impl Watch {
         let config = exchange.config.load_full();
         let triggers = &config.federation.triggers;
         if triggers.is_empty() {
-            self.above.clear();
+            *self = Watch::default();
             return;
         }
         let mut above = HashMap::new();
         let mut pulls = 0;
         for (index, trigger) in triggers.iter().enumerate() {
-            for (domain, value) in measure(exchange, trigger) {
+            let mut pulled = Vec::new();
+            for (domain, value) in measure(exchange, trigger, &mut self.closed) {
                 let key = (index, domain);
-                let pulled = breaker_of(exchange, trigger, &key.1);
+                let is_set = breaker_of(exchange, trigger, &key.1);
+                let mut pull = is_set == Pulled::ByThisAndNearlyOver && value > trigger.above / 2;
                 if value > trigger.above {
                     let looks = self.above.get(&key).map_or(1, |looks| looks.saturating_add(1));
-                    if looks >= STEADY && pulled == Pulled::Less && pulls < MOST_PULLS {
-                        pulls += 1;
-                        pull(exchange, trigger, &key.1, value).await;
-                    }
+                    pull |= looks >= STEADY && is_set == Pulled::Less;
                     above.insert(key.clone(), looks);
                 }
-                if pulled == Pulled::ByThisAndNearlyOver && value > trigger.above / 2 && pulls < MOST_PULLS {
+                if pull && pulls < MOST_PULLS {
                     pulls += 1;
-                    pull(exchange, trigger, &key.1, value).await;
+                    pulled.push((key.1, value));
                 }
             }
+            pull(exchange, trigger, pulled).await;
         }
         self.above = above;
     }
 }
 
 /// The measure, for each domain that has one; all together have an empty name.
-fn measure(exchange: &Exchange, trigger: &Trigger) -> Vec<(String, u32)> {
+fn measure(exchange: &Exchange, trigger: &Trigger, closed: &mut HashMap<String, i64>) -> Vec<(String, u32)> {
     let share = |rate: u32, refused: u32| {
         let whole = rate.max(refused);
         if whole < FEW {
@@ -183,14 +185,22 @@ fn measure(exchange: &Exchange, trigger: &Trigger) -> Vec<(String, u32)> {
         Measure::QueueAge => {
             let now = exchange.control.now();
             let Some(remote) = exchange.remote.get() else { return found };
-            let ages = remote.status().peers.into_iter().filter_map(|peer| {
-                let age = now.saturating_sub(peer.queue_oldest?) / 1000;
-                Some((peer.domain, u32::try_from(age.max(0)).unwrap_or(u32::MAX)))
-            });
-            if trigger.of == Scope::All {
-                return vec![(String::new(), ages.map(|(_, age)| age).max().unwrap_or(0))];
+            let mut still = HashMap::new();
+            for peer in remote.status().peers {
+                let Some(oldest) = peer.queue_oldest else { continue };
+                // What can't leave because we are closed does not keep us closed: its age counts from then on.
+                let level = exchange.control.breaker.level(Some(&peer.domain), now);
+                let closed = if level == Level::Closed { Some(now) } else { closed.remove(&peer.domain) };
+                let age = now.saturating_sub(oldest.max(closed.unwrap_or(oldest))) / 1000;
+                if let Some(at) = closed {
+                    still.insert(peer.domain.clone(), at);
+                }
+                found.push((peer.domain, u32::try_from(age.max(0)).unwrap_or(u32::MAX)));
             }
-            found.extend(ages);
+            *closed = still;
+            if trigger.of == Scope::All {
+                return vec![(String::new(), found.iter().map(|(_, age)| *age).max().unwrap_or(0))];
+            }
         }
     }
     found
@@ -198,41 +208,47 @@ fn measure(exchange: &Exchange, trigger: &Trigger) -> Vec<(String, u32)> {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Pulled {
-    /// The level is below that of the trigger.
+    /// What holds is milder than what the trigger would set.
     Less,
     /// By this trigger, and its time is nearly over.
     ByThisAndNearlyOver,
-    /// As far as the trigger would, or further.
+    /// By this trigger, or somebody went as far or further.
     Enough,
 }
 
 fn breaker_of(exchange: &Exchange, trigger: &Trigger, domain: &str) -> Pulled {
+    let breaker = &exchange.control.breaker;
     let now = exchange.control.now();
     let name = (!domain.is_empty()).then_some(domain);
-    let Some(own) = exchange.control.breaker.own(name, now) else {
-        let level = exchange.control.breaker.level(name, now);
-        return if level < trigger.level { Pulled::Less } else { Pulled::Enough };
-    };
-    if own.set_by == trigger.name() {
+    if let Some(own) = breaker.pulled(name, &trigger.name(), now) {
         let soon = i64::try_from(LOOK.as_millis() * 2).unwrap_or(i64::MAX);
         let over = own.until.is_some_and(|until| until.saturating_sub(now) <= soon);
         return if over { Pulled::ByThisAndNearlyOver } else { Pulled::Enough };
     }
-    if own.level < trigger.level { Pulled::Less } else { Pulled::Enough }
+    if breaker.level(name, now) < trigger.level { Pulled::Less } else { Pulled::Enough }
 }
 
-async fn pull(exchange: &Arc<Exchange>, trigger: &Trigger, domain: &str, value: u32) {
+async fn pull(exchange: &Arc<Exchange>, trigger: &Trigger, domains: Vec<(String, u32)>) {
+    if domains.is_empty() {
+        return;
+    }
     let lasts = i64::try_from(trigger.lasts).unwrap_or(i64::MAX).saturating_mul(1000);
-    let wish = Wish {
+    let wish = |domain: &str| Wish {
         domain: (!domain.is_empty()).then(|| domain.to_owned()),
         level: trigger.level,
         why: trigger.reason(),
         until: Some(exchange.control.now().saturating_add(lasts)),
     };
+    let wishes = domains.iter().map(|(domain, _)| wish(domain)).collect();
     let (name, level) = (trigger.name(), trigger.level.name());
-    match breaker::set(exchange, &Actor::trigger(name.clone()), wish).await {
-        Ok(()) => tracing::warn!(domain, value, level, "{name}: the breaker was pulled"),
-        Err(error) => tracing::error!(domain, %error, "{name}: the breaker can't be pulled"),
+    match breaker::pull(exchange, &name, wishes).await {
+        Ok(left_out) => {
+            let (domain, value) =
+                domains.first().map_or(("", 0), |(domain, value)| (domain.as_str(), *value));
+            let count = domains.len() - left_out;
+            tracing::warn!(domain, value, level, count, left_out, "{name}: the breaker was pulled");
+        }
+        Err(error) => tracing::error!(%error, "{name}: the breaker can't be pulled"),
     }
 }
 

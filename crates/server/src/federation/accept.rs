@@ -83,7 +83,7 @@ impl Shared {
             self.exchange.metrics.refused("federation-closed");
             return;
         }
-        if !self.turn_in().await {
+        if !self.turn_in(&peer).await {
             self.refused("federation-reopening", &peer, 0, "too many at once after a reopening");
             return;
         }

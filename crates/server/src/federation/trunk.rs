@@ -69,7 +69,8 @@ impl Shared {
         let Some(peer) = self.peer(&pair.peer, MOST_PEERS) else {
             return Err(Failure::Unreachable("too many domains at once".into()));
         };
-        self.turn_out().await;
+        let wanted = pair.is_wanted();
+        self.turn_out(if wanted { pair.peer.as_str() } else { "" }).await;
         // Somebody who writes to many domains that do not answer takes a turn for each, as all others do.
         let all = if pair.is_wanted() { &self.dials } else { &self.answer_dials };
         let turns = async { (peer.dials.acquire().await, all.acquire().await) };

@@ -293,10 +293,13 @@ pub struct Traffic {
 pub(super) struct Total {
     pub(super) recent: VecDeque<(i64, Point)>,
     pub(super) minute: Point,
+    /// Of the inside, the same: from local users and to them.
+    pub(super) inside: VecDeque<(i64, Point)>,
+    pub(super) inside_minute: Point,
     /// Stanzas a second of the last tick: inside, from outside, to the outside.
     pub(super) rates: [f64; 3],
     /// The counters at the last tick, and when that was.
-    last: Option<(i64, [u64; 3])>,
+    last: Option<(i64, [u64; 4])>,
 }
 
 #[derive(Debug, Default)]
@@ -484,8 +487,9 @@ impl Traffic {
         gone.split_off(from)
     }
 
-    /// Ten seconds are over. `counters` are stanzas since the start: inside, from outside, to the outside.
-    pub fn tick(&self, counters: [u64; 3]) {
+    /// Ten seconds are over. `counters` are stanzas since the start: from local users, from outside, to the outside, to
+    /// local users.
+    pub fn tick(&self, counters: [u64; 4]) {
         let now = self.now();
         let at = now - now.rem_euclid(TICK) - TICK;
         let oldest = at - RECENT as i64 * TICK;
@@ -527,6 +531,13 @@ impl Traffic {
         {
             let seconds = (now - since) as f64 / 1000.0;
             total.rates = std::array::from_fn(|n| counters[n].saturating_sub(last[n]) as f64 / seconds);
+            let [from, .., to] = std::array::from_fn::<u64, 4, _>(|n| counters[n].saturating_sub(last[n]));
+            let inside = Point { stanzas: [from, to], ..Point::default() };
+            total.inside_minute.merge(&inside);
+            trim(&mut total.inside, oldest);
+            if !inside.is_empty() {
+                total.inside.push_back((at, inside));
+            }
         }
         total.last = Some((now, counters));
     }
@@ -731,16 +742,16 @@ mod tests {
         }
         traffic.count("nobody.example", STANZA);
         pass(10).await;
-        traffic.tick([100, 50, 0]);
+        traffic.tick([100, 50, 0, 0]);
         let detailed = traffic.rows().iter().filter(|(_, row)| !row.lock().recent.is_empty()).count();
         assert_eq!(detailed, MOST_DETAILED);
         let total = traffic.total.lock().recent.back().copied().unwrap().1;
         assert_eq!(total.stanzas[0], MOST_DETAILED as u64 + 51);
         pass(10).await;
-        traffic.tick([150, 50, 20]);
+        traffic.tick([150, 50, 20, 0]);
         assert_eq!(traffic.total.lock().rates, [5.0, 0.0, 2.0]);
         pass(3600).await;
-        traffic.tick([150, 50, 20]);
+        traffic.tick([150, 50, 20, 0]);
         assert!(
             traffic.rows().iter().all(|(_, row)| row.lock().recent.is_empty()),
             "an hour later it is forgotten"

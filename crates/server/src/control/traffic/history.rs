@@ -37,6 +37,8 @@ const HOUR: i64 = 3_600_000;
 const DAY: i64 = 24 * HOUR;
 /// How long points of each step are kept.
 const KEPT: [(i64, i64); 3] = [(MINUTE, DAY), (TEN_MINUTES, 7 * DAY), (HOUR, 30 * DAY)];
+/// The name of the inside among domains; no domain is called so. Its stanzas in are those from local users.
+const INSIDE: &str = ".";
 /// The longest history that can be asked for, in hours.
 pub(super) const LONGEST: u32 = 720;
 
@@ -79,7 +81,14 @@ impl Traffic {
     fn minute(&self, now: i64) -> Batch {
         let at = now - now.rem_euclid(MINUTE) - MINUTE;
         let mut batch = Batch::new(Lane::Outside);
-        batch.push(insert("", at, &std::mem::take(&mut self.total.lock().minute)));
+        let (minute, inside) = {
+            let mut total = self.total.lock();
+            (std::mem::take(&mut total.minute), std::mem::take(&mut total.inside_minute))
+        };
+        batch.push(insert("", at, &minute));
+        if !inside.is_empty() {
+            batch.push(insert(INSIDE, at, &inside));
+        }
         let rows = self.rows();
         let mut busy: Vec<(Point, &str)> = rows
             .iter()
@@ -164,7 +173,7 @@ pub(crate) async fn keep(exchange: Arc<Exchange>) {
     loop {
         let left = TICK - traffic.now().rem_euclid(TICK);
         tokio::time::sleep(Duration::from_millis(u64::try_from(left).unwrap_or(0).max(1))).await;
-        traffic.tick(exchange.metrics.outside_counters());
+        traffic.tick(exchange.metrics.traffic());
         let now = traffic.now();
         if now.div_euclid(MINUTE) == minute {
             continue;
@@ -203,11 +212,11 @@ fn roll_up(finer: i64, step: i64, until: i64) -> Statement {
          reports) \
          WITH since (at) AS (SELECT COALESCE(MAX(at) + ?2, 0) FROM traffic_history WHERE domain = '' AND step = ?2), \
          fine AS (SELECT h.* FROM traffic_history h, since WHERE h.step = ?1 AND h.at >= since.at AND h.at < ?3), \
-         busiest AS (SELECT domain FROM fine GROUP BY domain \
+         busiest AS (SELECT domain FROM fine WHERE domain <> '.' GROUP BY domain \
          ORDER BY SUM(stanzas_in + stanzas_out + refused + held + reports) DESC LIMIT ?4) \
          SELECT domain, ?2, at - at % ?2, SUM(stanzas_in), SUM(stanzas_out), SUM(bytes_in), SUM(bytes_out), \
          SUM(refused), SUM(held), SUM(reports) FROM fine \
-         WHERE domain = '' OR domain IN (SELECT domain FROM busiest) GROUP BY domain, at - at % ?2 \
+         WHERE domain IN ('', '.') OR domain IN (SELECT domain FROM busiest) GROUP BY domain, at - at % ?2 \
          ON CONFLICT (domain, step, at) DO UPDATE SET stanzas_in = excluded.stanzas_in, \
          stanzas_out = excluded.stanzas_out, bytes_in = excluded.bytes_in, bytes_out = excluded.bytes_out, \
          refused = excluded.refused, held = excluded.held, reports = excluded.reports")
@@ -238,9 +247,15 @@ pub(super) async fn history(
         .step_by(usize::try_from(step).unwrap_or(1))
         .map(|at| HistoryPoint { at, ..HistoryPoint::default() })
         .collect();
-    let mut put = |at: i64, point: &Point| {
+    let mut put = |(at, whose): (i64, &str), point: &Point| {
         let index = at.checked_sub(begin).filter(|since| *since >= 0).map(|since| since / step);
-        if let Some(slot) = index.and_then(|index| points.get_mut(usize::try_from(index).ok()?)) {
+        let slot = index.and_then(|index| points.get_mut(usize::try_from(index).ok()?));
+        if let Some(slot) = slot {
+            if whose == INSIDE {
+                slot.inside_in += point.stanzas[Direction::In as usize];
+                slot.inside_out += point.stanzas[Direction::Out as usize];
+                return;
+            }
             slot.stanzas_in += point.stanzas[Direction::In as usize];
             slot.stanzas_out += point.stanzas[Direction::Out as usize];
             slot.bytes_in += point.bytes[Direction::In as usize];
@@ -253,12 +268,16 @@ pub(super) async fn history(
     if step == TICK {
         debug_assert!(RECENT as i64 * TICK >= length);
         let recent: Vec<(i64, Point)> = match domain {
-            None => traffic.total.lock().recent.iter().copied().collect(),
+            None => {
+                let total = traffic.total.lock();
+                total.inside.iter().for_each(|(at, point)| put((*at, INSIDE), point));
+                total.recent.iter().copied().collect()
+            }
             Some(domain) => {
                 traffic.row(domain).map(|row| row.lock().recent.iter().copied().collect()).unwrap_or_default()
             }
         };
-        recent.iter().for_each(|(at, point)| put(*at, point));
+        recent.iter().for_each(|(at, point)| put((*at, ""), point));
         return Ok((step, points));
     }
     // Coarse points as far as there are any, then finer ones up to now.
@@ -267,8 +286,9 @@ pub(super) async fn history(
         let rows = exchange
             .db
             .read(
-                sql("SELECT at, stanzas_in, stanzas_out, bytes_in, bytes_out, refused, held, reports \
-                     FROM traffic_history WHERE domain = ?1 AND step = ?2 AND at >= ?3")
+                // Of all together, the inside too.
+                sql("SELECT at, stanzas_in, stanzas_out, bytes_in, bytes_out, refused, held, reports, domain \
+                     FROM traffic_history WHERE domain IN (?1, iif(?1 = '', '.', ?1)) AND step = ?2 AND at >= ?3")
                 .bind(domain.unwrap_or_default())
                 .bind(*stored)
                 .bind(from),
@@ -283,7 +303,7 @@ pub(super) async fn history(
                 held: number(6),
                 reported: number(7),
             };
-            put(row.int(0), &point);
+            put((row.int(0), row.text(8)), &point);
         }
         let last = sql("SELECT MAX(at) FROM traffic_history WHERE domain = '' AND step = ?1").bind(*stored);
         if let Some(last) = exchange.db.read(last).await?.first().and_then(|row| row.opt_int(0)) {
@@ -299,7 +319,7 @@ mod tests {
     use crate::config::Config;
     use crate::control::traffic::Event;
     use crate::ids::Clock;
-    use crate::metrics::StanzaKind;
+    use crate::metrics::{Side, StanzaKind};
     use crate::serve::{Parts, Server};
 
     async fn server() -> Arc<Server> {
@@ -324,7 +344,7 @@ mod tests {
         for _ in 0..minutes {
             traffic.count("south.example", STANZA);
             tokio::time::advance(Duration::from_secs(60)).await;
-            traffic.tick([0; 3]);
+            traffic.tick([0; 4]);
             exchange.db.run(traffic.minute(traffic.now())).await.unwrap();
         }
     }
@@ -389,6 +409,35 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn the_inside_has_a_history_of_its_own() {
+        let server = server().await;
+        let exchange = server.exchange();
+        let traffic = &exchange.control.traffic;
+        traffic.proved("south.example", None, Vec::new());
+        traffic.tick(exchange.metrics.traffic());
+        for _ in 0..150 {
+            traffic.count("south.example", STANZA);
+            for n in 0..30 {
+                let direction = if n < 10 { Direction::In } else { Direction::Out };
+                exchange.metrics.stanza(StanzaKind::Message, direction, Side::Inside);
+            }
+            tokio::time::advance(Duration::from_secs(60)).await;
+            traffic.tick(exchange.metrics.traffic());
+            exchange.db.run(traffic.minute(traffic.now())).await.unwrap();
+        }
+        for (hours, of) in [(1, 59..=60), (3, 150..=150), (26, 150..=150), (200, 150..=150)] {
+            let (_, points) = history(exchange, None, hours).await.unwrap();
+            let sum = |of: fn(&HistoryPoint) -> u64| points.iter().map(of).sum::<u64>();
+            let minutes = sum(|point| point.stanzas_in);
+            assert!(of.contains(&minutes), "{hours}: {minutes}");
+            assert_eq!(sum(|point| point.inside_in), 10 * minutes, "{hours}");
+            assert_eq!(sum(|point| point.inside_out), 20 * minutes, "{hours}");
+            let (_, points) = history(exchange, Some("south.example"), hours).await.unwrap();
+            assert!(points.iter().all(|point| point.inside_in == 0), "not of a domain");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_is_known_survives_a_restart() {
         let server = server().await;
         let exchange = server.exchange();
@@ -426,7 +475,7 @@ mod tests {
             (0..=n).for_each(|_| traffic.count(&domain, STANZA));
         }
         tokio::time::advance(Duration::from_secs(60)).await;
-        traffic.tick([0; 3]);
+        traffic.tick([0; 4]);
         let batch = traffic.minute(traffic.now());
         assert!(batch.len() <= 1 + BUSIEST + 2 * ROWS + 2 + KEPT.len(), "{}", batch.len());
         exchange.db.run(batch).await.unwrap();

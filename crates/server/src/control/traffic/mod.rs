@@ -164,6 +164,12 @@ pub struct HistoryPoint {
     pub held: u64,
     /// Reports.
     pub reports: u64,
+    /// Stanzas from local users, whoever they are for. Only of all together.
+    #[serde(default)]
+    pub inside_in: u64,
+    /// Stanzas to local users, wherever they are from. Only of all together.
+    #[serde(default)]
+    pub inside_out: u64,
 }
 
 /// Domains on one page of the list.

@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::config::overrides::Overrides;
 use crate::control::Access;
 use crate::control::audit::{AuditEntry, AuditOp};
-use crate::control::breaker::{BreakerOp, Level};
+use crate::control::breaker::{self, BreakerOp, BreakerView, Level, LevelView, Wish};
 use crate::control::policy::{Format, PolicyOp, PolicyView, Preset, TestResult};
 use crate::control::rule::{Direction, Rule};
 use crate::ids::Clock;
@@ -631,6 +631,7 @@ async fn after_a_reopening_connections_come_back_one_after_the_other() {
     }
     // Peers that come back at once are taken one after the other too.
     let before = *world.wires.dialled.lock();
+    *world.wires.from_many.lock() = true;
     let hello = format!("{} from='r0.example' to='north.example'>", super::stage::HELLO);
     let mut peers = Vec::new();
     for _ in 0..12 {
@@ -728,6 +729,153 @@ async fn a_trigger_pulls_holds_on_and_lets_go() {
     assert_eq!(level(&north, "r1.example"), Level::TextOnly);
 }
 
+fn level_of(north: &Site, domain: &str) -> Level {
+    north.exchange().control.breaker.level(Some(domain), north.exchange().clock().now())
+}
+
+async fn shown(north: &Site) -> BreakerView {
+    match north.admin(Operation::Breaker(BreakerOp::Show)).await.unwrap() {
+        Outcome::Breaker(view) => view,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trigger_leaves_alone_what_was_set_by_hand() {
+    let setting =
+        "federation.triggers=[{ on = \"rate\", above = 100, level = \"text-only\", lasts = \"1 min\" }]";
+    let world = World::new(&["north.example", "r0.example"]);
+    let north = world.site("north.example", &[setting]).await;
+    let mut loud = Rogue::both_ways(&world, &north, ("r0.example", "north.example")).await;
+    let until = north.exchange().clock().now() + 3_600_000;
+    let domain = Some("r0.example".to_owned());
+    let why = "we asked them to stop".to_owned();
+    let op = BreakerOp::Set { domain, level: Level::NoNewContacts, why, until: Some(until) };
+    north.admin(Operation::Breaker(op)).await.unwrap();
+    loud.send(&"<presence from='a@r0.example/x' to='nobody@north.example'/>".repeat(101)).await;
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    assert_eq!(level_of(&north, "r0.example"), Level::TextOnly, "the stricter one holds");
+    let view = shown(&north).await;
+    let of = |views: &[LevelView]| {
+        views.iter().map(|view| (view.level, view.set_by.clone(), view.until)).collect::<Vec<_>>()
+    };
+    assert_eq!(of(&view.covered), [(Level::NoNewContacts, "command line".to_owned(), Some(until))]);
+    assert_eq!(view.domains[0].set_by, "trigger: rate above 100 stanzas a minute");
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let view = shown(&north).await;
+    assert_eq!(of(&view.domains), [(Level::NoNewContacts, "command line".to_owned(), Some(until))]);
+    assert!(view.covered.is_empty());
+    let entries = north.log().await;
+    let about: Vec<_> = entries.iter().filter(|entry| entry.what.contains("r0.example")).collect();
+    let about: Vec<_> = about
+        .iter()
+        .rev()
+        .map(|entry| (entry.what.as_str(), entry.who.as_str(), entry.before.is_some(), entry.after.is_some()))
+        .collect();
+    assert_eq!(
+        about,
+        [
+            ("breaker set r0.example no-new-contacts", "command line", false, true),
+            ("breaker set r0.example text-only", "trigger: rate above 100 stanzas a minute", false, true),
+            ("breaker set r0.example normal", "end time", true, false),
+        ]
+    );
+    // Who opens by hand opens, whoever had closed.
+    loud.send(&"<presence from='a@r0.example/x' to='nobody@north.example'/>".repeat(101)).await;
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    assert_eq!(level_of(&north, "r0.example"), Level::TextOnly);
+    let before = north.log().await.len();
+    north.level(Some("r0.example"), Level::Normal).await;
+    assert_eq!(level_of(&north, "r0.example"), Level::Normal);
+    assert_eq!(north.log().await.len() - before, 2, "an entry for each that was taken back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn triggers_have_bounds_and_leave_room_for_people() {
+    let world = World::new(&["north.example"]);
+    let north = world.site("north.example", &[]).await;
+    let until = Some(north.exchange().clock().now() + 600_000);
+    let pull = |from: usize, count: usize| {
+        let wish = |n: usize| Wish {
+            domain: Some(format!("d{n}.example")),
+            level: Level::Closed,
+            why: "flood".into(),
+            until,
+        };
+        let wishes = (from..from + count).map(wish).collect();
+        breaker::pull(north.exchange(), "trigger: a test", wishes)
+    };
+    for round in 0..4 {
+        assert_eq!(pull(round * 50, 50).await.unwrap(), 0);
+    }
+    let entries = || async {
+        let count = sql("SELECT COUNT(*) FROM audit WHERE face = 'trigger'");
+        north.exchange().db.read(count).await.unwrap().first().map_or(0, |row| row.int(0))
+    };
+    assert_eq!(entries().await, 101, "the last one says that the others are counted");
+    assert_eq!(pull(200, 9_850).await.unwrap(), 50, "there is an end");
+    assert_eq!(shown(&north).await.domains.len(), 10_000);
+    north.level(Some("mine.example"), Level::Closed).await;
+    assert_eq!(level_of(&north, "mine.example"), Level::Closed, "people have places of their own");
+    tokio::time::sleep(Duration::from_secs(1200)).await;
+    assert_eq!(shown(&north).await.domains.len(), 1, "all that triggers pulled is over");
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(entries().await, 102);
+    let last = &north.log().await[0];
+    let sum: serde_json::Value = serde_json::from_str(last.after.as_ref().unwrap()).unwrap();
+    assert_eq!((sum["pulled"].as_u64(), sum["ended"].as_u64()), (Some(9_900), Some(10_000)), "{last:?}");
+    // And the next hour is written again.
+    assert_eq!(pull(0, 1).await.unwrap_or(9), 0);
+    assert_eq!(entries().await, 103);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trigger_pulls_when_most_is_refused() {
+    let setting = "federation.triggers=[{ on = \"error-share\", above = 50, level = \"no-new-contacts\", lasts = \"1 min\" }]";
+    let names: Vec<String> = names(3);
+    let world = World::new(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let north = world.site("north.example", &[setting]).await;
+    north.add(r#"{"when":{"kind":["presence"]},"direction":"in","then":{"do":"reject"}}"#).await;
+    let mut rogues = crowd(&world, &north, 3).await;
+    for (n, (refused, taken)) in [(80, 70), (70, 80), (99, 0)].into_iter().enumerate() {
+        let from = format!("from='a@r{n}.example/x' to='north.example'");
+        let presence = format!("<presence {from}/>").repeat(refused);
+        let message = format!("<message {from} type='headline'/>").repeat(taken);
+        rogues[n].send(&(presence + &message)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    assert_eq!(level_of(&north, "r0.example"), Level::NoNewContacts, "more than half of 150");
+    assert_eq!(level_of(&north, "r1.example"), Level::Normal, "less than half");
+    assert_eq!(level_of(&north, "r2.example"), Level::Normal, "too few to say");
+    assert_eq!(north.log().await[0].who, "trigger: error share above 50 %");
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(level_of(&north, "r0.example"), Level::Normal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trigger_pulls_when_nothing_can_be_delivered_and_lets_go() {
+    let setting =
+        "federation.triggers=[{ on = \"queue-age\", above = 60, level = \"closed\", lasts = \"2 min\" }]";
+    let Pair { world, north, south, mut romeo, mut juliet } = pair(&[setting]).await;
+    world.wires.unplug(&south);
+    romeo.send(CHAT).await;
+    tokio::time::sleep(Duration::from_secs(55)).await;
+    assert_eq!(level_of(&north, "south.example"), Level::Normal);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(level_of(&north, "south.example"), Level::Closed);
+    assert!(north.log().await.iter().any(|entry| entry.who == "trigger: queue age above 60 s"));
+    romeo.arrived().await;
+    romeo.send(&CHAT.replace("m1", "m9")).await;
+    assert!(error_of(&romeo.arrived().await).contains("id='m9'"), "nothing more is taken");
+    // What waits can't leave while it is closed, and does not keep it closed.
+    world.wires.plug(&south);
+    tokio::time::sleep(Duration::from_secs(150)).await;
+    assert_eq!(level_of(&north, "south.example"), Level::Normal);
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    assert_eq!(juliet.bodies().await, ["hello"]);
+    assert_eq!(level_of(&north, "south.example"), Level::Normal);
+}
+
 // ---- what survives
 
 fn config_with(file: &Path, rest: &str, settings: &[String]) -> Config {
@@ -782,6 +930,20 @@ async fn what_was_set_survives_a_restart() {
         until: Some(over),
     }))
     .await;
+    let hand = Operation::Breaker(BreakerOp::Set {
+        domain: Some("both.example".into()),
+        level: Level::NoNewContacts,
+        why: "by hand".into(),
+        until: None,
+    });
+    run(hand).await;
+    let pulled = Wish {
+        domain: Some("both.example".into()),
+        level: Level::TextOnly,
+        why: "a flood".into(),
+        until: Some(exchange.clock().now() + 3_600_000),
+    };
+    breaker::pull(exchange, "trigger: a test", vec![pulled]).await.unwrap();
     server.stop().await;
     drop(server);
     tokio::time::sleep(Duration::from_millis(60)).await;
@@ -798,7 +960,11 @@ async fn what_was_set_survives_a_restart() {
     assert_eq!((view.rules[1].id, &view.rules[1].rule), (Some(1), &rule));
     assert!(matches!(control.access("x.bad.example"), Access::Closed(_)));
     assert_eq!(control.breaker.level(None, now), Level::Closed, "the breaker is not forgotten");
-    assert_eq!(control.breaker.view(now).domains.len(), 0, "that one is over");
+    let view = control.breaker.view(now);
+    let of =
+        |views: &[LevelView]| views.iter().map(|view| (view.level, view.reason.clone())).collect::<Vec<_>>();
+    assert_eq!(of(&view.domains), [(Level::TextOnly, "a flood".into())], "and of the others one is over");
+    assert_eq!(of(&view.covered), [(Level::NoNewContacts, "by hand".into())]);
     assert!(
         control.policy.is_blocked("x.bad.example", now) && control.policy.is_blocked("a.old.example", now)
     );

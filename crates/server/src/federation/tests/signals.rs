@@ -386,7 +386,7 @@ async fn a_peer_asks_for_its_standing_and_for_nobody_elses() {
                 ..Default::default()
             },
             direction: crate::control::rule::Direction::In,
-            then: Action::Limit { per_minute: 6 },
+            then: Action::Limit { per_minute: 6, per: crate::control::rule::Per::Domain },
             reason: reason.into(),
             until: Some(1_800_000_000_000),
             shadow: false,

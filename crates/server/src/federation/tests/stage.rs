@@ -39,6 +39,8 @@ pub(crate) struct Wires {
     links: Mutex<Vec<AbortHandle>>,
     /// Connections made so far.
     pub(crate) dialled: Mutex<usize>,
+    /// Each connection comes from an address of its own, as far as its stream knows.
+    pub(crate) from_many: Mutex<bool>,
 }
 
 #[derive(Clone, Debug)]
@@ -51,7 +53,11 @@ impl Wires {
     /// Connects to whoever is at `address`; port 5270 is direct TLS.
     pub(crate) fn dial(&self, address: SocketAddr) -> io::Result<Transport> {
         let place = self.sites.lock().get(&address.ip()).cloned().ok_or(io::ErrorKind::ConnectionRefused)?;
-        *self.dialled.lock() += 1;
+        let serial = {
+            let mut dialled = self.dialled.lock();
+            *dialled += 1;
+            if *self.from_many.lock() { *dialled % 250 } else { 1 }
+        };
         let (here, mut a) = tokio::io::duplex(64 * 1024);
         let (there, mut b) = tokio::io::duplex(64 * 1024);
         let pump = tokio::spawn(async move {
@@ -64,7 +70,7 @@ impl Wires {
                     transport: there.into(),
                     // An address of documentation: all servers in memory are behind it.
                     unproved: federation.shared.let_in(IpAddr::from([203, 0, 113, 1])).ok(),
-                    peer: "203.0.113.1:5269".into(),
+                    peer: format!("203.0.113.{serial}:5269"),
                     direct_tls: address.port() == 5270,
                     guard: None,
                 };
