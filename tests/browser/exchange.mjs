@@ -198,6 +198,56 @@ await check('a rule is added, tested with a stanza, felt outside, and removed', 
   clean(page);
 });
 
+await check('rules are edited and moved, blocks imported and taken back', async () => {
+  await at(page, 'policy', 'Policy');
+  const dialog = page.getByRole('dialog');
+  for (const [domain, reason] of [['second.example', 'the second'], ['first.example', 'the first']]) {
+    await page.getByRole('button', { name: 'Add a rule…' }).click();
+    await dialog.getByLabel('Domain outside').fill(domain);
+    await dialog.getByLabel('Reason').fill(reason);
+    await dialog.getByRole('button', { name: 'Add the rule' }).click();
+    await dialog.waitFor({ state: 'detached' });
+    await row(reason).waitFor();
+  }
+  const order = async () => {
+    const texts = await page.getByRole('row').allInnerTexts();
+    return texts.findIndex((it) => it.includes('the first')) - texts.findIndex((it) => it.includes('the second'));
+  };
+  must((await order()) < 0, 'a new rule is not the first');
+  await row('the first').getByRole('button', { name: /^Move .* down$/ }).click();
+  await row('the first').getByRole('button', { name: /^Move .* up$/ }).and(page.locator(':enabled')).waitFor();
+  must((await order()) > 0, 'it was not moved');
+  await row('the second').getByRole('button', { name: /^Edit/ }).click();
+  must((await dialog.getByLabel('Domain outside').inputValue()) === 'second.example', 'the form does not have the rule');
+  await dialog.getByLabel('Reason').fill('the other');
+  await dialog.getByRole('button', { name: 'Replace the rule' }).click();
+  await dialog.waitFor({ state: 'detached' });
+  await row('the other').waitFor();
+  for (const reason of ['the other', 'the first']) {
+    await row(reason).getByRole('button', { name: /Remove/ }).click();
+    await dialog.getByLabel('Reason').fill('a test');
+    await dialog.getByRole('button', { name: 'Remove' }).click();
+    await row(reason).waitFor({ state: 'detached' });
+  }
+  await page.getByRole('button', { name: 'Import…' }).click();
+  await dialog.getByLabel('What is in it').fill('domain,subdomains,reason,until\nno domain,false,r,\n');
+  await dialog.getByLabel('Reason').fill('a file');
+  await dialog.getByRole('button', { name: 'Import' }).click();
+  await dialog.getByRole('alert').waitFor();
+  await dialog.getByLabel('What is in it').fill('domain,subdomains,reason,until\nimported.example,false,from a file,\n');
+  await dialog.getByRole('button', { name: 'Import' }).click();
+  await row('imported.example').waitFor();
+  // It is known, though it was never seen.
+  await at(page, 'domains/imported.example', 'imported.example');
+  await page.getByText('Blocked').first().waitFor();
+  await at(page, 'policy', 'Policy');
+  await row('imported.example').getByRole('button', { name: /^Take back/ }).click();
+  await dialog.getByLabel('Reason').fill('a test');
+  await dialog.getByRole('button', { name: 'Take the block back' }).click();
+  await row('imported.example').waitFor({ state: 'detached' });
+  clean(page);
+});
+
 await check('a wrong rule is refused in words', async () => {
   await at(page, 'policy', 'Policy');
   await page.getByRole('button', { name: 'Add a rule…' }).click();
@@ -277,6 +327,25 @@ await check('an account: added, logs in, its sessions end, removed', async () =>
   await row(`rosaline@${ours}`).getByRole('button', { name: /^End sessions/ }).click();
   await dialog.getByRole('button', { name: 'End sessions' }).click();
   must(await stage('ended', { who: 'rosaline' }), 'the session goes on');
+  await row(`rosaline@${ours}`).getByRole('button', { name: /^Devices/ }).click();
+  await dialog.getByText('No device has signed in.').or(dialog.getByRole('table')).first().waitFor();
+  await accessible(page);
+  await dialog.getByRole('button', { name: 'Close' }).click();
+  await stage('login', { who: 'rosaline', password: 'a good password' });
+  await row(`rosaline@${ours}`).getByRole('button', { name: /^Devices/ }).click();
+  await dialog.getByText('connected', { exact: true }).waitFor();
+  await shot(page, shots, 'exchange-devices', false);
+  await dialog.getByRole('button', { name: /^Sign .* out$/ }).first().click();
+  must(await stage('ended', { who: 'rosaline' }), 'the device goes on');
+  await dialog.getByRole('button', { name: 'Close' }).click();
+  await row(`rosaline@${ours}`).getByRole('button', { name: /^Disable/ }).click();
+  await dialog.getByRole('button', { name: 'Disable' }).click();
+  await row(`rosaline@${ours}`).getByText('disabled', { exact: true }).waitFor();
+  const unheard = await stage('say', { from: 'juliet', to: `rosaline@${ours}`, text: 'are you there?' });
+  must((await stage('bounce', { who: 'juliet', id: unheard })).includes('service-unavailable'), 'a disabled account is found');
+  await row(`rosaline@${ours}`).getByRole('button', { name: /^Enable/ }).click();
+  await dialog.getByRole('button', { name: 'Enable' }).click();
+  await row(`rosaline@${ours}`).getByText('disabled', { exact: true }).waitFor({ state: 'detached' });
   await row(`rosaline@${ours}`).getByRole('button', { name: /^Remove/ }).click();
   await dialog.getByLabel('Type the address').fill('somebody else');
   await dialog.getByRole('button', { name: 'Remove' }).click();
