@@ -188,6 +188,7 @@ async fn a_request_has_to_come_to_its_end() {
         }
         std::future::pending::<()>().await;
     };
+    let began = tokio::time::Instant::now();
     let mut rest = Vec::new();
     let ended = async {
         tokio::time::timeout(Duration::from_secs(600), reading.read_to_end(&mut rest)).await.is_ok()
@@ -196,6 +197,9 @@ async fn a_request_has_to_come_to_its_end() {
         () = trickle => {}
         ended = ended => assert!(ended, "the connection went on"),
     }
+    // Not for its silence, nor for its age.
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(60), "{took:?}");
     serving.abort();
 }
 
