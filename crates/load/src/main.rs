@@ -14,6 +14,7 @@
 //! | `room` | people join a room, one speaks, all hear it | the same |
 //! | `s2s` | users of one server write to users of another | CPU of both servers per message |
 //! | `siege` | other servers attack while users write to each other | latency inside before, during and after, server memory |
+//! | `push-service` | takes the pushes of a server, as an app's service would | nothing: it prints them |
 //! | `floor` | a bare TLS relay instead of a server | what this machine needs at least |
 //!
 //! # What the figures mean
@@ -43,6 +44,7 @@ mod options;
 mod pace;
 mod pairs;
 mod place;
+mod push_service;
 mod relay;
 mod report;
 mod siege;
@@ -86,6 +88,7 @@ fn run(work: &Work) -> Result<(), LoadError> {
         Work::Room(options) => (work::room::run(options)?, &options.run.json),
         Work::S2s(options) => (work::s2s::run(options)?, &options.run.json),
         Work::Floor(options) => (work::floor::run(options)?, &options.run.json),
+        Work::PushService(options) => return push_service::run(options),
         Work::Siege(options) => return siege::run(options),
         Work::FloorRelay(options) => return relay::run(options.coalesce),
         Work::SiegeAttack(options) => return siege::attack::run(options),

@@ -34,10 +34,32 @@ pub(crate) enum Work {
     Siege(Siege),
     /// The limit of this machine: a bare TLS relay that forwards the messages of `chat` without looking at them
     Floor(Floor),
+    /// A stand-in for an app's push service: a component that prints what servers publish to it (XEP-0357)
+    PushService(PushService),
     #[command(hide = true)]
     FloorRelay(FloorRelay),
     #[command(hide = true)]
     SiegeAttack(SiegeAttack),
+}
+
+/// A push service.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct PushService {
+    /// Where the server takes components
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) component: String,
+    /// The component's domain
+    #[arg(long, value_name = "D")]
+    pub(crate) domain: String,
+    /// The component's secret
+    #[arg(long, value_name = "S")]
+    pub(crate) secret: String,
+    /// What publishes are answered with: `result`, `silence`, or the name of an error such as `item-not-found`
+    #[arg(long, value_name = "A", default_value = "result")]
+    pub(crate) answer: String,
+    /// End after so many publishes
+    #[arg(long, value_name = "N")]
+    pub(crate) count: Option<u32>,
 }
 
 /// Options of every run.

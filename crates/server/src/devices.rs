@@ -482,6 +482,13 @@ impl Exchange {
             .bind(account.id)
             .bind(handle),
         );
+        // Nor is it told any more what comes.
+        batch.push(
+            sql("DELETE FROM push_services WHERE account = ?1 AND device = (SELECT id FROM devices \
+                 WHERE account = ?1 AND handle = ?2)")
+            .bind(account.id)
+            .bind(handle),
+        );
         batch.push(
             sql("DELETE FROM devices WHERE account = ?1 AND handle = ?2 AND password = 0")
                 .bind(account.id)
@@ -499,6 +506,7 @@ impl Exchange {
             Err(StoreError::Conflict) => return Ok(Ended::Unknown),
             rows => rows?,
         };
+        self.reload_pushes(account).await?;
         let found = rows.first().and_then(|rows| rows.first()).map(|row| (row.int(0), row.int(1) != 0));
         let of_device = |session: &Session| match found {
             Some((device, _)) => session.device.load(Ordering::Relaxed) == device,

@@ -67,6 +67,10 @@ pub struct Exchange {
     pub mint: crate::devices::Mint,
     /// What logins are checked with.
     pub logging_in: crate::session::credentials::Credentials,
+    /// Puts tombstones in the place of what was taken back.
+    pub gravedigger: crate::log::tombstones::Gravedigger,
+    /// Wakes devices that sleep.
+    pub pushes: crate::push::Publisher,
     /// Looks after the sessions.
     pub keeper: crate::session::keeper::Keeper,
     /// Counters.

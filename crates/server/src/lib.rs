@@ -19,6 +19,7 @@ pub mod net;
 pub mod notify;
 pub mod operations;
 pub mod protocols;
+pub mod push;
 pub mod retention;
 pub mod route;
 pub mod schema;

@@ -81,6 +81,7 @@ pub struct Metrics {
     refusals: Family<Labels<1>, Counter>,
     logins: Family<Labels<2>, Counter>,
     steps: Family<Labels<2>, Counter>,
+    pushes: Family<Labels<1>, Counter>,
     handshakes: Family<Labels<3>, Counter>,
     errors_sent: Family<Labels<1>, Counter>,
     /// Sessions with a bound resource, connected or waiting for resumption.
@@ -127,6 +128,8 @@ impl Metrics {
             "Messages that went through each step of each module",
             Family::clone(&steps),
         );
+        let pushes = Family::default();
+        registry.register("pushes", "Push notifications by what became of them", Family::clone(&pushes));
         let handshakes = Family::default();
         registry.register(
             "federation_streams",
@@ -176,6 +179,7 @@ impl Metrics {
             refusals,
             logins,
             steps,
+            pushes,
             handshakes,
             errors_sent,
             sessions,
@@ -236,6 +240,11 @@ impl Metrics {
     /// How often something was refused.
     pub fn refusals(&self, name: &'static str) -> u64 {
         self.refusals.get(&[("name", name)]).map_or(0, |counter| counter.get())
+    }
+
+    /// Counts a push: `result` is `"sent"`, `"failed"`, `"awake"` (the device had come back) or `"dropped"`.
+    pub fn pushed(&self, result: &'static str) {
+        self.pushes.get_or_create(&[("result", result)]).inc();
     }
 
     /// Counts a login attempt: `result` is `"ok"` or the name of the SASL failure.

@@ -113,10 +113,15 @@ impl Operator {
             Operation::UserPasswd { address, password } => {
                 let jid = accounts::address(&address, &config)?;
                 let iterations = config.accounts.password_iterations;
-                let new = accounts::NewPassword { password: &password, iterations, keep: 0 };
+                let new =
+                    accounts::NewPassword { password: &password, iterations, keep: 0, keep_resource: "" };
                 let audit = self.note(actor, "user passwd", (None, Some(jid.to_string())));
                 accounts::set_password(&exchange.db, &jid, new, Some(audit)).await?;
                 if let Some(account) = exchange.accounts.online(&jid) {
+                    exchange
+                        .reload_pushes(&account)
+                        .await
+                        .map_err(|error| OpError::Store(error.to_string()))?;
                     exchange.end_sessions(&account, None, &password_changed());
                 }
                 Ok(said(format!("{jid} has a new password; its devices were signed out.")))
@@ -435,8 +440,9 @@ impl Exchange {
     ) -> Result<(), OpError> {
         let iterations = self.config.load().accounts.password_iterations;
         let keep = session.device.load(Ordering::Relaxed);
-        let new = accounts::NewPassword { password, iterations, keep };
+        let new = accounts::NewPassword { password, iterations, keep, keep_resource: session.resource() };
         accounts::set_password(&self.db, &session.account.jid, new, None).await?;
+        self.reload_pushes(&session.account).await.map_err(|error| OpError::Store(error.to_string()))?;
         self.end_sessions(&session.account, Some(session), &password_changed());
         Ok(())
     }

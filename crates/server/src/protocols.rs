@@ -49,9 +49,7 @@ const CORE: &[Core] = &[
     core(
         386,
         "1.1.0",
-        Level::Partial(
-            "no metadata of the archive as yet; what waits is delivered, not cleared, until the archive can be read",
-        ),
+        Level::Partial("what waits is delivered, not cleared: a client that reads no archive would lose it"),
         "session::login",
     ),
     core(388, "1.0.4", Level::Complete, "session::login"),

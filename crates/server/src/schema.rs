@@ -8,7 +8,7 @@ use trunkline_store::Migration;
 /// Every migration, oldest first.
 pub const MIGRATIONS: &[Migration] = &[
     ACCOUNTS, MESSAGING, INVITES, BOUNDS, WAITING, ONE_INDEX, CONTROL, CONSENT, EYES, DEVICES, ARCHIVES,
-    SIGNALS, LEVELS,
+    SIGNALS, LEVELS, PUSH,
 ];
 
 const ACCOUNTS: Migration = Migration {
@@ -465,5 +465,32 @@ const LEVELS: Migration = Migration {
                 level, reason, until, set_by, set_at FROM federation_levels;
         DROP TABLE federation_levels;
         ALTER TABLE levels RENAME TO federation_levels;
+    ",
+};
+
+/// What wakes devices (see [`crate::push`]). What a device enabled goes with the device.
+const PUSH: Migration = Migration {
+    name: "push",
+    sql: "
+        CREATE TABLE push_services (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            account INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
+            service TEXT NOT NULL,
+            node TEXT NOT NULL,
+            device INTEGER NOT NULL,
+            resource TEXT NOT NULL,
+            options BLOB,
+            secret BLOB,
+            most INTEGER NOT NULL,
+            enabled_at INTEGER NOT NULL,
+            failures INTEGER NOT NULL,
+            disabled_at INTEGER,
+            reason TEXT,
+            UNIQUE (account, service, node)
+        ) STRICT;
+        CREATE INDEX push_services_by_device ON push_services (device);
+        CREATE TRIGGER push_services_of_device AFTER DELETE ON devices BEGIN
+            DELETE FROM push_services WHERE device = old.id;
+        END;
     ",
 };

@@ -693,6 +693,8 @@ async fn exchange(config: Config, parts: &Parts) -> Result<Arc<Exchange>, StartE
         mint: crate::devices::Mint::new(&secret),
         logging_in: crate::session::credentials::Credentials::default(),
         failed: crate::route::message::Failed::default(),
+        gravedigger: crate::log::tombstones::Gravedigger::default(),
+        pushes: crate::push::Publisher::default(),
         keeper: Keeper::default(),
         refusals: crate::logging::Refusals::new(Arc::clone(&metrics)),
         metrics,

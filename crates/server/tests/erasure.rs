@@ -67,6 +67,7 @@ const ANSWERS: &[(&str, Answer)] = &[
     ("api_tokens", Stays("of programs, made by the staff")),
     ("totp", Goes("account")),
     ("devices", Goes("account")),
+    ("push_services", Goes("account")),
     ("reports", Goes("account")),
     ("lists", Stays("set by the staff")),
     ("list_entries", Stays("of lists that the staff chose")),

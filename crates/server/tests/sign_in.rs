@@ -144,6 +144,18 @@ impl House {
         token(&success).unwrap()
     }
 
+    /// The nodes of the push services that romeo's devices have enabled, in the store and in memory.
+    async fn woken(&self) -> Vec<String> {
+        let exchange = self.server.exchange();
+        let rows = exchange.db.read(sql("SELECT node FROM push_services ORDER BY id")).await.unwrap();
+        let stored: Vec<String> = rows.iter().map(|row| row.text(0).to_owned()).collect();
+        if let Some(account) = exchange.accounts.online(&Jid::parse("romeo@north.localhost").unwrap()) {
+            let known: Vec<String> = account.state().pushes.iter().map(|it| it.node.clone()).collect();
+            assert_eq!(known, stored, "memory and store move together");
+        }
+        stored
+    }
+
     fn resources(&self) -> Vec<(String, bool, bool)> {
         let jid = Jid::parse("romeo@north.localhost").unwrap();
         let Some(account) = self.server.exchange().accounts.online(&jid) else { return Vec::new() };
@@ -203,6 +215,7 @@ async fn one_request_brings_a_session_with_all_that_was_asked_for() {
     assert!(!full.contains(PHONE), "XEP-0386 s.3.3");
     let bound = success.root().child(ns::BIND2, "bound").unwrap();
     assert_eq!(bound.child(ns::SM, "enabled").unwrap().attr("resume").as_deref(), Some("true"));
+    assert!(bound.child(ns::MAM, "metadata").unwrap().first_child().is_none(), "the archive is empty");
     assert!(success.root().child(ns::SASL2, "additional-data").is_none(), "PLAIN says nothing at its end");
     assert_eq!(token(&success), None, "none was asked for");
     let features = client.features().await;
@@ -230,6 +243,73 @@ async fn one_request_brings_a_session_with_all_that_was_asked_for() {
     // XEP-0388 s.4.8: once is enough.
     client.authenticate("PLAIN", "").await;
     assert_eq!(client.error().await, "unsupported-stanza-type");
+}
+
+#[tokio::test]
+async fn who_binds_learns_how_far_the_archive_goes() {
+    let house = House::new().await;
+    let mut client = house.client().await;
+    client.plain(PASSWORD, &(agent(PHONE) + BIND)).await;
+    client.features().await;
+    client.send("<presence/>").await;
+    let mut ids = Vec::new();
+    for id in ["m1", "m2", "m3"] {
+        client.send(&format!("<message id='{id}' type='chat'><body>{id}</body></message>")).await;
+        let message = loop {
+            let element = client.next().await;
+            if element.root().attr("id").as_deref() == Some(id) {
+                break element;
+            }
+        };
+        let stamp = message.root().child(ns::STANZA_ID, "stanza-id").unwrap();
+        ids.push(stamp.attr("id").unwrap().into_owned());
+    }
+    let success = house.client().await.plain(PASSWORD, &(agent(LAPTOP) + BIND)).await;
+    let bound = success.root().child(ns::BIND2, "bound").unwrap();
+    let metadata = bound.child(ns::MAM, "metadata").unwrap();
+    let end = |name: &str| metadata.child(ns::MAM, name).unwrap().attr("id").unwrap().into_owned();
+    assert_eq!((&end("start"), &end("end")), (&ids[0], &ids[2]));
+}
+
+#[tokio::test]
+async fn who_is_signed_out_is_not_woken() {
+    let house = House::new().await;
+    let enable = |node: &str| format!("<enable xmlns='urn:xmpp:push:0' jid='push.example' node='{node}'/>");
+    let mut phone = house.client().await;
+    phone.plain(PASSWORD, &(agent(PHONE) + BIND)).await;
+    phone.features().await;
+    phone.iq("set", &enable("phone-old")).await;
+    let answer = phone.iq("set", &enable("phone")).await;
+    assert_eq!(answer.root().attr("type").as_deref(), Some("result"));
+    assert_eq!(house.woken().await, ["phone"], "a device has one node at a service");
+    let laptop = house.token(LAPTOP, EXPR).await;
+    let mut at_laptop = house.client().await;
+    at_laptop.fast(EXPR, "romeo", (&laptop, &(agent(LAPTOP) + BIND))).await;
+    at_laptop.features().await;
+    at_laptop.iq("set", &enable("laptop")).await;
+    let unknown = || format!("<initial-response>{}</initial-response>", plain("romeo", PASSWORD));
+    let mut old = house.client().await;
+    old.authenticate("PLAIN", &(unknown() + "<bind xmlns='urn:xmpp:bind:0'><tag>old</tag></bind>")).await;
+    old.next().await;
+    old.features().await;
+    old.iq("set", &enable("old")).await;
+    assert_eq!(house.woken().await, ["phone", "laptop", "old"]);
+    // XEP-0494: the device that is ended.
+    let answer = phone.iq("get", "<list xmlns='urn:xmpp:cam:0'/>").await;
+    let clients = answer.root().child(ns::CLIENT_ACCESS, "clients").unwrap();
+    let fast = |it: &trunkline_xml::Node<'_>| text(&answer)[it.range()].contains("<fast");
+    let id = clients.children().find(fast).unwrap().attr("id").unwrap().into_owned();
+    phone.iq("set", &format!("<revoke xmlns='urn:xmpp:cam:0' id='{id}'/>")).await;
+    assert_eq!(house.woken().await, ["phone", "old"]);
+    // A new password: everybody but who set it.
+    let change =
+        "<query xmlns='jabber:iq:register'><username>romeo</username><password>new</password></query>";
+    phone.send(&format!("<iq type='set' id='q' to='north.localhost'>{change}</iq>")).await;
+    phone.next().await;
+    assert_eq!(house.woken().await, ["phone"]);
+    house.run(sql("DELETE FROM devices")).await;
+    let rows = house.server.exchange().db.read(sql("SELECT 1 FROM push_services")).await.unwrap();
+    assert!(rows.is_empty(), "who is forgotten is not woken");
 }
 
 #[tokio::test]

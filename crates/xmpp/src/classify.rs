@@ -24,6 +24,8 @@
 //! - Receipts and markers are stored but do not wake, in both.
 //! - Reactions and retractions are stored there only with a `<store/>` hint. We store them: without them the archive
 //!   shows a conversation that never was. A retraction wakes, so that a notification can be taken back.
+//! - A correction (XEP-0308) is a message there. Here it is stored and wakes, but is not pushed: a notification for each
+//!   typing error is noise.
 //! - Prosody keeps everything of type chat or normal for offline users, even what is empty or a chat state only;
 //!   XEP-0160 s.3 excludes chat states, and we follow it.
 //! - A `<no-store/>` beats a `<store/>` beside it, in both.
@@ -31,6 +33,8 @@
 //!   message failed), and copied if what bounced came from a bare address. Hints in errors are ignored (XEP-0334 s.5):
 //!   they belong to the message that bounced.
 //! - Group chat is archived by the room (XEP-0313 s.5.1.3 leaves it to the server).
+
+use std::borrow::Cow;
 
 use trunkline_xml::Node;
 
@@ -78,6 +82,7 @@ enum Matter {
     Call,
     Ringing,
     Invitation,
+    Correction,
     Encrypted,
     KeyTransport,
     Reaction,
@@ -105,6 +110,8 @@ const TABLE: &[(Matter, &str, &str)] = &[
     // XEP-0353: worth nothing after the call.
     (Matter::Ringing, "ringing", "--cw-"),
     (Matter::Invitation, "invitation", "socwp"),
+    // XEP-0308: the message that it corrects was pushed. What it says now is content, so it is not held back.
+    (Matter::Correction, "correction", "socw-"),
     (Matter::Encrypted, "encrypted", "socwp"),
     (Matter::KeyTransport, "key-transport", "soc--"),
     (Matter::Reaction, "reaction", "soc--"),
@@ -210,6 +217,7 @@ fn groupchat(marks: &Marks) -> Class {
         | Matter::Retraction
         | Matter::Call
         | Matter::Attention => Class::of("---wp", "groupchat"),
+        Matter::Correction => Class::of("---w-", "groupchat-correction"),
         // XEP-0045 s.7.2.15: the last step of joining a room.
         Matter::Subject => Class::of("---w-", "groupchat-subject"),
         _ => Class::of("-----", "groupchat"),
@@ -291,6 +299,20 @@ impl Marks {
     }
 }
 
+/// What people wrote, unless it only stands in for what is encrypted.
+pub fn plain_body(stanza: &Stanza) -> Option<Cow<'_, str>> {
+    let encrypted = stanza.children().any(|child| {
+        matches!(
+            (child.ns(), child.name()),
+            (ns::OMEMO | ns::OMEMO_LEGACY, "encrypted")
+                | (ns::OPENPGP, "openpgp")
+                | (ns::OPENPGP_LEGACY, "x")
+                | (ns::EME, "encryption")
+        )
+    });
+    stanza.body().filter(|_| !encrypted)
+}
+
 /// What one child says; `None` if it says nothing of its own.
 fn matter(child: Node<'_>) -> Option<Matter> {
     Some(match (child.ns(), child.name()) {
@@ -299,6 +321,8 @@ fn matter(child: Node<'_>) -> Option<Matter> {
         (ns::CLIENT, "thread") => return None,
         (ns::CARBONS, "sent" | "received") | (ns::MAM, "result") => Matter::Wrapped,
         (ns::CARBONS | ns::HINTS | ns::DELAY | ns::STANZA_ID | ns::NICK | ns::OCCUPANT_ID, _) => return None,
+        (ns::CORRECT, "replace") => Matter::Correction,
+        // XEP-0461: an answer is a message like others.
         (ns::FALLBACK | ns::REPLY | ns::CORRECT | ns::ADDRESS | ns::SHIM | ns::XHTML_IM, _) => return None,
         (ns::RETRACT, "retract") => Matter::Retraction,
         // XEP-0425: the room's order, around which older clients had XEP-0422.

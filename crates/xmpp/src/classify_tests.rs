@@ -18,6 +18,9 @@ const MARKABLE: &str = "<markable xmlns='urn:xmpp:chat-markers:0'/>";
 const COMPOSING: &str = "<composing xmlns='http://jabber.org/protocol/chatstates'/>";
 const ACTIVE: &str = "<active xmlns='http://jabber.org/protocol/chatstates'/>";
 const CORRECTION: &str = "<body>Wherefore?</body><replace xmlns='urn:xmpp:message-correct:0' id='1'/>";
+const REPLACE: &str = "<replace xmlns='urn:xmpp:message-correct:0' id='1'/>";
+const REPLY: &str = "<body>> Wherefore?\nTherefore.</body><reply xmlns='urn:xmpp:reply:0' to='a@b.example/c' id='1'/>\
+                     <fallback xmlns='urn:xmpp:fallback:0' for='urn:xmpp:reply:0'><body start='0' end='13'/></fallback>";
 const REACTION: &str =
     "<reactions xmlns='urn:xmpp:reactions:0' id='1'><reaction>\u{1F44B}</reaction></reactions>";
 const RETRACT: &str = "<retract xmlns='urn:xmpp:message-retract:1' id='1'/>";
@@ -70,7 +73,10 @@ const RECEIVED: &[Row] = &[
     (ROMEO,        "normal",    &[BODY],                   "socwp", "body"),
     (ROMEO,        "chat",      &[BODY, ACTIVE, ID],       "socwp", "body"),
     (ROMEO,        "chat",      &[BODY, WANT_RECEIPT, MARKABLE], "socwp", "body"),
-    (ROMEO,        "chat",      &[CORRECTION],             "socwp", "body"),
+    (ROMEO,        "chat",      &[CORRECTION],             "socw-", "correction"),
+    (ROMEO,        "chat",      &[OMEMO, REPLACE, STORE],  "socw-", "store-hint store-hint correction correction correction"),
+    (ROMEO,        "chat",      &[CORRECTION, RETRACT],    "socwp", "retraction"),
+    (ROMEO,        "chat",      &[REPLY],                  "socwp", "body"),
     (ROMEO,        "normal",    &[SUBJECT],                "socw-", "subject"),
     (ROMEO,        "normal",    &[SUBJECT, BODY],          "socwp", "body"),
     (ROMEO,        "chat",      &[FILE],                   "socwp", "file"),
@@ -108,6 +114,8 @@ const RECEIVED: &[Row] = &[
     (OCCUPANT,     "groupchat", &[BODY],                   "---wp", "groupchat"),
     (OCCUPANT,     "groupchat", &[OMEMO],                  "---wp", "groupchat"),
     (OCCUPANT,     "groupchat", &[BODY, STORE],            "---wp", "groupchat"),
+    (OCCUPANT,     "groupchat", &[CORRECTION],             "---w-", "groupchat-correction"),
+    (OCCUPANT,     "groupchat", &[REACTION],               "-----", "groupchat"),
     (OCCUPANT,     "groupchat", &[SUBJECT],                "---w-", "groupchat-subject"),
     (OCCUPANT,     "groupchat", &[COMPOSING],              "-----", "groupchat"),
     (OCCUPANT,     "groupchat", &[DISPLAYED],              "-----", "groupchat"),

@@ -206,6 +206,10 @@ pub const NICK: &str = "http://jabber.org/protocol/nick";
 pub const PUSH: &str = "urn:xmpp:push:0";
 /// XEP-0357: FORM_TYPE of the summary.
 pub const PUSH_SUMMARY: &str = "urn:xmpp:push:summary";
+/// "Encrypted Push Notifications", an extension of XEP-0357 that some clients use.
+pub const PUSH_ENCRYPT: &str = "tigase:push:encrypt:0";
+/// The same: feature: its one algorithm.
+pub const PUSH_ENCRYPT_AES: &str = "tigase:push:encrypt:aes-128-gcm";
 
 // ---- Messaging --------------------------------------------------------------------------------------
 

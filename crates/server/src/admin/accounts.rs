@@ -109,6 +109,8 @@ pub struct NewPassword<'a> {
     pub iterations: u32,
     /// The device that sets it, whose tokens stay; 0: none.
     pub keep: i64,
+    /// Its resource, if it is no device that is known; empty: none.
+    pub keep_resource: &'a str,
 }
 
 /// Sets a new password. The tokens of devices that signed in with the old one are gone with it. `audit` is the entry
@@ -129,6 +131,17 @@ pub async fn set_password(
     ));
     push_credentials(&mut batch, jid, keys);
     batch.push(on_account(crate::devices::forget_tokens(), jid).bind(new.keep));
+    // Who had the old password is not told any more what comes.
+    batch.push(
+        on_account(
+            sql("DELETE FROM push_services WHERE account = (SELECT accounts.id FROM accounts \
+                 JOIN hosts ON hosts.id = accounts.host_id WHERE hosts.name = ?1 AND accounts.local = ?2) \
+                 AND NOT (device = ?3 AND (device <> 0 OR resource = ?4))"),
+            jid,
+        )
+        .bind(new.keep)
+        .bind(new.keep_resource),
+    );
     extend(&mut batch, audit);
     db.run(batch).await.map(drop).map_err(|error| missing(error, jid))
 }

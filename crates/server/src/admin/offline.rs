@@ -48,7 +48,8 @@ impl Admin for Offline {
             Operation::UserPasswd { address, password } => {
                 let jid = accounts::address(&address, &self.config)?;
                 let iterations = self.config.accounts.password_iterations;
-                let new = accounts::NewPassword { password: &password, iterations, keep: 0 };
+                let new =
+                    accounts::NewPassword { password: &password, iterations, keep: 0, keep_resource: "" };
                 let audit = note("user passwd", None, Some(&jid));
                 accounts::set_password(&self.db, &jid, new, Some(audit)).await?;
                 Ok(Outcome::Done { text: format!("{jid} has a new password.") })

@@ -96,6 +96,7 @@ pub const SECTIONS: &[(&str, &str)] = &[
         "consent",
         "First contacts: what people elsewhere send to a user who does not know them waits for the user's consent",
     ),
+    ("push", "Waking devices that sleep, through the push services of their apps (XEP-0357)"),
     ("components", "External components (XEP-0114): gateways and services in programs of their own"),
     ("components.entries.*", "One table for each component: [components.entries.\"gateway.example.org\"]"),
     ("web", "Metrics and health over HTTP"),
@@ -404,6 +405,11 @@ pub const KEYS: &[Key] = &[
     key("consent.intake_peer_stanzas", Int(1, i64::MAX))
         .default("512")
         .doc("Stanzas of strangers from one domain that wait to be sorted."),
+    // --- push
+    key("push.enabled", Bool).default("true").doc("Whether users' devices may be woken through push services."),
+    key("push.summary", SomeOf(&["count", "sender", "body"])).default("[\"count\"]").doc(
+        "What a push service is told in the open: how many messages there are, who sent the last one, what it says unless it is encrypted. The services belong to the makers of apps. Devices that give a key are told more, encrypted.",
+    ),
     // --- components
     key("components.listen", Listen)
         .restart()

@@ -47,6 +47,8 @@ pub struct Config {
     pub federation: Federation,
     /// First contacts.
     pub consent: Consent,
+    /// Waking devices that sleep.
+    pub push: Push,
     /// External components.
     pub components: Components,
     /// Metrics and health.
@@ -411,6 +413,28 @@ pub struct Consent {
     pub intake_stanzas: usize,
     /// Of one domain.
     pub intake_peer_stanzas: usize,
+}
+
+/// `[push]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Push {
+    /// false: nobody is woken.
+    pub enabled: bool,
+    /// What is told to push services in the open.
+    pub summary: Vec<PushSummary>,
+}
+
+/// A part of the summary in a push (XEP-0357 s.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PushSummary {
+    /// How many messages.
+    Count,
+    /// Who sent the last one.
+    Sender,
+    /// What it says, if it is not encrypted.
+    Body,
 }
 
 /// `[components]`

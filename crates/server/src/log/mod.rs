@@ -14,6 +14,7 @@
 pub mod in_flight;
 pub mod pages;
 pub mod search;
+pub mod tombstones;
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -6,10 +6,12 @@
 
 use bytes::Bytes;
 use trunkline_store::{Db, Lane, Statement, StoreError, Value, sql};
+use trunkline_xml::Writer;
 use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::Stanza;
 
-use crate::ids::LogId;
+use crate::ids::{Ids, LogId};
 use crate::route::account::Account;
 
 /// Rows of the index that one read looks at when it searches for an address.
@@ -96,11 +98,27 @@ pub async fn has_all(db: &Db, account: i64, ids: &[LogId]) -> Result<bool, Store
     Ok(found.iter().all(|rows| !rows.is_empty()))
 }
 
-/// The first and the last message of the archive.
+/// `<metadata/>` (XEP-0313 s.5): the ends of the archive as it is now.
 ///
 /// # Errors
 /// Those of the store.
-pub async fn ends(db: &Db, account: i64) -> Result<Option<(LogId, LogId)>, StoreError> {
+pub async fn metadata(db: &Db, ids: &Ids, account: &Account) -> Result<Vec<u8>, StoreError> {
+    settle(account, || ids.next()).await;
+    let mut w = Writer::new();
+    w.open("metadata").attr("xmlns", ns::MAM);
+    if let Some((first, last)) = ends(db, account.id).await? {
+        for (name, id) in [("start", first), ("end", last)] {
+            let stamp = trunkline_xmpp::time::format_millis(id.millis());
+            let uid = ids.uuid(id).hyphenated().to_string();
+            w.open(name).attr("id", &uid).attr("timestamp", &stamp).close();
+        }
+    }
+    w.close();
+    Ok(w.finish())
+}
+
+/// The first and the last message of the archive.
+async fn ends(db: &Db, account: i64) -> Result<Option<(LogId, LogId)>, StoreError> {
     let statements = vec![
         sql("SELECT id FROM archive WHERE account = ?1 AND flags & 2 = 0 ORDER BY id LIMIT 1").bind(account),
         sql("SELECT id FROM archive WHERE account = ?1 AND flags & 2 = 0 ORDER BY id DESC LIMIT 1")

@@ -5,7 +5,6 @@
 //! overwritten when it goes.
 
 use trunkline_store::{Batch, Db, Lane, StoreError, sql};
-use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::Stanza;
 
 use crate::ids::LogId;
@@ -64,13 +63,14 @@ pub async fn keep_in_step(db: &Db, account: i64, end: LogId) -> Result<(), Store
         );
         for row in rows.iter().filter(|row| row.int(1) & super::HIDDEN == 0) {
             let Some(body) = plain_body(row.blob(2)) else { continue };
-            // The message may have been deleted since it was read.
+            // The message may have been deleted or retracted since it was read.
             batch.push(
                 sql("INSERT INTO archive_words (rowid, owner, body) SELECT ?1, ?2, ?3 \
-                     WHERE EXISTS (SELECT 1 FROM archive WHERE id = ?1)")
+                     WHERE EXISTS (SELECT 1 FROM archive WHERE id = ?1 AND stanza = ?4)")
                 .bind(row.int(0))
                 .bind(owner(account))
-                .bind(body),
+                .bind(body)
+                .bind(row.blob(2).to_vec()),
             );
         }
         match db.run(batch).await {
@@ -84,16 +84,7 @@ pub async fn keep_in_step(db: &Db, account: i64, end: LogId) -> Result<(), Store
 /// What people wrote, unless it only stands in for what is encrypted.
 fn plain_body(stanza: &[u8]) -> Option<String> {
     let stanza = Stanza::parse(stanza).ok()?;
-    let encrypted = stanza.children().any(|child| {
-        matches!(
-            (child.ns(), child.name()),
-            (ns::OMEMO | ns::OMEMO_LEGACY, "encrypted")
-                | (ns::OPENPGP, "openpgp")
-                | (ns::OPENPGP_LEGACY, "x")
-                | (ns::EME, "encryption")
-        )
-    });
-    let body = stanza.body().filter(|_| !encrypted)?;
+    let body = trunkline_xmpp::classify::plain_body(&stanza)?;
     let mut end = body.len().min(MOST_BYTES);
     while !body.is_char_boundary(end) {
         end -= 1;

@@ -88,18 +88,8 @@ async fn form(request: Request) -> Answer {
 async fn metadata(request: Request) -> Answer {
     let account = owner(&request)?;
     let exchange = &request.exchange;
-    pages::settle(&account, || exchange.ids.next()).await;
-    let ends = pages::ends(&exchange.db, account.id).await.map_err(|error| store_trouble(&error))?;
-    let mut w = Writer::new();
-    w.open("metadata").attr("xmlns", ns::MAM);
-    if let Some((first, last)) = ends {
-        for (name, id) in [("start", first), ("end", last)] {
-            let stamp = trunkline_xmpp::time::format_millis(id.millis());
-            w.open(name).attr("id", &uid(exchange, id)).attr("timestamp", &stamp).close();
-        }
-    }
-    w.close();
-    Ok(w.finish().into())
+    let metadata = pages::metadata(&exchange.db, &exchange.ids, &account).await;
+    Ok(metadata.map_err(|error| store_trouble(&error))?.into())
 }
 
 fn uid(exchange: &Exchange, id: LogId) -> String {

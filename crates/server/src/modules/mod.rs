@@ -17,7 +17,9 @@ pub mod invitations;
 pub mod ping;
 pub mod private;
 pub mod publication;
+pub mod push;
 pub mod registration;
+pub mod retraction;
 pub mod roster;
 pub mod session;
 pub mod stanza_ids;
@@ -47,7 +49,9 @@ use crate::commands::Command;
 use crate::config::Config;
 use crate::exchange::{Exchange, Host};
 use crate::ids::LogId;
+use crate::log::tombstones::Retraction;
 use crate::metrics::Metrics;
+use crate::push::Order;
 use crate::route::account::{Account, AccountState};
 use crate::session::Session;
 
@@ -65,9 +69,11 @@ pub fn all() -> Vec<Module> {
         stanza_ids::module(),
         history::module(),
         archive::module(),
+        retraction::module(),
         carbons::module(),
         vcard::module(),
         private::module(),
+        push::module(),
         client_access::module(),
         registration::module(),
         commands::module(),
@@ -116,6 +122,8 @@ pub enum Step {
     Stamp,
     /// Writes to the log.
     Store,
+    /// What is to happen when it is on the disk: wakes devices that sleep, takes back what was said.
+    Notify,
     /// Copies to the user's other devices.
     Copy,
 }
@@ -126,13 +134,14 @@ impl Step {
             Step::Filter => "filter",
             Step::Stamp => "stamp",
             Step::Store => "store",
+            Step::Notify => "notify",
             Step::Copy => "copy",
         }
     }
 }
 
 /// Number of [`Step`]s.
-const STEPS: usize = 4;
+const STEPS: usize = 5;
 
 /// What a hook decides.
 #[derive(Debug)]
@@ -169,6 +178,10 @@ pub struct Passage<'a> {
     pub id: Option<LogId>,
     /// The row that says that it waits for its delivery goes under this ticket.
     pub waits: Option<Arc<Ticket>>,
+    /// Pushes to be made when that is on the disk.
+    pub orders: Vec<Order>,
+    /// An older message that this one takes back.
+    pub retraction: Option<Retraction>,
     /// What the store is to write; submitted at the end, under the lock.
     pub batch: &'a mut Batch,
 }

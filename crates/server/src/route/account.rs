@@ -20,6 +20,7 @@ use trunkline_xmpp::stanza::Stanza;
 use super::roster::Roster;
 use crate::ids::LogId;
 use crate::log::in_flight::InFlight;
+use crate::push::Registration;
 use crate::session::Session;
 
 const SHARDS: usize = 64;
@@ -53,6 +54,8 @@ pub struct AccountState {
     pub last_kept: Option<LogId>,
     /// Messages that waited when the account was loaded, and those that came since when nobody was there.
     pub waiting: Waiting,
+    /// What wakes the user's devices (XEP-0357).
+    pub pushes: Box<[Registration]>,
     /// Pages of the archive that are being sent to the user's devices.
     pub pages: u8,
     /// The account was removed while in memory.
@@ -333,9 +336,10 @@ async fn read(
         ),
         of("SELECT jid, rule FROM archive_rules WHERE account = (SELECT a.id FROM accounts a \
             JOIN hosts h ON h.id = a.host_id WHERE h.name = ?1 AND a.local = ?2) ORDER BY jid"),
+        of(Registration::QUERY),
     ];
     let results = db.read_all(lane, statements).await?;
-    let [account, items, blocked, waiting, rules] = results.as_slice() else {
+    let [account, items, blocked, waiting, rules, pushes] = results.as_slice() else {
         return Err(StoreError::Closed);
     };
     let Some(row) = account.first() else { return Ok(None) };
@@ -344,6 +348,7 @@ async fn read(
         waiting: Waiting { messages: count(0), bytes: count(1) },
         roster: Roster::load(items, row.int(1)),
         blocked: blocked.iter().filter_map(|row| Jid::parse(row.text(0)).ok()).collect(),
+        pushes: Registration::load(pushes),
         archiving: (!rules.is_empty()).then(|| Box::new(preferences(rules))),
         ..AccountState::default()
     };

@@ -49,9 +49,11 @@ impl Exchange {
             outside: false,
             id: None,
             waits: None,
+            orders: Vec::new(),
+            retraction: None,
             batch: &mut batch,
         };
-        for step in [Step::Filter, Step::Stamp, Step::Store, Step::Copy] {
+        for step in [Step::Filter, Step::Stamp, Step::Store, Step::Notify, Step::Copy] {
             match self.modules.run(step, &mut passage) {
                 Flow::Pass => {}
                 Flow::Refuse(error) => {
@@ -67,7 +69,7 @@ impl Exchange {
             }
         }
         self.note_writing(account, (passage.state, &passage.stanza), passage.batch);
-        let (stanza, id) = (passage.stanza, passage.id);
+        let (stanza, id, retraction) = (passage.stanza, passage.id, passage.retraction);
         if !batch.is_empty() {
             let row = id.map(|id| {
                 account.in_flight.submitted(id, batch.lane(), Arc::default());
@@ -80,6 +82,9 @@ impl Exchange {
             });
         }
         drop(guard);
+        if let Some(retraction) = retraction {
+            self.take_back(account, retraction);
+        }
         Some(Mail { stanza, ..mail })
     }
 
@@ -129,6 +134,8 @@ impl Exchange {
             outside,
             id: None,
             waits: None,
+            orders: Vec::new(),
+            retraction: None,
             batch: &mut batch,
         };
         match self.modules.run(Step::Filter, &mut passage) {
@@ -175,7 +182,7 @@ impl Exchange {
             }
             Targets::Ignore(name) => return self.metrics.refused(name),
         };
-        for step in [Step::Stamp, Step::Store] {
+        for step in [Step::Stamp, Step::Store, Step::Notify] {
             match self.modules.run(step, &mut passage) {
                 Flow::Pass => {}
                 Flow::Refuse(error) => {
@@ -194,7 +201,10 @@ impl Exchange {
             passage.batch.push(a_page());
         }
         let kept = passage.id.filter(|_| passage.class.offline.yes);
-        if !passage.batch.is_empty() {
+        let orders = std::mem::take(&mut passage.orders);
+        if passage.batch.is_empty() {
+            self.push(orders);
+        } else {
             // Under the lock, so that what this account is sent is committed in the order of its ids; and before
             // it is pushed, so that the note of its delivery can't come before the row.
             let rows = std::mem::replace(passage.batch, Batch::new(mail.lane()));
@@ -202,11 +212,19 @@ impl Exchange {
                 account.in_flight.submitted(id, mail.lane(), passage.waits.take().unwrap_or_default());
                 (Arc::clone(account), id)
             });
-            self.commit_then(rows, (mail.receipt.clone(), &mail.stanza), move |_| {
+            let exchange = Arc::clone(self);
+            self.commit_then(rows, (mail.receipt.clone(), &mail.stanza), move |stored| {
                 if let Some((account, id)) = waits {
                     account.in_flight.landed(id);
                 }
+                // Promise 1: who is woken finds it.
+                if stored {
+                    exchange.push(orders);
+                }
             });
+        }
+        if let Some(retraction) = passage.retraction.take() {
+            self.take_back(account, retraction);
         }
         for session in &passage.targets {
             let queued =

@@ -646,6 +646,7 @@ impl Exchange {
         self.broadcast_unavailable(session, unavailable);
         let account = Arc::clone(&session.account);
         account.state().resources.retain(|resource| resource.session.serial != session.serial);
+        self.push_for(session);
         let rest = session.with_outbox(super::Outbox::end);
         self.redirect(&account, rest);
         self.metrics.sessions.dec();

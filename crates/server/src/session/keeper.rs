@@ -120,6 +120,7 @@ impl Exchange {
         };
         let vitals = &session.vitals;
         session.with_outbox(Outbox::shrink);
+        self.push_what_is_owed(session, now);
         if !session.is_attached() {
             let wait = session.management().map_or(0, |management| i64::from(management.seconds) * 1000);
             if since(&vitals.detached).is_some_and(|gone| gone >= wait) {
@@ -227,6 +228,7 @@ impl Exchange {
                 block_interested: resource.block_interested,
                 carbons: resource.carbons,
                 device: session.device.load(Ordering::Relaxed),
+                owed: kept.owed,
             },
         ))
     }
@@ -280,6 +282,7 @@ impl Exchange {
             unacked: snapshot.unacked.iter().filter_map(Saved::queued).collect(),
             queue: snapshot.queue.iter().filter_map(Saved::queued).collect(),
             catch_up: Some(snapshot.catch_up),
+            owed: snapshot.owed,
         };
         if kept.unacked.len() != snapshot.unacked.len() {
             // The counters would no longer fit. The client binds anew and gets from the log what was kept.
@@ -402,6 +405,13 @@ struct Snapshot {
     carbons: bool,
     #[serde(default)]
     device: i64,
+    #[serde(default = "nothing_owed")]
+    owed: (LogId, LogId),
+}
+
+/// In snapshots of versions before.
+fn nothing_owed() -> (LogId, LogId) {
+    (LogId::ZERO, LogId::ZERO)
 }
 
 /// A stanza in a snapshot.

@@ -115,6 +115,8 @@ pub struct Kept {
     pub queue: Vec<Queued>,
     /// Where to go on reading the log.
     pub catch_up: Option<CatchUp>,
+    /// Of what is worth a push and not acknowledged, the first and the last; zero: nothing.
+    pub owed: (LogId, LogId),
 }
 
 /// What [`Outbox::drain`] wrote.
@@ -145,6 +147,8 @@ pub struct Outbox {
     /// Something in the queue is worth waking an inactive client for.
     urgent: bool,
     catch_up: Option<CatchUp>,
+    /// Of what is worth a push and not acknowledged, the first and the last; zero: nothing.
+    owed: (LogId, LogId),
     ended: bool,
     waker: Option<Waker>,
 }
@@ -173,6 +177,7 @@ impl Outbox {
             inactive: false,
             urgent: false,
             catch_up: None,
+            owed: (LogId::ZERO, LogId::ZERO),
             ended: false,
             waker: None,
         }
@@ -284,7 +289,7 @@ impl Outbox {
 
     /// Brings back the state of a session that a snapshot has kept.
     pub fn restore(&mut self, kept: Kept) {
-        let Kept { acked, unacked, queue, catch_up } = kept;
+        let Kept { acked, unacked, queue, catch_up, owed } = kept;
         let sent = acked.wrapping_add(unacked.len() as u32);
         let bytes = unacked.iter().map(|queued| queued.stanza.size()).sum();
         self.ring = Some(Ring { sent, acked, bytes, unacked: unacked.into(), asked: false });
@@ -293,6 +298,7 @@ impl Outbox {
             self.enqueue(queued, size);
         }
         self.catch_up = catch_up;
+        self.owed = owed;
         self.urgent = true;
     }
 
@@ -404,6 +410,13 @@ impl Outbox {
             ring.bytes -= queued.stanza.size();
             kept.extend(queued.kept);
         }
+        let (first, last) = self.owed;
+        if kept.iter().any(|id| *id >= last) {
+            self.owed = (LogId::ZERO, LogId::ZERO);
+        } else if kept.iter().any(|id| *id >= first) {
+            let next = ring.unacked.iter().find_map(|queued| queued.kept).unwrap_or(last);
+            self.owed.0 = next.clamp(first, last);
+        }
         if ring.unacked.is_empty() && ring.unacked.capacity() > 16 {
             ring.unacked = VecDeque::new();
         } else if !ring.unacked.is_empty() {
@@ -412,6 +425,35 @@ impl Outbox {
             self.nonzas.extend_from_slice(b"<r xmlns='urn:xmpp:sm:3'/>");
         }
         Ok(kept)
+    }
+
+    /// This message is on its way to the client, and worth a push if the client does not acknowledge it. Without
+    /// acknowledgements nothing is owed.
+    pub fn owe(&mut self, id: LogId) {
+        if self.ring.is_none() {
+            return;
+        }
+        if self.owed.1 == LogId::ZERO {
+            self.owed.0 = id;
+        }
+        self.owed.1 = self.owed.1.max(id);
+    }
+
+    /// When the oldest message came that is worth a push and not acknowledged.
+    pub fn owes_since(&self) -> Option<i64> {
+        (self.owed.1 != LogId::ZERO).then(|| self.owed.0.millis())
+    }
+
+    /// The newest message that is worth a push and not acknowledged, with the message if it is here: somebody pushes
+    /// now.
+    pub fn take_owed(&mut self) -> Option<(LogId, Option<Stanza>)> {
+        let (_, last) = std::mem::replace(&mut self.owed, (LogId::ZERO, LogId::ZERO));
+        if last == LogId::ZERO {
+            return None;
+        }
+        let unacked = self.ring.iter().flat_map(|ring| &ring.unacked);
+        let queued = unacked.chain(&self.queue).find(|queued| queued.kept == Some(last));
+        Some((last, queued.map(|queued| queued.stanza.clone())))
     }
 
     /// XEP-0198 s.5: the client resumed and has seen `h` stanzas; the rest is sent again, before all else.
@@ -448,6 +490,7 @@ impl Outbox {
             unacked: ring.unacked.iter().cloned().collect(),
             queue: self.queue.iter().cloned().collect(),
             catch_up: self.catch_up,
+            owed: self.owed,
         })
     }
 
@@ -615,6 +658,7 @@ mod tests {
             unacked: vec![kept(1), kept(2), kept(3)],
             queue: vec![kept(4)],
             catch_up: None,
+            owed: (LogId::ZERO, LogId::ZERO),
         });
         // XEP-0198 s.4: the client has seen two of the three; its counter has passed 2^32.
         assert_eq!(outbox.resumed(0), Ok(vec![LogId(1), LogId(2)]));
@@ -624,6 +668,34 @@ mod tests {
         assert_eq!(outbox.acknowledged(3), Err(2), "more than was sent");
         assert_eq!(outbox.acknowledged(2), Ok(vec![LogId(3), LogId(4)]));
         assert_eq!(outbox.acknowledged(2), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn what_is_owed_is_the_oldest_that_is_not_acknowledged() {
+        let mut outbox = outbox(10);
+        let id = |seconds: i64| LogId::first_of(seconds * 1000);
+        outbox.owe(id(1));
+        assert_eq!(outbox.owes_since(), None, "without acknowledgements");
+        outbox.manage();
+        for second in 1..=4 {
+            outbox.push(message(&format!("m{second}"), false, Some(id(second).0)));
+        }
+        // The third is not worth a push.
+        [1, 2, 4].map(|second| outbox.owe(id(second)));
+        written(&mut outbox);
+        assert_eq!(outbox.owes_since(), Some(1000));
+        outbox.acknowledged(1).unwrap();
+        assert_eq!(outbox.owes_since(), Some(2000));
+        outbox.acknowledged(3).unwrap();
+        assert_eq!(outbox.owes_since(), Some(4000));
+        let (last, stanza) = outbox.take_owed().unwrap();
+        assert_eq!((last, stanza.unwrap().head.id.as_deref()), (id(4), Some("m4")));
+        assert_eq!(outbox.owes_since(), None, "pushed once");
+        outbox.owe(id(5));
+        outbox.push(message("m5", false, Some(id(5).0)));
+        written(&mut outbox);
+        outbox.acknowledged(5).unwrap();
+        assert_eq!(outbox.owes_since(), None, "all acknowledged");
     }
 
     #[test]

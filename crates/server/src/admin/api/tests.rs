@@ -289,7 +289,12 @@ async fn a_session_ends() {
 
     let changed = desk.sign_in("mod@north.example").await;
     let jid = Jid::parse("mod@north.example").unwrap();
-    let new = accounts::NewPassword { password: &Password::new("new"), iterations: 4096, keep: 0 };
+    let new = accounts::NewPassword {
+        password: &Password::new("new"),
+        iterations: 4096,
+        keep: 0,
+        keep_resource: "",
+    };
     accounts::set_password(&desk.exchange().db, &jid, new, None).await.unwrap();
     assert_eq!(desk.get("/status", &changed).await.status, 401, "the password is another");
 

@@ -356,7 +356,7 @@ impl Negotiation {
         if let Some(seat) = &seat {
             seat.session().device.store(device, Ordering::Relaxed);
         } else if let Some(bind) = bind {
-            let (bound, answer) = self.bind_inline(host, &account, (bind, agent.as_ref(), device));
+            let (bound, answer) = self.bind_inline(host, &account, (bind, agent.as_ref(), device)).await;
             results.extend_from_slice(&answer);
             seat = bound;
         }
@@ -392,7 +392,7 @@ impl Negotiation {
     }
 
     /// XEP-0386 s.3.2. The answer is `<bound/>`, or why not.
-    fn bind_inline(
+    async fn bind_inline(
         &self,
         host: &Host,
         account: &Arc<Account>,
@@ -417,12 +417,24 @@ impl Negotiation {
         let wanted = Wanted { device, ..bind.wanted };
         match exchange.bind(Arc::clone(account), (full, self.desk.serial), wanted) {
             Ok((session, begun)) => {
+                // Before anything is waited for: whatever happens to this connection, the session is let go.
+                let seat = Seat::new(exchange, &session, self.desk.serial);
                 w.open("bound").attr("xmlns", ns::BIND2);
+                if exchange.config.load().accounts.archive {
+                    // What comes from now on is on its way to the session, so what the archive has until here is all
+                    // that there is to catch up with.
+                    match crate::log::pages::metadata(&exchange.db, &exchange.ids, account).await {
+                        Ok(metadata) => {
+                            w.raw(&metadata);
+                        }
+                        Err(error) => tracing::warn!(%error, "how far an archive goes can't be read"),
+                    }
+                }
                 if let Some(begun) = begun {
                     w.raw(&begun.enabled);
                 }
                 w.close();
-                (Some(Seat::new(exchange, &session, self.desk.serial)), w.finish())
+                (Some(seat), w.finish())
             }
             Err(error) => {
                 w.open("failed").attr("xmlns", ns::BIND2);

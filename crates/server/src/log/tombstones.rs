@@ -1,0 +1,255 @@
+//! Tombstones (XEP-0424 s.5): what stands in an archive where a message was that its sender took back.
+
+use std::sync::Arc;
+
+use trunkline_store::{Batch, Db, Lane, StoreError, sql};
+use trunkline_xml::Writer;
+use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::stanza::Stanza;
+use trunkline_xmpp::{ns, time};
+
+use super::SENT;
+use crate::exchange::Exchange;
+use crate::ids::LogId;
+use crate::route::account::Account;
+
+/// Bytes of an id that is looked for.
+pub const MOST_ID: usize = 1024;
+/// Retractions that are being carried out, of all accounts; above it a message stays as it is.
+const MOST: usize = 256;
+/// How far back a message is looked for: so many entries of the account's archive.
+const REACH: i64 = 100_000;
+/// Entries that one read looks at.
+const SLICE: i64 = if cfg!(test) { 3 } else { 10_000 };
+
+/// Somebody takes a message back.
+#[derive(Clone, Debug)]
+pub struct Retraction {
+    /// The id of the retraction in the archive: what it is about is older.
+    pub id: LogId,
+    /// The other side, seen from the archive's owner.
+    pub peer: Jid,
+    /// The owner takes it back, not the other side.
+    pub sent: bool,
+    /// The other side is in a room: addresses are compared with their resources.
+    pub room: bool,
+    /// The `id` of the message.
+    pub of: String,
+    /// The `id` of the retraction.
+    pub by: String,
+}
+
+/// Retractions under way: a bound, and one at a time.
+#[derive(Debug)]
+pub struct Gravedigger {
+    waiting: tokio::sync::Semaphore,
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Default for Gravedigger {
+    fn default() -> Gravedigger {
+        Gravedigger { waiting: tokio::sync::Semaphore::new(MOST), turn: tokio::sync::Mutex::default() }
+    }
+}
+
+impl Exchange {
+    /// Carries a retraction out in the background. Its own row is on its way to the disk.
+    pub(crate) fn take_back(self: &Arc<Self>, account: &Arc<Account>, retraction: Retraction) {
+        let (exchange, account) = (Arc::clone(self), Arc::clone(account));
+        self.spawn(async move {
+            let Ok(_place) = exchange.gravedigger.waiting.try_acquire() else {
+                return exchange.metrics.refused("retractions-full");
+            };
+            let account = exchange.accounts.hold(account);
+            let _turn = exchange.gravedigger.turn.lock().await;
+            account.in_flight.settled(LogId(retraction.id.0.saturating_add(1))).await;
+            let now = exchange.clock().now();
+            match bury(&exchange.db, account.id, &retraction, now).await {
+                Ok(true) => {}
+                Ok(false) => tracing::debug!("a retraction names no message of its sender in the archive"),
+                Err(error) => {
+                    tracing::warn!(%error, "a retracted message could not be taken out of an archive")
+                }
+            }
+        });
+    }
+}
+
+/// Puts a tombstone in the place of the message; false: there is none that its sender may take back.
+///
+/// # Errors
+/// Those of the store.
+async fn bury(db: &Db, account: i64, retraction: &Retraction, now: i64) -> Result<bool, StoreError> {
+    // As it stands in the row: an attribute.
+    let mut needle = b" id='".to_vec();
+    needle.extend_from_slice(trunkline_xml::escape_attr(&retraction.of).as_bytes());
+    needle.push(b'\'');
+    let mut before = retraction.id;
+    for _ in 0..REACH / SLICE {
+        let mut batch = vec![
+            sql("SELECT id FROM archive WHERE account = ?1 AND id < ?2 ORDER BY id DESC LIMIT 1 OFFSET ?3")
+                .bind(account)
+                .bind(before.0)
+                .bind(SLICE - 1),
+        ];
+        batch.push(
+            sql("SELECT id, stanza FROM archive WHERE id IN (SELECT id FROM (SELECT id, peer, flags FROM archive \
+                 WHERE account = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3) WHERE peer = ?4 AND flags & 1 = ?5) \
+                 AND INSTR(stanza, ?6) > 0 ORDER BY id DESC")
+            .bind(account)
+            .bind(before.0)
+            .bind(SLICE)
+            .bind(retraction.peer.bare_str())
+            .bind(if retraction.sent { SENT } else { 0 })
+            .bind(needle.clone()),
+        );
+        let results = db.read_all(Lane::Inside, batch).await?;
+        let [slice, found] = results.as_slice() else { return Ok(false) };
+        for row in found.iter() {
+            let Ok(stanza) = Stanza::parse(row.blob(1)) else { continue };
+            if stanza.head.id.as_deref() == Some(&retraction.of) && may(retraction, &stanza) {
+                return replace(db, (account, row.int(0)), &buried(&stanza, retraction, now)).await;
+            }
+        }
+        let Some(row) = slice.first() else { return Ok(false) };
+        before = LogId(row.int(0));
+    }
+    Ok(false)
+}
+
+/// s.6: from the same person. The rows are those of the same bare address already. What is a tombstone stays one.
+fn may(retraction: &Retraction, stanza: &Stanza) -> bool {
+    let them = if retraction.sent { &stanza.head.to } else { &stanza.head.from };
+    let room = retraction.room || stanza.child(ns::MUC_USER, "x").is_some();
+    let same = them.as_ref().is_some_and(|them| !room || *them == retraction.peer);
+    same && stanza.child(ns::RETRACT, "retracted").is_none() && stanza.child(ns::RETRACT, "retract").is_none()
+}
+
+/// Nothing is left but the head, and the ids by which it is found.
+fn buried(stanza: &Stanza, retraction: &Retraction, now: i64) -> Stanza {
+    let mut w = Writer::new();
+    w.open("retracted")
+        .attr("xmlns", ns::RETRACT)
+        .attr("id", &retraction.by)
+        .attr("stamp", &time::format_millis(now))
+        .close();
+    for id in stanza.children().filter(|child| child.ns() == ns::STANZA_ID) {
+        w.raw(&id.to_standalone(ns::CLIENT));
+    }
+    stanza.with_payload(w.finish())
+}
+
+async fn replace(db: &Db, (account, id): (i64, i64), tombstone: &Stanza) -> Result<bool, StoreError> {
+    let mut bytes = Vec::with_capacity(tombstone.size() + 32);
+    tombstone.write(&mut bytes);
+    let batch = Batch::new(Lane::Inside)
+        .with(
+            sql("UPDATE archive SET stanza = ?3, size = ?4 WHERE id = ?1 AND account = ?2")
+                .bind(id)
+                .bind(account)
+                .bind(bytes.clone())
+                .bind(i64::try_from(bytes.len()).unwrap_or(i64::MAX)),
+        )
+        // XEP-0431: nor is it found by its words.
+        .with(sql("DELETE FROM archive_words WHERE rowid = ?1").bind(id));
+    let results = db.run(batch).await?;
+    Ok(results.first().is_some_and(|rows| rows.changes() > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::MIGRATIONS;
+    use trunkline_store::Options;
+
+    async fn archive() -> Db {
+        let db = Db::open(Options::memory(MIGRATIONS)).unwrap();
+        let setup = Batch::new(Lane::Inside)
+            .with(sql("INSERT INTO hosts (id, name) VALUES (1, 'here.example')"))
+            .with(sql("INSERT INTO accounts (id, host_id, local, created_at) VALUES (1, 1, 'juliet', 0)"));
+        db.run(setup).await.unwrap();
+        db
+    }
+
+    async fn add(db: &Db, id: i64, (peer, flags): (&str, i64), xml: &str) {
+        let insert =
+            sql("INSERT INTO archive (id, account, peer, flags, size, stanza) VALUES (?1, 1, ?2, ?3, 0, ?4)")
+                .bind(id)
+                .bind(peer)
+                .bind(flags)
+                .bind(xml.as_bytes().to_vec());
+        db.run(Batch::new(Lane::Inside).with(insert)).await.unwrap();
+    }
+
+    async fn text(db: &Db, id: i64) -> String {
+        let rows = db.read(sql("SELECT stanza FROM archive WHERE id = ?1").bind(id)).await.unwrap();
+        String::from_utf8(rows.first().unwrap().blob(0).to_vec()).unwrap()
+    }
+
+    fn by(peer: &str, of: &str) -> Retraction {
+        Retraction {
+            id: LogId(1000),
+            peer: Jid::parse(peer).unwrap(),
+            sent: false,
+            room: false,
+            of: of.into(),
+            by: "r'1".into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn only_its_sender_takes_a_message_back_and_nothing_of_it_is_left() {
+        let db = archive().await;
+        let romeo = "romeo@there.example";
+        let said = "<message from='romeo@there.example/orchard' to='juliet@here.example' id='m&apos;1' type='chat'>\
+             <body>secret</body><x xmlns='jabber:x:oob'><url>https://secret.example</url></x>\
+             <origin-id xmlns='urn:xmpp:sid:0' id='m&apos;1'/>\
+             <stanza-id xmlns='urn:xmpp:sid:0' by='juliet@here.example' id='s1'/></message>";
+        add(&db, 1, (romeo, 0), said).await;
+        // The same id, of others and the other way.
+        add(&db, 2, ("iago@there.example", 0), &said.replace("romeo", "iago")).await;
+        add(&db, 3, (romeo, SENT), &said.replace("secret", "mine")).await;
+        for id in 10..30 {
+            add(&db, id, (romeo, 0), "<message id='other'><body>m'1 id='m&apos;2'</body></message>").await;
+        }
+        // Older only: what is retracted was there before.
+        add(&db, 2000, (romeo, 0), said).await;
+        assert!(!bury(&db, 1, &by("nurse@here.example/x", "m'1"), 0).await.unwrap());
+        assert!(!bury(&db, 1, &by("romeo@there.example/x", "m"), 0).await.unwrap());
+        let words = sql("INSERT INTO archive_words (rowid, owner, body) VALUES (1, 'a1', 'secret')");
+        db.run(Batch::new(Lane::Inside).with(words)).await.unwrap();
+        // From another device: the bare address counts.
+        assert!(bury(&db, 1, &by("romeo@there.example/phone", "m'1"), 0).await.unwrap());
+        let tombstone = text(&db, 1).await;
+        assert!(!tombstone.contains("secret"), "{tombstone}");
+        let stanza = Stanza::parse(tombstone.as_bytes()).unwrap();
+        let retracted = stanza.child(ns::RETRACT, "retracted").unwrap();
+        assert_eq!(retracted.attr("id").as_deref(), Some("r'1"));
+        assert_eq!(retracted.attr("stamp").as_deref(), Some("1970-01-01T00:00:00.000Z"));
+        assert_eq!(stanza.head.id.as_deref(), Some("m'1"));
+        assert_eq!(stanza.child(ns::STANZA_ID, "stanza-id").unwrap().attr("id").as_deref(), Some("s1"));
+        assert!(db.read(sql("SELECT 1 FROM archive_words")).await.unwrap().is_empty());
+        let size = db.read(sql("SELECT size FROM archive WHERE id = 1")).await.unwrap();
+        assert_eq!(size.first().unwrap().int(0), i64::try_from(tombstone.len()).unwrap());
+        for id in [2, 3, 2000] {
+            assert!(text(&db, id).await.contains("body"), "{id} is not theirs to take back");
+        }
+        // Once.
+        assert!(!bury(&db, 1, &by("romeo@there.example/phone", "m'1"), 5).await.unwrap());
+        assert_eq!(text(&db, 1).await, tombstone);
+    }
+
+    #[tokio::test]
+    async fn in_a_room_the_resource_is_the_person() {
+        let db = archive().await;
+        let room = "<message from='room@muc.example/romeo' id='m1' type='chat'><body>x</body>\
+             <x xmlns='http://jabber.org/protocol/muc#user'/></message>";
+        add(&db, 1, ("room@muc.example", 0), room).await;
+        assert!(!bury(&db, 1, &by("room@muc.example/iago", "m1"), 0).await.unwrap());
+        add(&db, 2, ("room@muc.example", 0), &room.replace("muc#user", "none")).await;
+        let iago = Retraction { room: true, ..by("room@muc.example/iago", "m1") };
+        assert!(!bury(&db, 1, &iago, 0).await.unwrap());
+        assert!(bury(&db, 1, &by("room@muc.example/romeo", "m1"), 0).await.unwrap());
+        assert!(text(&db, 2).await.contains("retracted") && text(&db, 1).await.contains("body"));
+    }
+}
