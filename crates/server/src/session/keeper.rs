@@ -405,13 +405,8 @@ struct Snapshot {
     carbons: bool,
     #[serde(default)]
     device: i64,
-    #[serde(default = "nothing_owed")]
-    owed: (LogId, LogId),
-}
-
-/// In snapshots of versions before.
-fn nothing_owed() -> (LogId, LogId) {
-    (LogId::ZERO, LogId::ZERO)
+    #[serde(default)]
+    owed: Option<Box<(LogId, LogId)>>,
 }
 
 /// A stanza in a snapshot.

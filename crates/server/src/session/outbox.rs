@@ -115,8 +115,8 @@ pub struct Kept {
     pub queue: Vec<Queued>,
     /// Where to go on reading the log.
     pub catch_up: Option<CatchUp>,
-    /// Of what is worth a push and not acknowledged, the first and the last; zero: nothing.
-    pub owed: (LogId, LogId),
+    /// Of what is worth a push and not acknowledged, the first and the last.
+    pub owed: Option<Box<(LogId, LogId)>>,
 }
 
 /// What [`Outbox::drain`] wrote.
@@ -147,8 +147,8 @@ pub struct Outbox {
     /// Something in the queue is worth waking an inactive client for.
     urgent: bool,
     catch_up: Option<CatchUp>,
-    /// Of what is worth a push and not acknowledged, the first and the last; zero: nothing.
-    owed: (LogId, LogId),
+    /// Of what is worth a push and not acknowledged, the first and the last.
+    owed: Option<Box<(LogId, LogId)>>,
     ended: bool,
     waker: Option<Waker>,
 }
@@ -177,7 +177,7 @@ impl Outbox {
             inactive: false,
             urgent: false,
             catch_up: None,
-            owed: (LogId::ZERO, LogId::ZERO),
+            owed: None,
             ended: false,
             waker: None,
         }
@@ -410,12 +410,13 @@ impl Outbox {
             ring.bytes -= queued.stanza.size();
             kept.extend(queued.kept);
         }
-        let (first, last) = self.owed;
-        if kept.iter().any(|id| *id >= last) {
-            self.owed = (LogId::ZERO, LogId::ZERO);
-        } else if kept.iter().any(|id| *id >= first) {
-            let next = ring.unacked.iter().find_map(|queued| queued.kept).unwrap_or(last);
-            self.owed.0 = next.clamp(first, last);
+        if let Some((first, last)) = self.owed.as_deref().copied() {
+            if kept.iter().any(|id| *id >= last) {
+                self.owed = None;
+            } else if kept.iter().any(|id| *id >= first) {
+                let next = ring.unacked.iter().find_map(|queued| queued.kept).unwrap_or(last);
+                self.owed = Some(Box::new((next.clamp(first, last), last)));
+            }
         }
         if ring.unacked.is_empty() && ring.unacked.capacity() > 16 {
             ring.unacked = VecDeque::new();
@@ -433,24 +434,19 @@ impl Outbox {
         if self.ring.is_none() {
             return;
         }
-        if self.owed.1 == LogId::ZERO {
-            self.owed.0 = id;
-        }
-        self.owed.1 = self.owed.1.max(id);
+        let owed = self.owed.get_or_insert_with(|| Box::new((id, id)));
+        owed.1 = owed.1.max(id);
     }
 
     /// When the oldest message came that is worth a push and not acknowledged.
     pub fn owes_since(&self) -> Option<i64> {
-        (self.owed.1 != LogId::ZERO).then(|| self.owed.0.millis())
+        self.owed.as_ref().map(|owed| owed.0.millis())
     }
 
     /// The newest message that is worth a push and not acknowledged, with the message if it is here: somebody pushes
     /// now.
     pub fn take_owed(&mut self) -> Option<(LogId, Option<Stanza>)> {
-        let (_, last) = std::mem::replace(&mut self.owed, (LogId::ZERO, LogId::ZERO));
-        if last == LogId::ZERO {
-            return None;
-        }
+        let (_, last) = *self.owed.take()?;
         let unacked = self.ring.iter().flat_map(|ring| &ring.unacked);
         let queued = unacked.chain(&self.queue).find(|queued| queued.kept == Some(last));
         Some((last, queued.map(|queued| queued.stanza.clone())))
@@ -490,7 +486,7 @@ impl Outbox {
             unacked: ring.unacked.iter().cloned().collect(),
             queue: self.queue.iter().cloned().collect(),
             catch_up: self.catch_up,
-            owed: self.owed,
+            owed: self.owed.clone(),
         })
     }
 
@@ -658,7 +654,7 @@ mod tests {
             unacked: vec![kept(1), kept(2), kept(3)],
             queue: vec![kept(4)],
             catch_up: None,
-            owed: (LogId::ZERO, LogId::ZERO),
+            owed: None,
         });
         // XEP-0198 s.4: the client has seen two of the three; its counter has passed 2^32.
         assert_eq!(outbox.resumed(0), Ok(vec![LogId(1), LogId(2)]));
@@ -681,7 +677,7 @@ mod tests {
             outbox.push(message(&format!("m{second}"), false, Some(id(second).0)));
         }
         // The third is not worth a push.
-        [1, 2, 4].map(|second| outbox.owe(id(second)));
+        [1, 2, 4].into_iter().for_each(|second| outbox.owe(id(second)));
         written(&mut outbox);
         assert_eq!(outbox.owes_since(), Some(1000));
         outbox.acknowledged(1).unwrap();
