@@ -1,5 +1,5 @@
-//! Lists the files of the console, so that `admin/console.rs` can embed them. Without them, and without npm, the server
-//! builds all the same; its console page then says how to build it.
+//! Lists the files of the console and of the web chat, so that `admin/console.rs` and `http/chat.rs` can embed them.
+//! Without them, and without npm, the server builds all the same; its pages then say how to build them.
 
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hasher as _};
@@ -14,6 +14,8 @@ fn main() -> io::Result<()> {
         println!("cargo::rerun-if-changed={}", dist.display());
     }
     println!("cargo::rerun-if-changed=build.rs");
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or(io::ErrorKind::NotFound)?);
+    fs::write(out.join("chat.rs"), chat(&dist.join("chat"))?)?;
     let site = dist.join("site");
     let mut files = Vec::new();
     collect(&site, &mut files)?;
@@ -37,8 +39,43 @@ fn main() -> io::Result<()> {
         .map_err(io::Error::other)?;
     }
     list.push_str("]\n");
-    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or(io::ErrorKind::NotFound)?);
     fs::write(out.join("console.rs"), list)
+}
+
+/// The web chat's files, for `http/chat.rs`. Beside each that gets smaller lie `.br` and `.gz`.
+fn chat(site: &Path) -> io::Result<String> {
+    let mut files = Vec::new();
+    collect(site, &mut files)?;
+    files.sort();
+    let mut list = String::from("&[\n");
+    for file in files {
+        let file = file.canonicalize()?;
+        let path = file.strip_prefix(site.canonicalize()?).map_err(io::Error::other)?;
+        let path = path.to_str().ok_or(io::ErrorKind::InvalidFilename)?.replace('\\', "/");
+        if path.ends_with(".br") || path.ends_with(".gz") {
+            continue;
+        }
+        let Some(media_type) = media_type(&path) else {
+            println!("cargo::warning=web/dist/chat/{path} has no media type in build.rs: left out");
+            continue;
+        };
+        let mut hasher = DefaultHasher::new();
+        hasher.write(&fs::read(&file)?);
+        let etag = format!("{:016x}", hasher.finish());
+        let beside = |ending: &str| {
+            let path = PathBuf::from(format!("{}{ending}", file.display()));
+            if path.exists() { format!("Some(include_bytes!({path:?}))") } else { "None".to_owned() }
+        };
+        let (brotli, gzip) = (beside(".br"), beside(".gz"));
+        writeln!(
+            list,
+            "    (\"/{path}\", Asset {{ media_type: \"{media_type}\", bytes: include_bytes!({file:?}), \
+             brotli: {brotli}, gzip: {gzip}, etag: \"{etag}\" }}),"
+        )
+        .map_err(io::Error::other)?;
+    }
+    list.push_str("]\n");
+    Ok(list)
 }
 
 fn media_type(path: &str) -> Option<&'static str> {
@@ -48,6 +85,14 @@ fn media_type(path: &str) -> Option<&'static str> {
         "css" => "text/css; charset=utf-8",
         "svg" => "image/svg+xml",
         "txt" => "text/plain; charset=utf-8",
+        "json" => "application/json",
+        "png" => "image/png",
+        "ico" => "image/x-icon",
+        "ttf" => "font/ttf",
+        "woff2" => "font/woff2",
+        "mp3" => "audio/mpeg",
+        "ogg" => "audio/ogg",
+        "wasm" => "application/wasm",
         _ => return None,
     })
 }

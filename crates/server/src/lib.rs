@@ -9,6 +9,7 @@ pub mod demo;
 pub mod devices;
 pub mod exchange;
 pub mod federation;
+pub mod http;
 pub mod ids;
 pub mod invites;
 pub mod log;

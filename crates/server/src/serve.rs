@@ -23,6 +23,7 @@ use crate::control::traffic::history;
 use crate::control::traffic::series::PeerSeries;
 use crate::exchange::{Exchange, load_hosts};
 use crate::federation::{self, Federation};
+use crate::http;
 use crate::ids::{Clock, Ids};
 use crate::logging::{LogHandle, Refusal};
 use crate::metrics::Metrics;
@@ -115,6 +116,9 @@ pub struct Server {
     certificates: Option<Arc<net::CertStore>>,
     /// For clients.
     gate: Arc<net::Gate>,
+    /// For connections from browsers; the sessions on them have places among the clients.
+    http_gate: Arc<net::Gate>,
+    site: Arc<http::Site>,
     /// For components: a crowd of clients must not keep them out.
     component_gate: Arc<net::Gate>,
     /// Dropped at the end: listeners close.
@@ -141,10 +145,13 @@ impl Server {
         let sources = sources(&config);
         let certificates = if sources.is_empty() { None } else { Some(net::CertStore::load(&sources)?) };
         let (stop, stopped) = watch::channel(());
+        let gate = net::Gate::new(gate_limits(&config));
         let server = Arc::new(Server {
             exchange: Arc::clone(&exchange),
             certificates,
-            gate: net::Gate::new(gate_limits(&config)),
+            site: http::Site::new(Arc::clone(&exchange), Arc::clone(&gate)),
+            gate,
+            http_gate: net::Gate::new(gate_limits(&config)),
             component_gate: net::Gate::new(component_gate_limits(&config)),
             stop: Mutex::new(Some(stop)),
             stopped,
@@ -154,6 +161,7 @@ impl Server {
             federation: OnceLock::new(),
             log: OnceLock::new(),
         });
+        server.meet_neighbours(&config);
         let weak = Arc::downgrade(&server);
         let _ = exchange.surroundings.set(weak);
         crate::control::Control::start(&exchange).await?;
@@ -248,12 +256,25 @@ impl Server {
         self.accepting.lock().push((name, task));
     }
 
+    /// Proxies stand in front of some listeners.
+    fn meet_neighbours(&self, config: &Config) {
+        let (clients, http) = (&config.clients, &config.http);
+        self.gate
+            .set_neighbours(net::Neighbours { proxies: clients.proxies.clone(), ..net::Neighbours::default() });
+        self.http_gate.set_neighbours(net::Neighbours {
+            proxies: http.proxies.clone(),
+            shared: http.trusted_proxies.clone(),
+        });
+    }
+
     fn bind(&self, config: &Config) -> Result<Bound, StartError> {
         Ok(Bound {
             clients: net::bind(&config.clients.listen)?,
             clients_tls: net::bind(&config.clients.listen_tls)?,
             components: net::bind(&config.components.listen)?,
             web: net::bind(&config.web.listen)?,
+            http: net::bind(&config.http.listen)?,
+            http_tls: net::bind(&config.http.listen_tls)?,
             console: net::bind(&config.console.listen)?,
             policy: config.clients.tls,
         })
@@ -273,6 +294,7 @@ impl Server {
             self.spawn(net::serve(listener, gate, handler, self.stopped.clone()));
         }
         self.serve_console(bound.console);
+        self.serve_http(bound.http, bound.http_tls);
         for listener in bound.web {
             self.note_listener("web.listen", &listener);
             let pages = Pages { metrics: Arc::clone(&self.exchange.metrics), health: self.health() };
@@ -282,6 +304,23 @@ impl Server {
                     tracing::error!(%error, "the HTTP listener ended");
                 }
             });
+        }
+    }
+
+    /// XMPP for browsers.
+    fn serve_http(&self, plain: Vec<TcpListener>, tls: Vec<TcpListener>) {
+        let plain = plain.into_iter().map(|listener| ("http.listen", listener, None));
+        let tls = tls.into_iter().map(|listener| ("http.listen_tls", listener, self.certificates.clone()));
+        for (name, listener, certificates) in plain.chain(tls) {
+            if name == "http.listen_tls" && certificates.is_none() {
+                tracing::error!("http.listen_tls needs a certificate: it is not served");
+                continue;
+            }
+            self.note_listener(name, &listener);
+            let (site, stopped) = (Arc::clone(&self.site), self.stopped.clone());
+            let door = Arc::new(http::Door { site, certificates, stopped });
+            let accepting = net::serve(listener, Arc::clone(&self.http_gate), door, self.stopped.clone());
+            self.spawn_listener(name, accepting);
         }
     }
 
@@ -393,6 +432,13 @@ impl Server {
         self.exchange.spawn(login::serve(exchange, arrival));
     }
 
+    /// Serves a browser on any transport, as if it had been accepted, in the clear or with TLS.
+    pub fn browse(&self, transport: net::Transport, peer: SocketAddr, encrypted: bool) {
+        let certificates = self.certificates.clone().filter(|_| encrypted);
+        let serving = Arc::clone(&self.site).greet(transport, peer, (certificates, self.stopped.clone()));
+        self.exchange.spawn(serving);
+    }
+
     /// Serves a client inside this process that needs no login.
     pub fn seat(&self, transport: net::Transport, account: &Jid) {
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -483,6 +529,8 @@ struct Bound {
     clients_tls: Vec<TcpListener>,
     components: Vec<TcpListener>,
     web: Vec<TcpListener>,
+    http: Vec<TcpListener>,
+    http_tls: Vec<TcpListener>,
     console: Vec<TcpListener>,
     policy: TlsPolicy,
 }
@@ -547,7 +595,9 @@ impl Surroundings for Server {
             certificates.reload(&sources(config)).map_err(|error| error.to_string())?;
         }
         self.gate.set_limits(gate_limits(config));
+        self.http_gate.set_limits(gate_limits(config));
         self.component_gate.set_limits(component_gate_limits(config));
+        self.meet_neighbours(config);
         if let Some(log) = self.log.get() {
             log.set_level(&config.log.level).map_err(|error| error.to_string())?;
         }

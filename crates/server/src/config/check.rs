@@ -379,6 +379,16 @@ fn across_keys(config: &Config) -> Vec<Problem> {
         let text = format!("{address} is not loopback, so it needs TLS: set tls.certificate and tls.key");
         add("console.listen", text);
     }
+    if config.tls.certificate.is_none() && !config.http.listen_tls.is_empty() {
+        add("http.listen_tls", "HTTPS needs a certificate: set tls.certificate and tls.key".into());
+    }
+    if let Some(url) = &config.http.url
+        && !url.strip_prefix("https://").is_some_and(|rest| rest.starts_with(|c: char| c.is_alphanumeric() || c == '['))
+        && !url.starts_with("http://localhost")
+        && !url.starts_with("http://127.0.0.1")
+    {
+        add("http.url", format!("\"{url}\" is not an address that browsers may use: write \"https://chat.example.org\""));
+    }
     for (section, certificate, key) in config.certificates() {
         match (certificate, key) {
             (Some(_), None) => {

@@ -100,6 +100,10 @@ pub const SECTIONS: &[(&str, &str)] = &[
     ("components", "External components (XEP-0114): gateways and services in programs of their own"),
     ("components.entries.*", "One table for each component: [components.entries.\"gateway.example.org\"]"),
     ("web", "Metrics and health over HTTP"),
+    (
+        "http",
+        "XMPP for browsers (WebSocket and BOSH), where to find it (/.well-known/host-meta), and the web chat at /. docs/web.md has more.",
+    ),
     ("console", "The console and the HTTP API"),
     ("store", "Where everything that must survive is kept"),
     (
@@ -119,7 +123,7 @@ pub const SECTIONS: &[(&str, &str)] = &[
 ];
 
 use Kind::{
-    Addresses, Allow, Bool, Bytes, Domain, Duration, Int, Listen, OneOf, Path, Route, Secret, SomeOf,
+    Addresses, Allow, Bool, Bytes, Domain, Duration, Int, Ips, Listen, Networks, OneOf, Path, Route, Secret, SomeOf,
     StoreUrl, Table, Text, Uris,
 };
 
@@ -151,6 +155,10 @@ pub const KEYS: &[Key] = &[
         .restart()
         .default("[\"[::]:5223\"]")
         .doc("Addresses for clients with TLS from the first byte (direct TLS, XEP-0368)."),
+    key("clients.proxies", Networks)
+        .default("[]")
+        .example("[\"10.0.0.5\"]")
+        .doc("Proxies whose connections to these listeners begin with a PROXY protocol header (version 2). From these addresses it must be there, from others it is refused."),
     key("clients.tls", OneOf(&["required", "optional"])).restart().default("\"required\"").doc(
         "Whether clients on clients.listen must use TLS. \"optional\" is for tests: it is accepted only when every address of clients.listen is loopback.",
     ),
@@ -229,6 +237,10 @@ pub const KEYS: &[Key] = &[
         .restart()
         .default("[\"[::]:5270\"]")
         .doc("Addresses for other servers with TLS from the first byte (direct TLS, XEP-0368)."),
+    key("federation.proxies", Networks)
+        .default("[]")
+        .example("[\"10.0.0.5\"]")
+        .doc("Proxies whose connections to these listeners begin with a PROXY protocol header (version 2). From these addresses it must be there, from others it is refused."),
     key("federation.enabled", Bool).default("true").doc(
         "false cuts the outside off: no stream to or from another domain, while everything inside goes on.",
     ),
@@ -428,6 +440,32 @@ pub const KEYS: &[Key] = &[
         .restart()
         .default("[\"127.0.0.1:5280\"]")
         .doc("Addresses for /metrics (Prometheus) and /healthz. Plain HTTP without a login: keep it on loopback."),
+    // --- http
+    key("http.listen", Listen)
+        .restart()
+        .default("[]")
+        .example("[\"127.0.0.1:5282\"]")
+        .doc("Addresses for plain HTTP, behind a reverse proxy that speaks TLS. Without TLS nobody can sign in from another machine."),
+    key("http.listen_tls", Listen)
+        .restart()
+        .default("[]")
+        .example("[\"[::]:443\"]")
+        .doc("Addresses for HTTPS with the server's certificates."),
+    key("http.url", Text).example("\"https://chat.example.org\"").doc(
+        "Where browsers reach these listeners, for /.well-known/host-meta. Without it: the domain itself, with the port of http.listen_tls, or without a port where only http.listen is set.",
+    ),
+    key("http.addresses", Ips)
+        .default("[]")
+        .example("[\"192.0.2.7\", \"2001:db8::7\"]")
+        .doc("This server's public IP addresses. If given, /.well-known/host-meta.json is a Host Meta 2 document (XEP-0487), by which clients and servers connect without asking DNS."),
+    key("http.chat", Bool).default("true").doc("Whether the web chat is served at /."),
+    key("http.trusted_proxies", Networks).default("[\"127.0.0.1\", \"::1\"]").doc(
+        "Reverse proxies whose X-Forwarded-For and X-Forwarded-Proto are believed.",
+    ),
+    key("http.proxies", Networks)
+        .default("[]")
+        .example("[\"10.0.0.5\"]")
+        .doc("Proxies whose connections to these listeners begin with a PROXY protocol header (version 2), as with HAProxy's send-proxy-v2. From these addresses it must be there, from others it is refused."),
     // --- console
     key("console.listen", Listen).restart().default("[\"127.0.0.1:5281\"]").doc(
         "Addresses for the console and the HTTP API. On loopback plain HTTP (for this machine, a tunnel or a reverse proxy), elsewhere TLS with the server's certificate; [] for neither.",

@@ -12,7 +12,7 @@ mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use toml::Value;
 use crate::control::policy::Preset;
 use crate::control::rule::Rule;
 use crate::control::triggers::Trigger;
+use crate::net::Network;
 
 pub use keys::{Apply, KEYS};
 pub use write::{reference, template};
@@ -53,6 +54,8 @@ pub struct Config {
     pub components: Components,
     /// Metrics and health.
     pub web: Web,
+    /// XMPP for browsers, and the web chat.
+    pub http: Http,
     /// The console and the HTTP API.
     pub console: Console,
     /// The database.
@@ -120,6 +123,8 @@ pub struct Clients {
     pub listen: Vec<SocketAddr>,
     /// Direct TLS listeners.
     pub listen_tls: Vec<SocketAddr>,
+    /// Proxies whose connections begin with a PROXY header.
+    pub proxies: Vec<Network>,
     /// Whether TLS is required on `listen`.
     pub tls: TlsPolicy,
     /// Worker threads; 0: one per processor.
@@ -202,6 +207,8 @@ pub struct Federation {
     pub listen: Vec<SocketAddr>,
     /// Direct TLS listeners.
     pub listen_tls: Vec<SocketAddr>,
+    /// Proxies whose connections begin with a PROXY header.
+    pub proxies: Vec<Network>,
     /// false: no stream to or from another domain.
     pub enabled: bool,
     /// What stands behind the rules, until another one is set at run time.
@@ -484,6 +491,26 @@ pub struct Web {
     pub listen: Vec<SocketAddr>,
 }
 
+/// `[http]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Http {
+    /// HTTP listeners.
+    pub listen: Vec<SocketAddr>,
+    /// HTTPS listeners.
+    pub listen_tls: Vec<SocketAddr>,
+    /// Where browsers find these listeners; `None`: at the domain.
+    pub url: Option<String>,
+    /// This server's addresses, for XEP-0487.
+    pub addresses: Vec<IpAddr>,
+    /// Whether the web chat is served.
+    pub chat: bool,
+    /// Reverse proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.
+    pub trusted_proxies: Vec<Network>,
+    /// Proxies whose connections begin with a PROXY header.
+    pub proxies: Vec<Network>,
+}
+
 /// `[console]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -681,7 +708,7 @@ impl Config {
     }
 
     /// The addresses to listen on, by key.
-    pub(crate) fn listeners(&self) -> [(&'static str, &[SocketAddr]); 7] {
+    pub(crate) fn listeners(&self) -> [(&'static str, &[SocketAddr]); 9] {
         [
             ("clients.listen", &self.clients.listen),
             ("clients.listen_tls", &self.clients.listen_tls),
@@ -689,6 +716,8 @@ impl Config {
             ("federation.listen_tls", &self.federation.listen_tls),
             ("components.listen", &self.components.listen),
             ("web.listen", &self.web.listen),
+            ("http.listen", &self.http.listen),
+            ("http.listen_tls", &self.http.listen_tls),
             ("console.listen", &self.console.listen),
         ]
     }

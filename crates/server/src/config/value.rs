@@ -4,7 +4,7 @@
 //! [`super::Config`] deserialise: a single address becomes a list, `"2 days"` becomes a duration, `"1 MB"` a count
 //! of bytes. After that step deserialising can't fail, so every error names the operator's own line.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use toml::Value;
@@ -12,6 +12,7 @@ use trunkline_xmpp::jid::Jid;
 
 use crate::control::rule::Rule;
 use crate::control::triggers::Trigger;
+use crate::net::Network;
 
 /// The shape of one key's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,10 @@ pub enum Kind {
     Secret,
     /// A file or directory, relative to the directory of the configuration file.
     Path,
+    /// Addresses of machines, or of whole networks.
+    Networks,
+    /// Addresses of machines.
+    Ips,
     /// One of a few words.
     OneOf(&'static [&'static str]),
     /// A list of a few words.
@@ -70,6 +75,8 @@ impl Kind {
             Kind::Text => "text".into(),
             Kind::Secret => "secret text".into(),
             Kind::Path => "file path".into(),
+            Kind::Networks => "list of addresses and networks (\"192.0.2.7\", \"10.0.0.0/8\")".into(),
+            Kind::Ips => "list of IP addresses".into(),
             Kind::OneOf(words) => {
                 words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(" or ")
             }
@@ -96,6 +103,26 @@ impl Kind {
                 let list = list(value)?;
                 list.into_iter()
                     .map(|one| listen(one).map(Value::String))
+                    .collect::<Result<_, _>>()
+                    .map(Value::Array)
+            }
+            Kind::Networks => {
+                let list = list(value)?;
+                list.into_iter()
+                    .map(|one| match one.parse::<Network>() {
+                        Ok(network) => Ok(Value::String(network.to_string())),
+                        Err(error) => Err(error.to_string()),
+                    })
+                    .collect::<Result<_, _>>()
+                    .map(Value::Array)
+            }
+            Kind::Ips => {
+                let list = list(value)?;
+                list.into_iter()
+                    .map(|one| match one.parse::<IpAddr>() {
+                        Ok(ip) => Ok(Value::String(ip.to_string())),
+                        Err(_) => Err(format!("\"{one}\" is not an IP address")),
+                    })
                     .collect::<Result<_, _>>()
                     .map(Value::Array)
             }

@@ -67,7 +67,7 @@ use crate::admin::FederationStatus;
 use crate::config::Config;
 use crate::exchange::Exchange;
 use crate::logging::Refusals;
-use crate::net::{BindError, CertStore, Gate, GateLimits, Resolver, TrustRoots, bind, serve};
+use crate::net::{BindError, CertStore, Gate, GateLimits, Neighbours, Resolver, TrustRoots, bind, serve};
 use crate::route::Mail;
 use crate::route::remote::{Entrance, Remote};
 
@@ -255,6 +255,7 @@ impl Federation {
             stopping: AtomicBool::new(false),
             running: Mutex::new(Some(watch::Sender::new(()))),
         });
+        shared.gate.set_neighbours(neighbours(&config));
         shared.crossing.drain(exchange);
         shared.resume_queues().await?;
         let sweeper = Arc::clone(&shared);
@@ -324,6 +325,7 @@ impl Remote for Federation {
 
     fn reload(&self, config: &Config) {
         self.shared.gate.set_limits(gate_limits(config));
+        self.shared.gate.set_neighbours(neighbours(config));
         self.shared.policy_changed();
         if !matches!(self.shared.network, Network::Tcp) {
             return;
@@ -366,6 +368,10 @@ fn stand_back(niceness: i32) {
     {
         tracing::warn!(%error, "federation's threads keep their priority");
     }
+}
+
+fn neighbours(config: &Config) -> Neighbours {
+    Neighbours { proxies: config.federation.proxies.clone(), ..Neighbours::default() }
 }
 
 fn gate_limits(config: &Config) -> GateLimits {

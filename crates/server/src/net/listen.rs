@@ -18,6 +18,8 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use super::proxy::{self, Network};
+
 /// Connections that the kernel keeps for us while we don't accept.
 const BACKLOG: i32 = 1024;
 /// Addresses whose rate is remembered one by one; beyond, strangers share one rate.
@@ -26,6 +28,9 @@ const REMEMBERED_ADDRESSES: usize = 64 * 1024;
 const TIDY_EVERY: u32 = 1024;
 /// Pause after an accept failed for lack of descriptors or memory: the error would come back at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// How long a proxy may take to say for whom it speaks.
+const INTRODUCTION: Duration = Duration::from_secs(5);
 
 /// Bounds of one side's listeners together.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +72,10 @@ pub enum Refused {
     PerAddress,
     /// Its address came too often.
     TooOften,
+    /// There is no place left.
+    Full,
+    /// A proxy that did not say for whom it speaks.
+    ProxyHeader,
 }
 
 impl Refused {
@@ -75,6 +84,8 @@ impl Refused {
         match self {
             Refused::PerAddress => "connections-per-address",
             Refused::TooOften => "connection-rate",
+            Refused::Full => "connections-full",
+            Refused::ProxyHeader => "proxy-header",
         }
     }
 }
@@ -95,9 +106,19 @@ impl<F: Fn(TcpStream, SocketAddr, Guard) + Send + Sync + 'static> Handler for F 
     }
 }
 
+/// Machines of the operator's between us and those who connect.
+#[derive(Clone, Debug, Default)]
+pub struct Neighbours {
+    /// They begin each connection with a header that says for whom they make it.
+    pub proxies: Vec<Network>,
+    /// Their connections carry requests of many people, who are counted one by one elsewhere.
+    pub shared: Vec<Network>,
+}
+
 /// Counts the connections of all listeners of one side.
 pub struct Gate {
     rules: ArcSwap<Rules>,
+    neighbours: ArcSwap<Neighbours>,
     connections: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
     /// Of each address with a handshake under way or waiting: what is left of its share.
@@ -122,6 +143,7 @@ impl Gate {
     pub fn new(limits: GateLimits) -> Arc<Gate> {
         Arc::new(Gate {
             rules: ArcSwap::from_pointee(rules(limits)),
+            neighbours: ArcSwap::from_pointee(Neighbours::default()),
             connections: Arc::new(Semaphore::new(limits.connections.clamp(1, Semaphore::MAX_PERMITS))),
             handshakes: Arc::new(Semaphore::new(limits.handshakes.clamp(1, Semaphore::MAX_PERMITS))),
             shares: Mutex::new(HashMap::new()),
@@ -135,6 +157,28 @@ impl Gate {
         self.rules.store(Arc::new(rules(limits)));
     }
 
+    /// Who stands between us and the others from now on.
+    pub fn set_neighbours(&self, neighbours: Neighbours) {
+        self.neighbours.store(Arc::new(neighbours));
+    }
+
+    /// Lets somebody in who has come on a connection of another gate's.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn enter(self: &Arc<Gate>, peer: IpAddr) -> Result<Guard, Refused> {
+        let place = self.connections.clone().try_acquire_owned().map_err(|_| Refused::Full)?;
+        self.admit(peer, place)
+    }
+
+    fn is_proxy(&self, peer: IpAddr) -> bool {
+        self.neighbours.load().proxies.iter().any(|network| network.contains(peer))
+    }
+
+    fn is_shared(&self, peer: IpAddr) -> bool {
+        self.neighbours.load().shared.iter().any(|network| network.contains(peer))
+    }
+
     /// Connections that can still be let in.
     pub fn free(&self) -> usize {
         self.connections.available_permits()
@@ -144,12 +188,13 @@ impl Gate {
     pub fn admit(self: &Arc<Gate>, peer: IpAddr, place: OwnedSemaphorePermit) -> Result<Guard, Refused> {
         let rules = self.rules.load();
         let key = network(peer);
-        if rules.limits.enabled {
+        let counted = rules.limits.enabled && !self.is_shared(peer);
+        if counted {
             self.check_rate(&rules, key)?;
         }
         let mut addresses = self.addresses.lock();
         let count = addresses.get(&key).copied().unwrap_or(0);
-        if rules.limits.enabled && count >= rules.limits.per_address {
+        if counted && count >= rules.limits.per_address {
             return Err(Refused::PerAddress);
         }
         addresses.insert(key, count + 1);
@@ -176,7 +221,8 @@ impl Gate {
         work: impl Future<Output = T>,
     ) -> Result<T, HandshakeTimeout> {
         let limits = self.rules.load().limits;
-        let share = limits.enabled.then(|| self.share(network(peer), limits.handshakes_per_address));
+        let counted = limits.enabled && !self.is_shared(peer);
+        let share = counted.then(|| self.share(network(peer), limits.handshakes_per_address));
         let turn = async {
             let _mine = match &share {
                 Some(share) => Some(share.places.acquire().await),
@@ -344,29 +390,66 @@ pub async fn serve(
         tokio::select! {
             biased;
             changed = shutdown.changed() => if changed.is_err() { return },
-            () = accept_one(&listener, &gate, &*handler) => {}
+            () = accept_one(&listener, &gate, &handler) => {}
         }
     }
 }
 
-async fn accept_one(listener: &TcpListener, gate: &Arc<Gate>, handler: &dyn Handler) {
+async fn accept_one(listener: &TcpListener, gate: &Arc<Gate>, handler: &Arc<dyn Handler>) {
     // Full: the kernel's backlog fills, and who comes later waits or is refused by it.
     let Ok(place) = gate.connections.clone().acquire_owned().await else { return };
     match listener.accept().await {
         Ok((stream, peer)) => {
             let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-            match gate.admit(peer.ip(), place) {
-                Ok(guard) => {
-                    tune(&stream);
-                    handler.connection(stream, peer, guard);
-                }
-                Err(why) => handler.refused(peer.ip(), why),
+            let arrived = Arrived { stream, peer, place };
+            if gate.is_proxy(peer.ip()) {
+                // Its own task: a proxy that is slow to say for whom it speaks must not keep others waiting. The place
+                // that it holds bounds how many there are.
+                let (gate, handler) = (Arc::clone(gate), Arc::clone(handler));
+                tokio::spawn(async move { arrived.introduced(&gate, &*handler).await });
+            } else {
+                arrived.let_in(gate, &**handler);
             }
         }
         Err(error) if is_about_the_peer(&error) => {}
         Err(error) => {
             tracing::warn!(%error, "accepting connections fails, trying again");
             tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+    }
+}
+
+/// A connection that is accepted and not let in.
+struct Arrived {
+    stream: TcpStream,
+    peer: SocketAddr,
+    place: OwnedSemaphorePermit,
+}
+
+impl Arrived {
+    fn let_in(self, gate: &Arc<Gate>, handler: &dyn Handler) {
+        match gate.admit(self.peer.ip(), self.place) {
+            Ok(guard) => {
+                tune(&self.stream);
+                handler.connection(self.stream, self.peer, guard);
+            }
+            Err(why) => handler.refused(self.peer.ip(), why),
+        }
+    }
+
+    /// Hears from the proxy who it is first.
+    async fn introduced(mut self, gate: &Arc<Gate>, handler: &dyn Handler) {
+        let header = proxy::read_header(&mut self.stream);
+        match tokio::time::timeout(INTRODUCTION, header).await {
+            Ok(Ok(source)) => {
+                self.peer = source.unwrap_or(self.peer);
+                self.let_in(gate, handler);
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(peer = %self.peer, %error, "a proxy's connection is closed");
+                handler.refused(self.peer.ip(), Refused::ProxyHeader);
+            }
+            Err(_) => handler.refused(self.peer.ip(), Refused::ProxyHeader),
         }
     }
 }

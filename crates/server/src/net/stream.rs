@@ -1,6 +1,7 @@
 //! [`Transport`]: one connection's bytes, whether plain TCP, TLS on either side, or in memory.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -102,6 +103,15 @@ enum Io {
     Plain(Socket),
     Records(Box<Records>),
     Buffered(Box<Buffered>),
+    Carried(Pin<Box<dyn Carried>>),
+}
+
+/// A connection inside of something else that carries it, such as messages of a WebSocket or bodies of HTTP requests.
+pub trait Carried: AsyncRead + AsyncWrite + Send + Sync + fmt::Debug {
+    /// Nobody on the way can read it.
+    fn is_encrypted(&self) -> bool;
+    /// Somebody has logged in.
+    fn settle(&self);
 }
 
 #[derive(Debug)]
@@ -123,6 +133,11 @@ impl From<DuplexStream> for Transport {
 }
 
 impl Transport {
+    /// A connection that something else carries, and what that something's own TLS agreed on, if it is one connection.
+    pub fn carried(carried: impl Carried + 'static, tls: Option<Arc<TlsInfo>>) -> Transport {
+        Transport { io: Io::Carried(Box::pin(carried)), tls }
+    }
+
     /// Two ends of one connection in memory, for tests.
     pub fn pair() -> (Transport, Transport) {
         let (a, b) = tokio::io::duplex(64 * 1024);
@@ -214,17 +229,24 @@ impl Transport {
 
     /// The same connection without its [`TlsInfo`], which nobody needs after a login: an idle one should be small.
     pub fn settled(self) -> Transport {
+        if let Io::Carried(carried) = &self.io {
+            carried.settle();
+        }
         Transport { tls: None, ..self }
     }
 
     /// Whether it is encrypted.
     pub fn is_encrypted(&self) -> bool {
-        !matches!(self.io, Io::Plain(_))
+        match &self.io {
+            Io::Plain(_) => false,
+            Io::Records(_) | Io::Buffered(_) => true,
+            Io::Carried(carried) => carried.is_encrypted(),
+        }
     }
 
     /// The peer's address, where it has one.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
-        match self.socket() {
+        match self.socket()? {
             Socket::Tcp(tcp) => tcp.peer_addr().ok(),
             Socket::Memory(_) => None,
         }
@@ -256,11 +278,12 @@ impl Transport {
         self.shutdown().await
     }
 
-    fn socket(&self) -> &Socket {
+    fn socket(&self) -> Option<&Socket> {
         match &self.io {
-            Io::Plain(socket) => socket,
-            Io::Records(records) => records.socket(),
-            Io::Buffered(buffered) => buffered.socket(),
+            Io::Plain(socket) => Some(socket),
+            Io::Records(records) => Some(records.socket()),
+            Io::Buffered(buffered) => Some(buffered.socket()),
+            Io::Carried(_) => None,
         }
     }
 }
@@ -315,6 +338,7 @@ impl AsyncRead for Transport {
             Io::Plain(socket) => Pin::new(socket).poll_read(cx, buf),
             Io::Records(records) => records.poll_read(cx, buf),
             Io::Buffered(buffered) => buffered.poll_read(cx, buf),
+            Io::Carried(carried) => carried.as_mut().poll_read(cx, buf),
         }
     }
 }
@@ -325,6 +349,7 @@ impl AsyncWrite for Transport {
             Io::Plain(socket) => Pin::new(socket).poll_write(cx, buf),
             Io::Records(records) => records.poll_write(cx, buf),
             Io::Buffered(buffered) => buffered.poll_write(cx, buf),
+            Io::Carried(carried) => carried.as_mut().poll_write(cx, buf),
         }
     }
 
@@ -333,6 +358,7 @@ impl AsyncWrite for Transport {
             Io::Plain(socket) => Pin::new(socket).poll_flush(cx),
             Io::Records(records) => records.poll_flush(cx),
             Io::Buffered(buffered) => buffered.poll_flush(cx),
+            Io::Carried(carried) => carried.as_mut().poll_flush(cx),
         }
     }
 
@@ -341,6 +367,7 @@ impl AsyncWrite for Transport {
             Io::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
             Io::Records(records) => records.poll_shutdown(cx),
             Io::Buffered(buffered) => buffered.poll_shutdown(cx),
+            Io::Carried(carried) => carried.as_mut().poll_shutdown(cx),
         }
     }
 }

@@ -56,6 +56,8 @@ pub enum Entry {
     StartTls(TlsPolicy),
     /// With a TLS handshake (XEP-0368).
     DirectTls,
+    /// Inside of something else, which is protected or not, and can't become so.
+    Carried,
     /// Logged in already, as this account: for clients inside this process.
     Seated(Jid),
 }
@@ -175,6 +177,10 @@ impl Negotiation {
             }
             Entry::DirectTls => {
                 self.handshake().await?;
+                self.open().await?;
+                self.authenticate().await?
+            }
+            Entry::Carried => {
                 self.open().await?;
                 self.authenticate().await?
             }
