@@ -1,4 +1,5 @@
-"""The console in Debian's Chromium: how every page looks and is used, then in front of a real exchange and a Prosody.
+"""The console in Debian's Chromium: how every page looks and is used, then in front of a real exchange and a Prosody;
+and the web chat.
 
     python run.py --trunkline target/debug/trunkline --screenshots target/screenshots
     python run.py --trunkline target/debug/trunkline --suites exchange --only breaker
@@ -27,15 +28,17 @@ from servers import Prosody, Setting, Trunkline, World, free_ports  # noqa: E402
 from slixmpp.xmlstream import ET  # noqa: E402
 
 PATIENCE = 30
+SUITES = ["looks", "exchange", "chat"]
 
 
 class Exchange(Trunkline):
     """Ours, with the console on a port of its own."""
 
     def init_settings(self):
-        self.console = free_ports("127.0.0.1", 1)[0]
+        self.console, self.page = free_ports("127.0.0.1", 2)
         return super().init_settings() | {
             "console.listen": f"127.0.0.1:{self.console}",
+            "http.listen": f"127.0.0.1:{self.page}",
             "accounts.admins": f"admin@{self.domain}",
             "accounts.moderators": f"moderator@{self.domain}",
             "accounts.registration": "invite",
@@ -188,11 +191,44 @@ async def exchange(arguments, root) -> tuple[int, int]:
         world.dns.stop()
 
 
+async def chat(arguments, root) -> tuple[int, int]:
+    """The web chat: people in browsers, and Juliet with another client."""
+    world = World(root, Pki(root / "pki"), Dns(), arguments.trunkline.resolve())
+    await world.dns.start()
+    ours = Exchange(world, "chat.example", Setting())
+    stage = Stage(ours, ours)
+    try:
+        await ours.start()
+        for name in ("juliet", "rosaline", "benvolio"):
+            await ours.add_user(name, "secret")
+        juliet = stage.people["juliet"] = await Client(ours, "juliet").login()
+        for name in ("rosaline", "benvolio"):
+            other = await Client(ours, name).login()
+            for one, two in ((juliet, other), (other, juliet)):
+                one.presence(two.boundjid.bare, "subscribe")
+            for one, two in ((juliet, other), (other, juliet)):
+                one.presence(two.boundjid.bare, "subscribed")
+            await other.expect("presence of a friend", lambda x: x.get("from") == str(juliet.boundjid) and not x.get("type"))
+            await other.logout()
+        door = await asyncio.start_server(stage.serve, "127.0.0.1", 0)
+        play = {"base": f"http://127.0.0.1:{ours.page}/", "port": door.sockets[0].getsockname()[1],
+                "ours": ours.domain, "shots": str(arguments.screenshots.resolve())}
+        return await script("chat.mjs", json.dumps(play), *arguments.only)
+    except (RuntimeError, OSError, Timeout) as error:
+        print(f"FAIL  the stage: {error}")
+        return 0, 1
+    finally:
+        await stage.leave()
+        for server in world.servers:
+            await server.kill()
+        world.dns.stop()
+
+
 async def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trunkline", type=Path, required=True, help="the binary under test")
     parser.add_argument("--screenshots", type=Path, required=True, help="pictures of every page are kept here")
-    parser.add_argument("--suites", nargs="*", default=["looks", "exchange"], choices=["looks", "exchange"])
+    parser.add_argument("--suites", nargs="*", default=SUITES, choices=SUITES)
     parser.add_argument("--only", nargs="*", default=[], help="only checks whose name contains one of these")
     parser.add_argument("--keep", type=Path, help="keep servers' directories and logs here")
     arguments = parser.parse_args()
@@ -206,7 +242,14 @@ async def main():
     try:
         for suite in arguments.suites:
             shots = str(arguments.screenshots.resolve())
-            work = script("looks.mjs", shots, *arguments.only) if suite == "looks" else exchange(arguments, root.resolve())
+            (root / suite).mkdir(exist_ok=True)
+            match suite:
+                case "looks":
+                    work = script("looks.mjs", shots, *arguments.only)
+                case "exchange":
+                    work = exchange(arguments, (root / suite).resolve())
+                case "chat":
+                    work = chat(arguments, (root / suite).resolve())
             good, bad = await work
             passed, failed = passed + good, failed + bad
     finally:

@@ -357,6 +357,7 @@ SLIXMPP = [slix_history]
 TRANSPORTS = {
     "STARTTLS": lambda server: f"xmpp://{server.domain}:{server.c2s}",
     "direct TLS": lambda server: f"xmpps://{server.domain}:{server.c2s_tls}",
+    "WebSocket": lambda server: f"wss://{server.domain}:{server.page_tls}/xmpp-websocket",
 }
 XMPP_JS = ["sign_in", "wrong_password", "fast", "resumption", "sync"]
 

@@ -43,7 +43,8 @@ class Server:
         world.count += 1
         self.world, self.domain, self.setting = world, domain, setting
         self.address = f"127.0.{7 + world.count // 200}.{world.count % 200 + 2}"
-        self.c2s, self.c2s_tls, self.s2s, self.s2s_tls, self.http, self.console = free_ports(self.address, 6)
+        ports = free_ports(self.address, 8)
+        self.c2s, self.c2s_tls, self.s2s, self.s2s_tls, self.http, self.console, self.page, self.page_tls = ports
         self.dir = world.root / f"{world.count:02}-{self.kind}-{setting.mode}-{setting.certificate}"
         self.dir.mkdir(parents=True)
         self.crt, self.key = world.pki.issue(domain, setting.certificate)
@@ -253,6 +254,8 @@ class Trunkline(Server):
             "federation.dialback": "false" if external else "true",
             "web.listen": f"{self.address}:{self.http}",
             "console.listen": f"{self.address}:{self.console}",
+            "http.listen": f"{self.address}:{self.page}",
+            "http.listen_tls": f"{self.address}:{self.page_tls}",
             "tls.certificate": str(self.crt),
             "tls.key": str(self.key),
             "limits.enabled": "false",

@@ -27,7 +27,19 @@ const CORE: &[Core] = &[
     core(68, "1.3.0", Level::Complete, "xmpp::forms"),
     core(82, "1.1.1", Level::Complete, "xmpp::time"),
     core(114, "1.6", Level::Partial("accept only, as all servers today; no connect"), "session::component"),
+    core(
+        124,
+        "1.11.2",
+        Level::Partial("one stream a session; no script syntax, no content types but XML"),
+        "http::bosh",
+    ),
     core(147, "1.2", Level::Partial("the links of invitations"), "invites"),
+    core(
+        156,
+        "1.4.0",
+        Level::Partial("host-meta in both formats; no DNS TXT records, which are obsolete"),
+        "http::meta",
+    ),
     core(160, "1.0.1", Level::Complete, "log"),
     core(178, "1.2", Level::Partial("between servers; not for clients"), "federation"),
     core(185, "1.0", Level::Complete, "federation"),
@@ -40,6 +52,7 @@ const CORE: &[Core] = &[
         "session::management, federation",
     ),
     core(203, "2.0", Level::Complete, "route"),
+    core(206, "1.4", Level::Complete, "http::bosh"),
     core(220, "1.1.1", Level::Complete, "federation"),
     core(288, "1.0.1", Level::Complete, "federation"),
     core(318, "0.2", Level::Partial("probes of clients are ignored, not forwarded"), "route::presence"),
@@ -58,6 +71,14 @@ const CORE: &[Core] = &[
     core(478, "0.2.0", Level::Complete, "session::login"),
     core(480, "0.2.0", Level::Complete, "session::login"),
     core(484, "0.2.0", Level::Complete, "session::login, devices"),
+    core(
+        487,
+        "0.1.0",
+        Level::Partial(
+            "WebSocket, BOSH and direct TLS; no pinned keys, no Encrypted Client Hello, no QUIC; not used by our own connecting",
+        ),
+        "http::meta",
+    ),
     core(509, "0.2.0", Level::Complete, "session::login"),
 ];
 
@@ -77,8 +98,10 @@ const TITLES: &[(u16, &str)] = &[
     (92, "Software Version"),
     (114, "Jabber Component Protocol"),
     (115, "Entity Capabilities"),
+    (124, "Bidirectional-streams Over Synchronous HTTP (BOSH)"),
     (133, "Service Administration"),
     (147, "XMPP URI Scheme Query Components"),
+    (156, "Discovering Alternative XMPP Connection Methods"),
     (157, "Contact Addresses for XMPP Services"),
     (160, "Best Practices for Handling Offline Messages"),
     (178, "Best Practices for Use of SASL EXTERNAL with Certificates"),
@@ -88,6 +111,7 @@ const TITLES: &[(u16, &str)] = &[
     (199, "XMPP Ping"),
     (202, "Entity Time"),
     (203, "Delayed Delivery"),
+    (206, "XMPP Over BOSH"),
     (220, "Server Dialback"),
     (237, "Roster Versioning"),
     (280, "Message Carbons"),
@@ -115,16 +139,22 @@ const TITLES: &[(u16, &str)] = &[
     (480, "SASL Upgrade Tasks"),
     (484, "Fast Authentication Streamlining Tokens"),
     (485, "PubSub Server Information"),
+    (487, "Host Meta 2 - One Method To Rule Them All"),
     (489, "Reporting Account Affiliations"),
     (494, "Client Access Management"),
     (504, "Data Policy"),
     (509, "Initial Authentication Pipelining"),
 ];
 
-/// What RFC 6120, 6121 and 7590 are, in one line each.
+/// What each RFC comes to, in one line.
 const RFCS: &[(&str, &str, &str)] = &[
     ("6120", "XMPP Core", "complete; SASL: SCRAM-SHA-1, -256, -512 and -PLUS, PLAIN inside TLS"),
     ("6121", "XMPP Instant Messaging and Presence", "complete"),
+    (
+        "7395",
+        "XMPP Subprotocol for WebSocket",
+        "complete, but for see-other-uri: this server sends nobody elsewhere",
+    ),
     ("7590", "Use of TLS in XMPP", "complete: TLS 1.2 and 1.3 only"),
     (
         "7622",

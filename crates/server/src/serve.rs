@@ -259,8 +259,10 @@ impl Server {
     /// Proxies stand in front of some listeners.
     fn meet_neighbours(&self, config: &Config) {
         let (clients, http) = (&config.clients, &config.http);
-        self.gate
-            .set_neighbours(net::Neighbours { proxies: clients.proxies.clone(), ..net::Neighbours::default() });
+        self.gate.set_neighbours(net::Neighbours {
+            proxies: clients.proxies.clone(),
+            ..net::Neighbours::default()
+        });
         self.http_gate.set_neighbours(net::Neighbours {
             proxies: http.proxies.clone(),
             shared: http.trusted_proxies.clone(),

@@ -383,11 +383,16 @@ fn across_keys(config: &Config) -> Vec<Problem> {
         add("http.listen_tls", "HTTPS needs a certificate: set tls.certificate and tls.key".into());
     }
     if let Some(url) = &config.http.url
-        && !url.strip_prefix("https://").is_some_and(|rest| rest.starts_with(|c: char| c.is_alphanumeric() || c == '['))
+        && !url
+            .strip_prefix("https://")
+            .is_some_and(|rest| rest.starts_with(|c: char| c.is_alphanumeric() || c == '['))
         && !url.starts_with("http://localhost")
         && !url.starts_with("http://127.0.0.1")
     {
-        add("http.url", format!("\"{url}\" is not an address that browsers may use: write \"https://chat.example.org\""));
+        add(
+            "http.url",
+            format!("\"{url}\" is not an address that browsers may use: write \"https://chat.example.org\""),
+        );
     }
     for (section, certificate, key) in config.certificates() {
         match (certificate, key) {

@@ -123,8 +123,8 @@ pub const SECTIONS: &[(&str, &str)] = &[
 ];
 
 use Kind::{
-    Addresses, Allow, Bool, Bytes, Domain, Duration, Int, Ips, Listen, Networks, OneOf, Path, Route, Secret, SomeOf,
-    StoreUrl, Table, Text, Uris,
+    Addresses, Allow, Bool, Bytes, Domain, Duration, Int, Ips, Listen, Networks, OneOf, Path, Route, Secret,
+    SomeOf, StoreUrl, Table, Text, Uris,
 };
 
 /// Every key.

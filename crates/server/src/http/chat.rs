@@ -60,7 +60,8 @@ pub(super) fn answer(path: &str, asked: &HeaderMap) -> Response<Full<Bytes>> {
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
     // RFC 9110 s.8.8.3: what is encoded otherwise is another representation.
-    let etag = encoding.map_or_else(|| format!("\"{}\"", asset.etag), |it| format!("\"{}-{it}\"", asset.etag));
+    let etag =
+        encoding.map_or_else(|| format!("\"{}\"", asset.etag), |it| format!("\"{}-{it}\"", asset.etag));
     if let Some(encoding) = encoding {
         headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
     }

@@ -385,6 +385,10 @@ mod tests {
     const HEADER: &[u8] = b"<?xml version='1.0'?><stream:stream xmlns='jabber:client' \
         xmlns:stream='http://etherx.jabber.org/streams' id='1' from='a.example' version='1.0' xml:lang='en'>";
 
+    fn waits<F: Future>(work: Pin<&mut F>) -> bool {
+        work.poll(&mut Context::from_waker(Waker::noop())).is_pending()
+    }
+
     fn text(frame: Option<Frame>) -> String {
         match frame {
             Some(Frame::Element(bytes)) | Some(Frame::Error(bytes)) => String::from_utf8(bytes).unwrap(),
@@ -399,7 +403,9 @@ mod tests {
         let Some(Frame::Open(opening)) = frames.frame().await else { panic!("no header") };
         assert_eq!((opening.id.as_deref(), opening.lang.as_deref()), (Some("1"), Some("en")));
         // However the bytes are cut.
-        for byte in b"<message to='b'><body>x</body></message><stream:features><bind xmlns='b'/></stream:features>" {
+        for byte in
+            b"<message to='b'><body>x</body></message><stream:features><bind xmlns='b'/></stream:features>"
+        {
             transport.write_all(&[*byte]).await.unwrap();
         }
         assert_eq!(
@@ -430,17 +436,13 @@ mod tests {
         transport.flush().await.unwrap();
         let mut transport = transport.settled();
         transport.write_all(b"<message/>").await.unwrap();
-        let mut flush = Box::pin(transport.flush());
-        let waits = |flush: &mut Pin<Box<_>>| {
-            let mut cx = Context::from_waker(Waker::noop());
-            std::future::Future::poll(flush.as_mut(), &mut cx).is_pending()
-        };
-        assert!(waits(&mut flush), "nobody has taken it");
+        let mut flush = std::pin::pin!(transport.flush());
+        assert!(waits(flush.as_mut()), "nobody has taken it");
         frames.frame().await.unwrap();
         frames.frame().await.unwrap();
-        assert!(waits(&mut flush), "it is taken, but not confirmed");
+        assert!(waits(flush.as_mut()), "it is taken, but not confirmed");
         frames.confirm(1);
-        assert!(waits(&mut flush), "one of two is confirmed");
+        assert!(waits(flush.as_mut()), "one of two is confirmed");
         frames.confirm(1);
         flush.await.unwrap();
     }

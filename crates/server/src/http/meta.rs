@@ -1,4 +1,4 @@
-//! XEP-0156 Discovering Alternative XMPP Connection Methods 1.4.0 and XEP-0487 Host Meta 2 0.1.1: where else this server
+//! XEP-0156 Discovering Alternative XMPP Connection Methods 1.4.0 and XEP-0487 Host Meta 2 0.1.0: where else this server
 //! is reached, generated from its listeners.
 
 use std::net::{IpAddr, SocketAddr};

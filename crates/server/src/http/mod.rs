@@ -138,7 +138,12 @@ impl Site {
     }
 
     /// Serves requests on a connection until it ends or becomes a WebSocket.
-    async fn serve(self: Arc<Self>, transport: Transport, peer: SocketAddr, mut stopped: watch::Receiver<()>) {
+    async fn serve(
+        self: Arc<Self>,
+        transport: Transport,
+        peer: SocketAddr,
+        mut stopped: watch::Receiver<()>,
+    ) {
         let tls = transport.tls().cloned();
         let service = service_fn(move |request: Request<Incoming>| {
             let (site, tls) = (Arc::clone(&self), tls.clone());
@@ -176,12 +181,19 @@ impl Site {
             return Who { address: peer, secure: tls.is_some() || local, tls };
         }
         let texts = |name: &str| {
-            headers.get_all(name).iter().filter_map(|it| it.to_str().ok()).flat_map(|it| it.split(',')).map(str::trim).collect::<Vec<_>>()
+            headers
+                .get_all(name)
+                .iter()
+                .filter_map(|it| it.to_str().ok())
+                .flat_map(|it| it.split(','))
+                .map(str::trim)
+                .collect::<Vec<_>>()
         };
         let hops = texts("x-forwarded-for");
         let hops = hops.iter().rev().map_while(|hop| address(hop));
         let address = hops.clone().find(|hop| !trusted(*hop)).or(hops.last()).unwrap_or(peer.ip());
-        let https = texts("x-forwarded-proto").last().is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
+        let https =
+            texts("x-forwarded-proto").last().is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
         // The connection is the proxy's: what its TLS agreed on binds nobody's login.
         Who { address: SocketAddr::new(address, peer.port()), secure: https, tls: None }
     }
@@ -191,7 +203,9 @@ impl Site {
         let mut answer = match path.as_str() {
             "/xmpp-websocket" => self.websocket(request, who),
             "/http-bind" => allow_any_origin(self.http_bind(request, who).await),
-            "/.well-known/host-meta" | "/.well-known/host-meta.json" => allow_any_origin(self.host_meta(&request)),
+            "/.well-known/host-meta" | "/.well-known/host-meta.json" => {
+                allow_any_origin(self.host_meta(&request))
+            }
             _ if self.exchange.config.load().http.chat => self.chat(&request, &who),
             _ => text(StatusCode::NOT_FOUND, "There is nothing here.\n"),
         };
@@ -239,8 +253,13 @@ impl Site {
     /// A session's connection begins; its frames are to be carried.
     fn enter(&self, who: Who, guard: Guard) -> frames::Frames {
         let (transport, frames) = frames::pair(who.secure, who.tls);
-        let arrival =
-            Arrival { transport, peer: who.address, certificates: None, entry: Entry::Carried, guard: Some(guard) };
+        let arrival = Arrival {
+            transport,
+            peer: who.address,
+            certificates: None,
+            entry: Entry::Carried,
+            guard: Some(guard),
+        };
         self.exchange.spawn(login::serve(Arc::clone(&self.exchange), arrival));
         frames
     }
@@ -282,7 +301,9 @@ impl Site {
                     return ended(bosh::Condition::HostUnknown, "a session with a domain that is not ours");
                 }
                 match self.clients.enter(ip) {
-                    Ok(guard) => self.bindings.begin(*wish, self.enter(Who { tls: None, ..who }, guard)).await,
+                    Ok(guard) => {
+                        self.bindings.begin(*wish, self.enter(Who { tls: None, ..who }, guard)).await
+                    }
                     Err(why) => {
                         self.refused(ip, why.label(), "a BOSH session was refused");
                         // Only one of the reasons is the client's doing.
@@ -346,12 +367,15 @@ impl Site {
 
     /// Our domain that a request names, or else the first one.
     fn domain(&self, request: &Request<Incoming>) -> String {
-        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let host =
+            request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
         let name = match host.rsplit_once(':') {
             Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
             _ => host,
         };
-        let ours = trunkline_xmpp::jid::Jid::parse(name).ok().filter(|jid| self.exchange.host(jid.as_str()).is_some());
+        let ours = trunkline_xmpp::jid::Jid::parse(name)
+            .ok()
+            .filter(|jid| self.exchange.host(jid.as_str()).is_some());
         ours.map_or_else(|| self.exchange.config.load().domain.clone(), |jid| jid.as_str().to_owned())
     }
 

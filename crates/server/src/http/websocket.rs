@@ -88,9 +88,7 @@ pub(super) fn accept(headers: &HeaderMap) -> Result<[(HeaderName, HeaderValue); 
     }
     let key = headers.get(header::SEC_WEBSOCKET_KEY).and_then(|key| key.to_str().ok()).map(str::trim);
     let base64 = base64::engine::general_purpose::STANDARD;
-    let key = key
-        .filter(|key| base64.decode(key).is_ok_and(|key| key.len() == 16))
-        .ok_or(NoUpgrade::Key)?;
+    let key = key.filter(|key| base64.decode(key).is_ok_and(|key| key.len() == 16)).ok_or(NoUpgrade::Key)?;
     if !has(header::SEC_WEBSOCKET_PROTOCOL, PROTOCOL) {
         return Err(NoUpgrade::Protocol);
     }
@@ -401,7 +399,8 @@ impl Pump {
                 Ok(())
             }
             Some(Err(error)) if is_too_large(&error) => {
-                let error = StreamError::new(StreamCondition::PolicyViolation).text("The message is too large.");
+                let error =
+                    StreamError::new(StreamCondition::PolicyViolation).text("The message is too large.");
                 Err(End::Refused("too-large", error))
             }
             Some(Err(error)) => {
@@ -483,9 +482,12 @@ mod tests {
 
     #[test]
     fn framing_becomes_a_stream() {
-        let open = "<open xmlns='urn:ietf:params:xml:ns:xmpp-framing' to='a.example' version='1.0' xml:lang='en'/>";
+        let open =
+            "<open xmlns='urn:ietf:params:xml:ns:xmpp-framing' to='a.example' version='1.0' xml:lang='en'/>";
         let header = read(open).unwrap();
-        assert!(header.starts_with("<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams'"));
+        assert!(header.starts_with(
+            "<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams'"
+        ));
         assert!(header.contains(" to='a.example'") && header.contains(" xml:lang='en'"), "{header}");
         assert!(header.trim_end().ends_with("'>"), "{header}");
         assert_eq!(read("<close xmlns='urn:ietf:params:xml:ns:xmpp-framing'/>").unwrap(), "</stream:stream>");

@@ -244,6 +244,11 @@ impl Transport {
         }
     }
 
+    /// Whether something else carries it.
+    pub fn is_carried(&self) -> bool {
+        matches!(self.io, Io::Carried(_))
+    }
+
     /// The peer's address, where it has one.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         match self.socket()? {

@@ -235,6 +235,8 @@ impl Connection {
                     }
                 }
                 Poll::Ready(Err(error)) => return Err(error),
+                // Who comes for it with a request of its own takes its time; who lets much wait is noticed above.
+                Poll::Pending if self.transport.is_carried() => {}
                 Poll::Pending => self.mark_blocked(),
             }
         }

@@ -71,6 +71,8 @@ pub(in crate::http) struct Body {
     pub(super) from: Option<String>,
     pub(super) lang: Option<String>,
     pub(super) version: Option<String>,
+    /// Of BOSH.
+    pub(super) ver: Option<(u32, u32)>,
     pub(super) wait: Option<u64>,
     pub(super) hold: Option<u64>,
     pub(super) ack: Option<u64>,
@@ -111,9 +113,8 @@ pub(super) fn read(bytes: Bytes) -> Result<Body, Wrong> {
     if rid == 0 || rid > MOST_RID {
         return Err(Wrong::NoRid);
     }
-    let stray = |range: std::ops::Range<usize>| {
-        element.bytes()[range].iter().any(|byte| !byte.is_ascii_whitespace())
-    };
+    let stray =
+        |range: std::ops::Range<usize>| element.bytes()[range].iter().any(|byte| !byte.is_ascii_whitespace());
     let mut payload = Vec::new();
     let mut at = root.inner_range().start;
     for child in root.children() {
@@ -133,6 +134,10 @@ pub(super) fn read(bytes: Bytes) -> Result<Body, Wrong> {
         from: text("from"),
         lang: root.attr_ns(ns::XML, "lang").map(|value| value.into_owned()),
         version: xbosh("version"),
+        ver: text("ver").and_then(|ver| {
+            let (major, minor) = ver.split_once('.')?;
+            Some((major.parse().ok()?, minor.parse().ok()?))
+        }),
         wait: number("wait").transpose()?,
         hold: number("hold").transpose()?,
         ack: number("ack").transpose()?,
@@ -171,6 +176,7 @@ pub(super) struct Terms<'a> {
     pub(super) sid: &'a str,
     pub(super) from: &'a str,
     pub(super) stream: Option<&'a str>,
+    pub(super) ver: (u32, u32),
     pub(super) wait: u64,
     pub(super) hold: u64,
     pub(super) requests: u64,
@@ -202,7 +208,7 @@ impl Answer<'_> {
                 .attr("sid", terms.sid)
                 .attr("from", terms.from)
                 .attr_opt("authid", terms.stream)
-                .attr("ver", "1.11")
+                .attr("ver", &format!("{}.{}", terms.ver.0, terms.ver.1))
                 .attr("wait", &terms.wait.to_string())
                 .attr("hold", &terms.hold.to_string())
                 .attr("requests", &terms.requests.to_string())
@@ -245,7 +251,10 @@ mod tests {
         )
         .unwrap();
         assert_eq!((body.rid, body.wait, body.hold, body.ack), (1_573_741_820, Some(60), Some(1), Some(1)));
-        assert_eq!((body.sid.as_deref(), body.to.as_deref(), body.lang.as_deref()), (Some("s"), Some("a.example"), Some("de")));
+        assert_eq!(
+            (body.sid.as_deref(), body.to.as_deref(), body.lang.as_deref()),
+            (Some("s"), Some("a.example"), Some("de"))
+        );
         assert!(body.restart && !body.terminate);
         let payload: Vec<&[u8]> = body.payload.iter().map(|it| &it[..]).collect();
         assert_eq!(
@@ -261,7 +270,8 @@ mod tests {
     #[test]
     fn what_is_no_request_is_refused() {
         let body = |attributes: &str, inside: &str| {
-            parse(&format!("<body xmlns='http://jabber.org/protocol/httpbind' {attributes}>{inside}</body>")).is_err()
+            parse(&format!("<body xmlns='http://jabber.org/protocol/httpbind' {attributes}>{inside}</body>"))
+                .is_err()
         };
         assert!(!body("rid='1'", ""));
         assert!(body("", ""), "no rid");

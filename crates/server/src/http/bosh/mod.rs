@@ -17,10 +17,12 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use self::body::{Answer, Body, Terms};
 pub(super) use self::body::Condition;
+use self::body::{Answer, Body, Terms};
 use super::frames::{END, Frame, Frames, Opening};
 
+/// s.7: the version, or the client's if that is older.
+const VERSION: (u32, u32) = (1, 11);
 /// s.7: how long a request may wait for its answer, at most.
 const WAIT: u64 = 60;
 /// s.7: requests that wait at once; one more may come with something to say.
@@ -183,6 +185,7 @@ struct State {
     over: bool,
     /// s.9: the client says what it has.
     acks: bool,
+    ver: (u32, u32),
     /// s.15: the next key's hash.
     key: Option<String>,
     /// Since when no request waits.
@@ -227,6 +230,7 @@ impl State {
             end: None,
             over: false,
             acks: first.ack.is_some(),
+            ver: first.ver.unwrap_or(VERSION).min(VERSION),
             key: None,
             idle: Instant::now(),
             pause: None,
@@ -353,6 +357,7 @@ impl Binding {
             sid: &self.sid,
             from: &self.domain,
             stream,
+            ver: state.ver,
             wait: self.wait,
             hold: self.hold,
             requests: self.requests(),
@@ -370,7 +375,11 @@ impl Binding {
         if state.end.is_some() {
             state.over = true;
         }
-        state.sent.push_back(Sent { rid: held.rid, bytes: bytes.clone(), frames: std::mem::take(&mut state.frames) });
+        state.sent.push_back(Sent {
+            rid: held.rid,
+            bytes: bytes.clone(),
+            frames: std::mem::take(&mut state.frames),
+        });
         while state.sent.len() as u64 > self.requests() {
             let old = state.sent.pop_front();
             self.frames.confirm(old.map_or(0, |sent| sent.frames));
