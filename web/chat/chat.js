@@ -1,5 +1,7 @@
 // Starts converse.js against the server that this page comes from, and against nothing else.
 
+import converse from './converse/converse.min.js';
+
 const settings = await (await fetch('./chat.json')).json();
 const base = new URL('.', location.href);
 const socket = new URL('xmpp-websocket', base);
@@ -7,7 +9,7 @@ socket.protocol = base.protocol === 'https:' ? 'wss:' : 'ws:';
 // A network that lets no WebSocket through: /?transport=bosh
 const bosh = new URLSearchParams(location.search).get('transport') === 'bosh';
 
-await globalThis.converse.initialize({
+await converse.initialize({
   view_mode: 'fullscreen',
   authentication: 'login',
   auto_login: false,
