@@ -57,6 +57,8 @@ pub struct Exchange {
     pub commands: crate::commands::Sessions,
     /// What outsiders may do.
     pub control: Arc<crate::control::Control>,
+    /// Nodes: people's own and those of services.
+    pub pubsub: crate::pubsub::Pubsub,
     /// Connected components.
     pub components: crate::route::components::Components,
     /// Failed logins, counted.

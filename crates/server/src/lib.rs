@@ -20,6 +20,7 @@ pub mod net;
 pub mod notify;
 pub mod operations;
 pub mod protocols;
+pub mod pubsub;
 pub mod push;
 pub mod retention;
 pub mod route;

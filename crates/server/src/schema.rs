@@ -8,7 +8,7 @@ use trunkline_store::Migration;
 /// Every migration, oldest first.
 pub const MIGRATIONS: &[Migration] = &[
     ACCOUNTS, MESSAGING, INVITES, BOUNDS, WAITING, ONE_INDEX, CONTROL, CONSENT, EYES, DEVICES, ARCHIVES,
-    SIGNALS, LEVELS, PUSH,
+    SIGNALS, LEVELS, PUSH, NODES,
 ];
 
 const ACCOUNTS: Migration = Migration {
@@ -492,5 +492,57 @@ const PUSH: Migration = Migration {
         CREATE TRIGGER push_services_of_device AFTER DELETE ON devices BEGIN
             DELETE FROM push_services WHERE device = old.id;
         END;
+    ",
+};
+
+/// Nodes and what is in them (see [`crate::pubsub`]): `place` is `#` and the number of the account at whose address a
+/// node is, or the domain of a service; `account` is who pays for it. `kept_for` is how long items are kept, in
+/// milliseconds; `redirect` is where to look instead of a node that is gone.
+const NODES: Migration = Migration {
+    name: "nodes",
+    sql: "
+        CREATE TABLE pubsub_nodes (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            account INTEGER REFERENCES accounts (id) ON DELETE CASCADE,
+            place TEXT NOT NULL,
+            name TEXT NOT NULL,
+            config TEXT NOT NULL,
+            created_at INTEGER NOT NULL,
+            kept_for INTEGER,
+            redirect TEXT,
+            UNIQUE (place, name)
+        ) STRICT;
+        CREATE INDEX pubsub_nodes_by_account ON pubsub_nodes (account);
+        CREATE INDEX pubsub_nodes_by_age ON pubsub_nodes (kept_for) WHERE kept_for IS NOT NULL;
+        CREATE TABLE pubsub_items (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            node INTEGER NOT NULL REFERENCES pubsub_nodes (id) ON DELETE CASCADE,
+            item TEXT NOT NULL,
+            payload BLOB NOT NULL,
+            publisher TEXT NOT NULL,
+            at INTEGER NOT NULL,
+            size INTEGER NOT NULL,
+            UNIQUE (node, item)
+        ) STRICT;
+        CREATE INDEX pubsub_items_in_order ON pubsub_items (node, seq, size);
+        CREATE INDEX pubsub_items_by_publisher ON pubsub_items (publisher);
+        CREATE TABLE pubsub_subscriptions (
+            node INTEGER NOT NULL REFERENCES pubsub_nodes (id) ON DELETE CASCADE,
+            jid TEXT NOT NULL,
+            owner TEXT NOT NULL,
+            pending INTEGER NOT NULL,
+            options TEXT NOT NULL,
+            expires INTEGER,
+            PRIMARY KEY (node, jid)
+        ) STRICT, WITHOUT ROWID;
+        CREATE INDEX pubsub_subscriptions_by_owner ON pubsub_subscriptions (owner);
+        CREATE INDEX pubsub_subscriptions_by_end ON pubsub_subscriptions (expires) WHERE expires IS NOT NULL;
+        CREATE TABLE pubsub_affiliations (
+            node INTEGER NOT NULL REFERENCES pubsub_nodes (id) ON DELETE CASCADE,
+            jid TEXT NOT NULL,
+            affiliation TEXT NOT NULL,
+            PRIMARY KEY (node, jid)
+        ) STRICT, WITHOUT ROWID;
+        CREATE INDEX pubsub_affiliations_by_jid ON pubsub_affiliations (jid);
     ",
 };

@@ -189,6 +189,7 @@ impl Server {
         server.spawn(crate::control::reputation::keep(Arc::clone(&exchange)));
         server.spawn(crate::control::reports::keep(Arc::clone(&exchange)));
         server.spawn(crate::control::publication::ask_peers(Arc::clone(&exchange)));
+        server.spawn(crate::pubsub::subscribe::keep(Arc::clone(&exchange)));
         exchange.follow_lists();
         server.spawn({
             let exchange = Arc::clone(&exchange);
@@ -730,6 +731,7 @@ async fn exchange(config: Config, parts: &Parts) -> Result<Arc<Exchange>, StartE
     Ok(Arc::new(Exchange {
         ids: Ids::new(parts.clock.clone(), last, mark),
         db,
+        pubsub: crate::pubsub::Pubsub::new(crate::pubsub::services::services(&config, &hosts)),
         hosts,
         accounts: Accounts::new(),
         modules: Modules::new(modules::all(), &metrics),

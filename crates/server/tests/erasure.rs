@@ -74,6 +74,10 @@ const ANSWERS: &[(&str, Answer)] = &[
     ("own_list", Stays("what the staff publishes")),
     ("list_subscribers", Stays("domains of other providers")),
     ("reputation", Stays("about domains")),
+    ("pubsub_nodes", Goes("account")),
+    ("pubsub_items", Follows("node", "pubsub_nodes")),
+    ("pubsub_subscriptions", Follows("node", "pubsub_nodes")),
+    ("pubsub_affiliations", Follows("node", "pubsub_nodes")),
 ];
 
 const DOOMED: &str = "doomed-secret";

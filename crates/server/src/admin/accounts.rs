@@ -155,6 +155,10 @@ pub async fn remove(db: &Db, jid: &Jid, audit: Option<Statement>) -> Result<(), 
     );
     let mut batch = Batch::new(Lane::Inside).with(statement.must_change());
     batch.push(sql("DELETE FROM api_tokens WHERE created_by = ?1").bind(jid.bare_str()));
+    // Others' nodes know nothing of who is gone, and nobody who gets the address later inherits anything there.
+    batch.push(sql("DELETE FROM pubsub_subscriptions WHERE owner = ?1").bind(jid.bare_str()));
+    batch.push(sql("DELETE FROM pubsub_affiliations WHERE jid = ?1").bind(jid.bare_str()));
+    batch.push(sql("UPDATE pubsub_items SET publisher = '' WHERE publisher = ?1").bind(jid.bare_str()));
     extend(&mut batch, audit);
     db.run(batch).await.map(drop).map_err(|error| missing(error, jid))
 }

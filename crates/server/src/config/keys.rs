@@ -99,6 +99,10 @@ pub const SECTIONS: &[(&str, &str)] = &[
     ("push", "Waking devices that sleep, through the push services of their apps (XEP-0357)"),
     ("components", "External components (XEP-0114): gateways and services in programs of their own"),
     ("components.entries.*", "One table for each component: [components.entries.\"gateway.example.org\"]"),
+    (
+        "pubsub",
+        "Publish-subscribe (XEP-0060): a service with a domain of its own beside each of yours. Its name needs no DNS record for your own users; others reach it if it has one and your certificate covers it.",
+    ),
     ("web", "Metrics and health over HTTP"),
     (
         "http",
@@ -435,6 +439,18 @@ pub const KEYS: &[Key] = &[
     key("components.entries.*.side", OneOf(&["inside", "outside"])).example("\"inside\"").doc(
         "\"inside\" (the default): trusted as a part of this provider. \"outside\": treated like another provider, with its budgets and without knowledge of who exists.",
     ),
+    // --- publish-subscribe
+    key("pubsub.enabled", Bool)
+        .restart()
+        .default("true")
+        .doc("Whether there is the service. Nodes at people's own addresses (XEP-0163) there are always."),
+    key("pubsub.subdomain", Text)
+        .restart()
+        .default("\"pubsub\"")
+        .doc("What stands before your domain in the service's name: pubsub.example.org."),
+    key("pubsub.create", OneOf(&["admins", "users", "anyone"])).default("\"users\"").doc(
+        "Who may make nodes at the service: administrators, users of the domain, or everybody, people at other providers included.",
+    ),
     // --- web
     key("web.listen", Listen)
         .restart()
@@ -591,6 +607,19 @@ pub const KEYS: &[Key] = &[
         .doc("Addresses outside the roster that one session has sent presence to."),
     key("limits.vcard_bytes", Bytes).default("\"128 KiB\"").doc("The largest vCard, picture included."),
     key("limits.private_bytes", Bytes).default("\"256 KiB\"").doc("Private XML of one account, all together."),
+    key("limits.pubsub_nodes", Int(1, i64::MAX))
+        .default("500")
+        .doc("Nodes of one account, at its own address and at a service each."),
+    key("limits.pubsub_items", Int(1, i64::MAX))
+        .default("1000")
+        .doc("Items of one node: what \"max\" means in its configuration."),
+    key("limits.pubsub_item_bytes", Bytes).default("\"200 KiB\"").doc("The largest item."),
+    key("limits.pubsub_bytes", Bytes)
+        .default("\"16 MB\"")
+        .doc("Bytes of all items of one account, at its own address and at a service each."),
+    key("limits.pubsub_service_nodes", Int(1, i64::MAX))
+        .default("10000")
+        .doc("Nodes of one service, all together."),
     key("limits.iq_timeout", Duration)
         .default("\"2 min\"")
         .doc("How long the server waits for the answer to a request of its own."),

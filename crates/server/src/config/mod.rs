@@ -52,6 +52,8 @@ pub struct Config {
     pub push: Push,
     /// External components.
     pub components: Components,
+    /// Publish-subscribe.
+    pub pubsub: Pubsub,
     /// Metrics and health.
     pub web: Web,
     /// XMPP for browsers, and the web chat.
@@ -483,6 +485,30 @@ pub enum Side {
     Outside,
 }
 
+/// `[pubsub]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pubsub {
+    /// There is a service.
+    pub enabled: bool,
+    /// What stands before the domain.
+    pub subdomain: String,
+    /// Who may make nodes.
+    pub create: NodeMakers,
+}
+
+/// Who may make nodes at a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeMakers {
+    /// Administrators.
+    Admins,
+    /// Users of its domain.
+    Users,
+    /// Everybody.
+    Anyone,
+}
+
 /// `[web]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -582,6 +608,11 @@ pub struct Limits {
     pub directed_presence: usize,
     pub vcard_bytes: usize,
     pub private_bytes: usize,
+    pub pubsub_nodes: usize,
+    pub pubsub_items: usize,
+    pub pubsub_item_bytes: usize,
+    pub pubsub_bytes: usize,
+    pub pubsub_service_nodes: usize,
     pub iq_timeout: Duration,
 }
 

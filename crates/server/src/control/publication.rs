@@ -20,6 +20,7 @@ use crate::admin::{OpError, Outcome};
 use crate::exchange::Exchange;
 use crate::logging::Refusal;
 use crate::modules::Request;
+use crate::pubsub::errors::{node_required, specific as refusal, unsupported};
 use crate::route::message::store_trouble;
 
 /// Bans by the hash of an address.
@@ -62,19 +63,6 @@ fn node_of(entry: &Entry) -> &'static str {
         Entry::Hash(_) => HASHES,
         Entry::Domain(_) => DOMAINS,
     }
-}
-
-/// An error of XEP-0060 with its specific condition.
-fn refusal(condition: Condition, specific: &str) -> StanzaError {
-    let mut w = Writer::new();
-    w.open(specific).attr("xmlns", ns::PUBSUB_ERRORS).close();
-    StanzaError::new(condition).app(w.finish())
-}
-
-fn unsupported(feature: &str) -> StanzaError {
-    let mut w = Writer::new();
-    w.open("unsupported").attr("xmlns", ns::PUBSUB_ERRORS).attr("feature", feature).close();
-    StanzaError::new(Condition::FeatureNotImplemented).app(w.finish())
 }
 
 /// What service discovery of a domain says about its nodes.
@@ -140,7 +128,7 @@ struct Wanted {
 
 impl Wanted {
     fn read(exchange: &Exchange, pubsub: Node<'_>, items: Node<'_>) -> Result<Wanted, StanzaError> {
-        let node = items.attr("node").ok_or_else(|| refusal(Condition::BadRequest, "nodeid-required"))?;
+        let node = items.attr("node").ok_or_else(node_required)?;
         let (node, _) = nodes(exchange)
             .find(|(known, _)| *known == &*node)
             .ok_or_else(|| StanzaError::new(Condition::ItemNotFound))?;
@@ -298,7 +286,7 @@ pub async fn set(request: &Request) -> Result<Option<Vec<u8>>, StanzaError> {
         "options" => return Err(unsupported("subscription-options")),
         _ => return Err(StanzaError::new(Condition::BadRequest)),
     };
-    let node = wish.attr("node").ok_or_else(|| refusal(Condition::BadRequest, "nodeid-required"))?;
+    let node = wish.attr("node").ok_or_else(node_required)?;
     let (node, _) = nodes(&request.exchange)
         .find(|(known, _)| *known == &*node)
         .ok_or_else(|| StanzaError::new(Condition::ItemNotFound))?;

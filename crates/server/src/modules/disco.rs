@@ -14,6 +14,7 @@ use trunkline_xmpp::stanza::IqType::Get;
 use super::{Answer, Level, Module, Request, Scope};
 use crate::control::{disclosure, publication};
 use crate::exchange::Exchange;
+use crate::pubsub::{Desk, describe};
 use crate::route::message::store_trouble;
 
 /// Tells what the server and its accounts can do.
@@ -104,6 +105,9 @@ async fn host_items(request: Request) -> Answer {
         let jid = request.host.domain.as_str();
         w.open("item").attr("jid", jid).attr("node", node).attr("name", name).close();
     }
+    for service in request.exchange.pubsub.services_of(&request.host.domain) {
+        w.open("item").attr("jid", service.host.domain.as_str()).close();
+    }
     for domain in request.exchange.component_domains(&request.host) {
         w.open("item").attr("jid", &domain).close();
     }
@@ -121,33 +125,42 @@ fn authorized(request: &Request) -> Result<(), StanzaError> {
 }
 
 async fn account_info(request: Request) -> Answer {
-    authorized(&request)?;
     let node = node(&request);
-    if node.as_deref().is_some_and(|node| !node.is_empty()) {
-        return Err(StanzaError::new(Condition::ItemNotFound));
+    if let (Some(name), Some(desk)) = (node.as_deref().filter(|node| !node.is_empty()), Desk::of(&request)) {
+        let mut w = Writer::new();
+        desk.node_info(name).await?.write(&mut w, Some(name));
+        return Ok(w.finish().into());
     }
+    authorized(&request)?;
     let mut info = trunkline_xmpp::disco::Info::new();
     let Some(account) = &request.account else { return Err(StanzaError::new(Condition::ServiceUnavailable)) };
     let known = request.exchange.affiliation(account).await.map_err(|error| store_trouble(&error))?;
     // XEP-0489 s.3.
     info.identity("account", known.name, None);
-    let config = request.exchange.config.load();
+    let config = request.exchange.config.load_full();
     for feature in request.exchange.modules.features(Scope::Account, &config) {
         info.feature(feature);
     }
+    describe::account(&mut info);
     let mut w = Writer::new();
     info.write(&mut w, node.as_deref());
     Ok(w.finish().into())
 }
 
-/// The available devices (XEP-0030 s.4.1), to those who see them anyway.
+/// The available devices (XEP-0030 s.4.1), to those who see them anyway, and the nodes that they may read; or the items
+/// of one node.
 async fn account_items(request: Request) -> Answer {
-    authorized(&request)?;
-    if node(&request).is_some_and(|node| !node.is_empty()) {
-        return Err(StanzaError::new(Condition::ItemNotFound));
-    }
+    let desk = Desk::of(&request).ok_or_else(|| StanzaError::new(Condition::ServiceUnavailable))?;
     let mut w = Writer::new();
     w.open("query").attr("xmlns", ns::DISCO_ITEMS);
+    if let Some(name) = node(&request).filter(|node| !node.is_empty()) {
+        w.attr("node", &name);
+        desk.list_items(&name, &mut w).await?;
+        w.close();
+        return Ok(w.finish().into());
+    }
+    authorized(&request)?;
+    desk.list_nodes(&mut w).await?;
     if let Some(account) = &request.account {
         let state = account.state();
         for resource in state.resources.iter().filter(|resource| resource.presence.is_some()) {

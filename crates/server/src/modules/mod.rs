@@ -14,9 +14,11 @@ pub mod commands;
 pub mod disco;
 pub mod history;
 pub mod invitations;
+pub mod pep;
 pub mod ping;
 pub mod private;
 pub mod publication;
+pub mod pubsub;
 pub mod push;
 pub mod registration;
 pub mod retraction;
@@ -51,6 +53,7 @@ use crate::exchange::{Exchange, Host};
 use crate::ids::LogId;
 use crate::log::tombstones::Retraction;
 use crate::metrics::Metrics;
+use crate::pubsub::Change;
 use crate::push::Order;
 use crate::route::account::{Account, AccountState};
 use crate::session::Session;
@@ -81,6 +84,8 @@ pub fn all() -> Vec<Module> {
         administration::module(),
         affiliation::module(),
         publication::module(),
+        pep::module(),
+        pubsub::module(),
     ]
 }
 
@@ -93,6 +98,8 @@ pub enum Scope {
     Contact,
     /// The server, by its domain.
     Host,
+    /// A service of ours with a domain of its own.
+    Service,
 }
 
 /// How much of a specification is there.
@@ -281,6 +288,9 @@ pub type Answer = Result<Reply, StanzaError>;
 type Answering = Pin<Box<dyn Future<Output = Answer> + Send>>;
 type Handler = Arc<dyn Fn(Request) -> Answering + Send + Sync>;
 
+/// A hook behind changes of nodes.
+type Published = Arc<dyn Fn(Change) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
 /// Whether something is announced with this configuration.
 type Condition = fn(&Config) -> bool;
 
@@ -293,6 +303,7 @@ pub struct Module {
     requests: Vec<(Scope, IqType, (&'static str, &'static str), Handler)>,
     hooks: Vec<(Way, Step, Hook)>,
     commands: Vec<Command>,
+    published: Vec<(&'static str, Published)>,
 }
 
 impl Module {
@@ -306,6 +317,7 @@ impl Module {
             requests: Vec::new(),
             hooks: Vec::new(),
             commands: Vec::new(),
+            published: Vec::new(),
         }
     }
 
@@ -351,6 +363,18 @@ impl Module {
     #[must_use]
     pub fn on(mut self, way: Way, step: Step, hook: Hook) -> Module {
         self.hooks.push((way, step, hook));
+        self
+    }
+
+    /// What is done when `node` of an account has changed, by whomever: after it is on disk and told, before its publisher
+    /// is answered. [`Change::ours`] tells what the server has done itself.
+    #[must_use]
+    pub fn published<F, Fut>(mut self, node: &'static str, hook: F) -> Module
+    where
+        F: Fn(Change) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        self.published.push((node, Arc::new(move |change| Box::pin(hook(change)))));
         self
     }
 
@@ -434,6 +458,12 @@ impl Modules {
     /// The ad-hoc commands, in the order of the list.
     pub fn commands(&self) -> impl Iterator<Item = &Command> {
         self.list.iter().flat_map(|module| &module.commands)
+    }
+
+    /// What is to be done because a node of an account has changed, in the order of the list.
+    pub fn published(&self, node: &str, change: &Change) -> Vec<Pin<Box<dyn Future<Output = ()> + Send>>> {
+        let hooks = self.list.iter().flat_map(|module| &module.published);
+        hooks.filter(|(of, _)| *of == node).map(|(_, hook)| hook(change.clone())).collect()
     }
 
     /// Runs the hooks of one step.

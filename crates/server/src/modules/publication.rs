@@ -1,5 +1,4 @@
-//! XEP-0060 Publish-Subscribe 1.30.0, as much as our own block list and server information need; XEP-0485 PubSub Server
-//! Information 1.0.0. The service is [`crate::control::publication`].
+//! The nodes on the domain itself: our own block list and XEP-0485 PubSub Server Information 1.0.0. The service is [`crate::control::publication`].
 
 use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::IqType::{Get, Set};
@@ -10,11 +9,6 @@ use crate::control::publication;
 /// Publishes our block list and server information.
 pub fn module() -> Module {
     Module::new("publication", "Publish a block list and server information")
-        .xep(
-            60,
-            "1.30.0",
-            Level::Partial("read-only nodes on the domain: items, subscriptions, notifications"),
-        )
         .xep(
             485,
             "1.0.0",

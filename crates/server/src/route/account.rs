@@ -100,6 +100,8 @@ pub struct Resource {
     pub block_interested: bool,
     /// XEP-0280 is on.
     pub carbons: bool,
+    /// What it wants to be told of (XEP-0163).
+    pub caps: Option<Box<crate::pubsub::presence::Seen>>,
 }
 
 impl Resource {
@@ -113,6 +115,7 @@ impl Resource {
             interested: false,
             block_interested: false,
             carbons: false,
+            caps: None,
         }
     }
 

@@ -258,10 +258,10 @@ impl Link {
 }
 
 impl Exchange {
-    /// Whether a domain is this server's: a host or a component, connected or not. What federation accepts stanzas
+    /// Whether a domain is this server's: a host, a service or a component, connected or not. What federation accepts stanzas
     /// for and proves itself as.
     pub fn serves(&self, domain: &str) -> bool {
-        self.host(domain).is_some() || self.is_component(domain)
+        self.host(domain).is_some() || self.pubsub.service(domain).is_some() || self.is_component(domain)
     }
 
     /// The host or component of that name, as federation sees it. A component has no row in the store: its id is
@@ -269,6 +269,9 @@ impl Exchange {
     pub fn served(&self, domain: &str) -> Option<Arc<Host>> {
         if let Some(host) = self.host(domain) {
             return Some(Arc::clone(host));
+        }
+        if let Some(service) = self.pubsub.service(domain) {
+            return Some(Arc::clone(&service.host));
         }
         let config = self.config.load();
         let component = config.components.entries.get(domain)?;

@@ -22,8 +22,11 @@ impl Exchange {
             return Routed::Done;
         }
         match kind {
-            // A server asks nobody in an account's name, so nobody waits for this.
-            IqType::Result | IqType::Error => Routed::Done,
+            // What the server asks in an account's name: what clients can do.
+            IqType::Result | IqType::Error => {
+                self.control.asking.answered(&mail.stanza);
+                Routed::Done
+            }
             IqType::Get | IqType::Set => {
                 let exchange = Arc::clone(self);
                 Routed::Later(Box::pin(async move { exchange.answer_account(mail).await }))
@@ -100,6 +103,12 @@ impl Exchange {
     pub(super) fn answer_host(self: &Arc<Self>, host: Arc<Host>, mail: Mail) -> Routed {
         let exchange = Arc::clone(self);
         Routed::Later(Box::pin(async move { exchange.answer(Scope::Host, host, None, mail).await }))
+    }
+
+    /// A service answers.
+    pub(crate) fn answer_service(self: &Arc<Self>, host: &Arc<Host>, mail: Mail) -> Routed {
+        let (exchange, host) = (Arc::clone(self), Arc::clone(host));
+        Routed::Later(Box::pin(async move { exchange.answer(Scope::Service, host, None, mail).await }))
     }
 
     async fn answer(self: &Arc<Self>, scope: Scope, host: Arc<Host>, account: Option<&Loaded>, mail: Mail) {

@@ -122,6 +122,9 @@ impl Exchange {
             return Routed::Done;
         };
         let Some(host) = self.host(to.domain()) else {
+            if let Some(service) = self.pubsub.service(to.domain()) {
+                return self.route_to_service(&Arc::clone(service), mail);
+            }
             if self.is_component(to.domain()) {
                 return self.route_to_component(to.domain(), mail);
             }
@@ -242,11 +245,7 @@ impl Exchange {
     /// Like [`Exchange::bounce`]. False: the error is for another provider, and there is no room for it.
     pub(crate) fn tell(self: &Arc<Self>, stanza: &Stanza, error: &StanzaError) -> bool {
         let Some(answer) = stanza.error(error) else { return true };
-        let away = answer
-            .head
-            .to
-            .as_ref()
-            .is_some_and(|to| self.host(to.domain()).is_none() && !self.is_component(to.domain()));
+        let away = answer.head.to.as_ref().is_some_and(|to| !self.serves(to.domain()));
         match self.remote.get() {
             Some(remote) if away => remote.send(self, Mail::answer(answer)).is_ok(),
             _ => {

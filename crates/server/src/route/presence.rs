@@ -93,6 +93,7 @@ impl Exchange {
             push_presence(&device, &mail.stanza, session.account.jid.clone(), false);
         }
         self.spread(&mail.stanza, audience);
+        self.note_caps(session);
         if !initial {
             return Routed::Done;
         }
@@ -177,6 +178,9 @@ impl Exchange {
         let mut state = account.state();
         let Some(resource) = state.resource_of(session) else { return };
         let was_available = resource.presence.take().is_some();
+        if let Some(caps) = &mut resource.caps {
+            caps.forget();
+        }
         resource.priority = 0;
         let directed = std::mem::take(&mut resource.directed);
         for to in &directed {
@@ -261,7 +265,10 @@ impl Exchange {
         match kind {
             PresenceType::Available | PresenceType::Unavailable | PresenceType::Error => {
                 self.receive_presence(&mail);
-                Routed::Done
+                match self.contact_presence(kind, &mail) {
+                    Some(later) => Routed::Later(later),
+                    None => Routed::Done,
+                }
             }
             PresenceType::Probe => {
                 let exchange = Arc::clone(self);
@@ -606,6 +613,7 @@ impl Exchange {
 
     /// The contact now may see the account's resources: it gets their presence.
     pub(crate) fn show_presence(self: &Arc<Self>, account: &Arc<Account>, contact: &Jid) {
+        self.show_nodes(account, contact);
         let presences: Vec<Stanza> =
             account.state().resources.iter().filter_map(|resource| resource.presence.clone()).collect();
         for mut stanza in presences {
@@ -616,6 +624,7 @@ impl Exchange {
 
     /// The contact no longer sees the account's resources: to it they go away.
     pub(crate) fn hide_presence(self: &Arc<Self>, account: &Arc<Account>, contact: &Jid) {
+        self.hide_nodes(account, contact);
         let jids: Vec<Jid> = account
             .state()
             .resources

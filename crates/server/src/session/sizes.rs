@@ -25,7 +25,7 @@ fn what_lives_as_long_as_a_session_is_small() {
         ("Outbox", size_of::<Outbox>(), 256),
         ("Life", size_of::<Life>(), 80),
         ("Ledger", size_of::<Ledger>(), 96),
-        ("Account", size_of::<Account>(), 528),
+        ("Account", size_of::<Account>(), 536),
         ("AccountState", size_of::<AccountState>(), 384),
         ("Resource", size_of::<Resource>(), 256),
         ("Stanza", size_of::<Stanza>(), 208),

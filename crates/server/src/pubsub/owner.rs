@@ -1,0 +1,379 @@
+//! What owners do: make nodes (s.8.1), configure them (s.8.2), delete them (s.8.4), and look after subscriptions (s.8.8)
+//! and affiliations (s.8.9).
+
+use trunkline_store::{Batch, Rows, sql};
+use trunkline_xml::{Node as Xml, Writer};
+use trunkline_xmpp::error::{Condition, StanzaError};
+use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::ns;
+
+use super::config::{Filled, NodeConfig};
+use super::node::{self, Affiliation, Node, Place, Subscription};
+use super::notify::Event;
+use super::options::SubscribeOptions;
+use super::read::forbidden;
+use super::{Desk, Happened, errors, name_of};
+use crate::route::message::store_trouble;
+
+/// Affiliations of one node.
+const MOST_AFFILIATIONS: usize = 500;
+/// Changes in one request.
+const MOST_CHANGES: usize = 100;
+/// Bytes of an address to look at instead.
+const MOST_URI: usize = 2000;
+
+impl Desk {
+    /// Makes a node; its name (s.8.1).
+    ///
+    /// # Errors
+    /// s.8.1.3; those of the configuration.
+    pub async fn create(&self, name: Option<&str>, form: Filled) -> Result<String, StanzaError> {
+        if !self.may_create() {
+            return Err(forbidden());
+        }
+        let name = match name {
+            Some(name) => name_of(name)?.to_owned(),
+            // s.8.1.1: an instant node.
+            None => crate::ids::token(12),
+        };
+        let config = match form {
+            Filled::Form(form) => self.default_config().submit(&form, &self.allowed())?,
+            Filled::Nothing => self.default_config(),
+            Filled::Cancelled => return Err(errors::bad("A form that is cancelled makes nothing.")),
+        };
+        let key = self.place.key();
+        let _turn = self.exchange.pubsub.turn(&key).await;
+        let mut batch = Batch::new(self.lane);
+        match self.look(&name).await {
+            Ok(Some(_)) => {
+                return Err(StanzaError::new(Condition::Conflict).text("There is a node of that name."));
+            }
+            // The mark of a node that has gone elsewhere makes room for a new one of the same owner.
+            Err(error) if error.condition == Condition::Gone => {
+                self.owned_mark(&name).await?;
+                batch.push(
+                    sql("DELETE FROM pubsub_nodes WHERE place = ?1 AND name = ?2")
+                        .bind(key.as_str())
+                        .bind(name.as_str()),
+                );
+            }
+            Err(error) => return Err(error),
+            Ok(None) => {}
+        }
+        self.create_in(&mut batch, &name, &config).await?;
+        self.exchange.db.run(batch).await.map_err(|error| store_trouble(&error))?;
+        Ok(name)
+    }
+
+    /// Fails unless they own the node that has gone elsewhere.
+    async fn owned_mark(&self, name: &str) -> Result<(), StanzaError> {
+        let key = self.place.key();
+        let opened = node::open(&self.exchange.db, self.lane, (&key, name), (&self.who, self.now()))
+            .await
+            .map_err(|error| store_trouble(&error))?;
+        match opened.map(|opened| self.affiliation(opened.affiliation)) {
+            Some(Affiliation::Owner) | None => Ok(()),
+            Some(_) => Err(forbidden()),
+        }
+    }
+
+    /// The form of a node, or with no name that of a new one.
+    pub(super) async fn configuration(&self, name: Option<&str>) -> Result<Vec<u8>, StanzaError> {
+        let mut w = Writer::new();
+        w.open("pubsub").attr("xmlns", ns::PUBSUB_OWNER);
+        match name {
+            Some(name) => {
+                let opened = self.open_owned(name).await?;
+                w.open("configure").attr("node", name);
+                opened.node.config.form().write(&mut w);
+            }
+            None => {
+                w.open("default");
+                self.default_config().form().write(&mut w);
+            }
+        }
+        w.close().close();
+        Ok(w.finish())
+    }
+
+    /// s.8.2.4
+    pub(super) async fn configure(&self, name: &str, form: Filled) -> Result<(), StanzaError> {
+        let _turn = self.exchange.pubsub.turn(&self.place.key()).await;
+        let node = self.open_owned(name).await?.node;
+        let config = match form {
+            Filled::Cancelled => return Ok(()),
+            Filled::Nothing => return Err(errors::bad("There is no form.")),
+            Filled::Form(form) => node.config.submit(&form, &self.allowed())?,
+        };
+        if config == node.config {
+            return Ok(());
+        }
+        self.reconfigure(&node, config).await
+    }
+
+    async fn reconfigure(&self, node: &Node, config: NodeConfig) -> Result<(), StanzaError> {
+        let kept = i64::try_from(config.items(&self.allowed())).unwrap_or(i64::MAX);
+        let batch = Batch::new(self.lane)
+            .with(
+                sql("UPDATE pubsub_nodes SET config = ?2, kept_for = ?3 WHERE id = ?1")
+                    .bind(node.id)
+                    .bind(serde_json::to_string(&config).unwrap_or_default())
+                    .bind(config.kept_for())
+                    .must_change(),
+            )
+            // What a node may not hold any more goes.
+            .with(
+                sql("DELETE FROM pubsub_items WHERE node = ?1 AND seq NOT IN \
+                     (SELECT seq FROM pubsub_items WHERE node = ?1 ORDER BY seq DESC LIMIT ?2)")
+                .bind(node.id)
+                .bind(kept),
+            );
+        self.exchange.db.run(batch).await.map_err(|error| store_trouble(&error))?;
+        if config.notify_config {
+            let node = Node { config, ..node.clone() };
+            self.tell(&node, &Event::Config).await;
+        }
+        Ok(())
+    }
+
+    /// s.8.4; `redirect` is where to look instead.
+    ///
+    /// # Errors
+    /// s.8.4.3.
+    pub async fn delete(&self, name: &str, redirect: Option<&str>) -> Result<(), StanzaError> {
+        if redirect.is_some_and(|uri| uri.is_empty() || uri.len() > MOST_URI) {
+            return Err(errors::bad("The address to look at instead is none."));
+        }
+        let turn = self.exchange.pubsub.turn(&self.place.key()).await;
+        let node = self.open_owned(name).await?.node;
+        // While there are still subscribers to tell; they are told after it is done.
+        let mut batch = Batch::new(self.lane);
+        let told = if node.config.notify_delete { Some(self.everybody(&node).await) } else { None };
+        match redirect {
+            None => {
+                batch.push(sql("DELETE FROM pubsub_nodes WHERE id = ?1").bind(node.id).must_change());
+            }
+            Some(uri) => {
+                batch.push(
+                    sql("UPDATE pubsub_nodes SET redirect = ?2 WHERE id = ?1")
+                        .bind(node.id)
+                        .bind(uri)
+                        .must_change(),
+                );
+                batch.push(sql("DELETE FROM pubsub_items WHERE node = ?1").bind(node.id));
+                batch.push(sql("DELETE FROM pubsub_subscriptions WHERE node = ?1").bind(node.id));
+            }
+        }
+        self.exchange.db.run(batch).await.map_err(|error| store_trouble(&error))?;
+        if let Some(told) = told {
+            self.tell_them(&node, &Event::Delete(redirect), told);
+        }
+        drop(turn);
+        self.changed(&node, Happened::Deleted).await;
+        Ok(())
+    }
+
+    /// s.8.8.1: all subscriptions of a node.
+    pub(super) async fn subscriptions(&self, name: &str) -> Result<Vec<u8>, StanzaError> {
+        let node = self.open_owned(name).await?.node;
+        let subscriptions = self.all_subscriptions(&node).await?;
+        let mut w = Writer::new();
+        w.open("pubsub").attr("xmlns", ns::PUBSUB_OWNER);
+        w.open("subscriptions").attr("node", name);
+        for subscription in subscriptions {
+            w.open("subscription")
+                .attr("jid", subscription.jid.as_str())
+                .attr("subscription", subscription.state())
+                .close();
+        }
+        w.close().close();
+        Ok(w.finish())
+    }
+
+    async fn all_subscriptions(&self, node: &Node) -> Result<Vec<Subscription>, StanzaError> {
+        let rows = self
+            .exchange
+            .db
+            .read_in(self.lane, node::subscribers(node.id, self.now()))
+            .await
+            .map_err(|error| store_trouble(&error))?;
+        Ok(node::read_subscriptions(&rows))
+    }
+
+    /// s.8.8.2: all that is asked for, or nothing of it.
+    pub(super) async fn set_subscriptions(
+        &self,
+        name: &str,
+        wanted: Vec<(Jid, String)>,
+    ) -> Result<(), StanzaError> {
+        let turn = self.exchange.pubsub.turn(&self.place.key()).await;
+        let node = self.open_owned(name).await?.node;
+        let before = self.all_subscriptions(&node).await?;
+        let mut changed = Vec::new();
+        for (jid, state) in wanted {
+            let old = before.iter().find(|subscription| subscription.jid == jid);
+            if state == old.map_or("none", Subscription::state) {
+                continue;
+            }
+            match state.as_str() {
+                "none" | "subscribed" => changed.push((jid, state == "subscribed", old)),
+                // We have no `unconfigured`, and nobody is asked to wait who did not ask.
+                _ => {
+                    return Err(StanzaError::new(Condition::NotAcceptable).text("No such state is possible."));
+                }
+            }
+        }
+        let total = before.len() + changed.iter().filter(|(_, on, old)| *on && old.is_none()).count();
+        if total > MOST_AFFILIATIONS && changed.iter().any(|(_, on, old)| *on && old.is_none()) {
+            return Err(StanzaError::new(Condition::ResourceConstraint)
+                .text(format!("Owners may subscribe {MOST_AFFILIATIONS} others.")));
+        }
+        for (jid, on, old) in &changed {
+            if *on {
+                let subscription = Subscription {
+                    jid: jid.clone(),
+                    pending: false,
+                    options: old.map(|old| old.options).unwrap_or_else(SubscribeOptions::default),
+                    affiliation: Affiliation::None,
+                };
+                self.save(&node, &subscription).await?;
+            } else {
+                self.end_subscription(&node, jid).await?;
+            }
+        }
+        drop(turn);
+        for (jid, on, _) in changed {
+            self.tell_subscriber(&node, &jid, if on { "subscribed" } else { "none" }).await;
+        }
+        Ok(())
+    }
+
+    async fn all_affiliations(&self, node: &Node) -> Result<Vec<(Jid, Affiliation)>, StanzaError> {
+        let rows: Rows = self
+            .exchange
+            .db
+            .read_in(
+                self.lane,
+                sql("SELECT jid, affiliation FROM pubsub_affiliations WHERE node = ?1 ORDER BY jid")
+                    .bind(node.id),
+            )
+            .await
+            .map_err(|error| store_trouble(&error))?;
+        let mut all: Vec<(Jid, Affiliation)> = rows
+            .iter()
+            .filter_map(|row| Some((Jid::parse(row.text(0)).ok()?, Affiliation::parse(row.text(1))?)))
+            .collect();
+        if let Place::Account(account) = &self.place {
+            all.insert(0, (account.jid.clone(), Affiliation::Owner));
+        }
+        Ok(all)
+    }
+
+    /// s.8.9.1
+    pub(super) async fn affiliations(&self, name: &str) -> Result<Vec<u8>, StanzaError> {
+        let node = self.open_owned(name).await?.node;
+        let mut w = Writer::new();
+        w.open("pubsub").attr("xmlns", ns::PUBSUB_OWNER);
+        w.open("affiliations").attr("node", name);
+        for (jid, affiliation) in self.all_affiliations(&node).await? {
+            w.open("affiliation").attr("jid", jid.as_str()).attr("affiliation", affiliation.name()).close();
+        }
+        w.close().close();
+        Ok(w.finish())
+    }
+
+    /// s.8.9.2: all that is asked for, or nothing of it.
+    pub(super) async fn set_affiliations(
+        &self,
+        name: &str,
+        wanted: Vec<(Jid, Affiliation)>,
+    ) -> Result<(), StanzaError> {
+        let turn = self.exchange.pubsub.turn(&self.place.key()).await;
+        let node = self.open_owned(name).await?.node;
+        let mut all = self.all_affiliations(&node).await?;
+        let unacceptable = |text: &str| StanzaError::new(Condition::NotAcceptable).text(text);
+        let mut batch = Batch::new(self.lane);
+        let mut changed = Vec::new();
+        for (jid, affiliation) in wanted {
+            let jid = jid.bare();
+            let before = all.iter().position(|(known, _)| *known == jid);
+            if before.map_or(Affiliation::None, |at| all[at].1) == affiliation {
+                continue;
+            }
+            if self.place.account().is_some_and(|account| account.jid == jid) {
+                return Err(unacceptable("A person's nodes are the person's own."));
+            }
+            if affiliation == Affiliation::Owner && self.place.account().is_some() {
+                return Err(unacceptable("A person's nodes have no other owner."));
+            }
+            match before {
+                Some(at) => all[at].1 = affiliation,
+                None => all.push((jid.clone(), affiliation)),
+            }
+            batch.push(match affiliation {
+                Affiliation::None => sql("DELETE FROM pubsub_affiliations WHERE node = ?1 AND jid = ?2")
+                    .bind(node.id)
+                    .bind(jid.as_str()),
+                _ => sql("INSERT INTO pubsub_affiliations (node, jid, affiliation) VALUES (?1, ?2, ?3) \
+                          ON CONFLICT (node, jid) DO UPDATE SET affiliation = excluded.affiliation")
+                .bind(node.id)
+                .bind(jid.as_str())
+                .bind(affiliation.name()),
+            });
+            // s.8.9.2.1: who may not read is not subscribed.
+            if matches!(affiliation, Affiliation::Outcast | Affiliation::PublishOnly) {
+                batch.push(
+                    sql("DELETE FROM pubsub_subscriptions WHERE node = ?1 AND owner = ?2")
+                        .bind(node.id)
+                        .bind(jid.as_str()),
+                );
+            }
+            changed.push((jid, affiliation));
+        }
+        all.retain(|(_, affiliation)| *affiliation != Affiliation::None);
+        if !all.iter().any(|(_, affiliation)| *affiliation == Affiliation::Owner) {
+            return Err(unacceptable("A node has at least one owner."));
+        }
+        if all.len() > MOST_AFFILIATIONS {
+            return Err(StanzaError::new(Condition::ResourceConstraint)
+                .text(format!("A node has {MOST_AFFILIATIONS} affiliations at most.")));
+        }
+        self.exchange.db.run(batch).await.map_err(|error| store_trouble(&error))?;
+        drop(turn);
+        for (jid, affiliation) in changed {
+            self.tell_one(&jid, |w| {
+                w.open("pubsub").attr("xmlns", ns::PUBSUB);
+                w.open("affiliations").attr("node", &node.name);
+                w.open("affiliation")
+                    .attr("jid", jid.as_str())
+                    .attr("affiliation", affiliation.name())
+                    .close();
+                w.close().close();
+            })
+            .await;
+        }
+        Ok(())
+    }
+}
+
+/// The changes that a `<subscriptions/>` or `<affiliations/>` asks for: addresses and what they are to be. Each address
+/// once (s.8.9.2.4).
+pub(super) fn changes(parent: Xml<'_>, name: &str) -> Result<Vec<(Jid, String)>, StanzaError> {
+    let mut changes: Vec<(Jid, String)> = Vec::new();
+    for child in parent.children().filter(|child| child.is(ns::PUBSUB_OWNER, name)) {
+        let jid = child.attr("jid").ok_or_else(|| errors::bad("An address is missing."))?;
+        let jid = Jid::parse(&jid).map_err(|_| StanzaError::new(Condition::JidMalformed))?;
+        let value = child.attr(name).ok_or_else(|| errors::bad("It is not said what it is to be."))?;
+        if changes.iter().any(|(known, _)| *known == jid) {
+            return Err(errors::bad("An address stands there twice."));
+        }
+        if changes.len() == MOST_CHANGES {
+            return Err(errors::bad("So many can't be changed at once."));
+        }
+        changes.push((jid, value.into_owned()));
+    }
+    if changes.is_empty() {
+        return Err(errors::bad("There is nothing to change."));
+    }
+    Ok(changes)
+}

@@ -1,0 +1,463 @@
+//! Who becomes available gets the last items of the nodes that they want to be told of (XEP-0163 s.4.3.4); and what is
+//! known of the devices of contacts at other providers.
+//!
+//! A device of ours keeps what it wants beside its presence ([`Seen`]). Devices elsewhere are remembered here while
+//! they are available, by the account whose contact they are ([`Watchers`]).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use trunkline_store::{Lane, Rows, Statement, StoreError, sql};
+use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::stanza::PresenceType;
+
+use super::caps::{Interests, Shown};
+use super::config::{Access, SendLast};
+use super::node::{self, Affiliation, Opened, Place};
+use super::{Desk, caps};
+use crate::exchange::Exchange;
+use crate::route::account::Account;
+use crate::route::{Mail, Session};
+
+/// Devices elsewhere that are remembered.
+const MOST_WATCHERS: usize = 100_000;
+/// Of one account's contacts.
+const MOST_OF_ACCOUNT: usize = 2000;
+/// A device that was not heard of for so long is forgotten: its server may have gone without a word.
+const FORGOTTEN_AFTER: i64 = 7 * 24 * 3600 * 1000;
+/// Accounts whose nodes are looked at in one go.
+const AT_ONCE: usize = 20;
+
+/// What is known of what one of our devices wants; beside its presence.
+#[derive(Debug, Default)]
+pub struct Seen {
+    key: Option<Arc<str>>,
+    /// What it wants to be told of, once that is known.
+    pub interests: Option<Arc<Interests>>,
+    /// Somebody finds out.
+    busy: bool,
+}
+
+impl Seen {
+    /// The device went away: when it comes back it is told everything.
+    pub(crate) fn forget(&mut self) {
+        self.key = None;
+        self.interests = None;
+    }
+}
+
+/// One device of a contact elsewhere.
+#[derive(Debug)]
+struct Watcher {
+    jid: Jid,
+    key: Arc<str>,
+    interests: Arc<Interests>,
+    heard: i64,
+}
+
+/// Devices of contacts elsewhere that want to be told of something, by the account whose contact they are.
+#[derive(Debug, Default)]
+pub(crate) struct Watchers(Mutex<Table>);
+
+#[derive(Debug, Default)]
+struct Table {
+    of: HashMap<Jid, Vec<Watcher>>,
+    all: usize,
+}
+
+impl Watchers {
+    /// The devices that want to be told of `node`, among those `of`.
+    pub(super) fn of(&self, account: &Jid, node: &str, of: impl Fn(&Jid) -> bool) -> Vec<Jid> {
+        let table = self.0.lock();
+        let watchers = table.of.get(account).into_iter().flatten();
+        watchers
+            .filter(|watcher| watcher.interests.wants(node) && of(&watcher.jid))
+            .map(|watcher| watcher.jid.clone())
+            .collect()
+    }
+
+    /// Notes that it was heard of; whether nothing has changed since.
+    fn is_known(&self, account: &Jid, (jid, key): (&Jid, &str), now: i64) -> bool {
+        let mut table = self.0.lock();
+        let watcher = table.of.get_mut(account).into_iter().flatten().find(|watcher| watcher.jid == *jid);
+        watcher.is_some_and(|watcher| {
+            watcher.heard = now;
+            *watcher.key == *key
+        })
+    }
+
+    /// Remembers a device; what it wanted before. `Err`: there is no room.
+    fn note(
+        &self,
+        account: &Jid,
+        new: (Jid, Arc<str>, Arc<Interests>),
+        now: i64,
+    ) -> Result<Option<Arc<Interests>>, ()> {
+        let (jid, key, interests) = new;
+        let mut guard = self.0.lock();
+        let table = &mut *guard;
+        let full = table.all >= MOST_WATCHERS;
+        let watchers = table.of.entry(account.clone()).or_default();
+        if let Some(watcher) = watchers.iter_mut().find(|watcher| watcher.jid == jid) {
+            watcher.key = key;
+            watcher.heard = now;
+            return Ok(Some(std::mem::replace(&mut watcher.interests, interests)));
+        }
+        if full || watchers.len() >= MOST_OF_ACCOUNT {
+            if watchers.is_empty() {
+                table.of.remove(account);
+            }
+            return Err(());
+        }
+        watchers.push(Watcher { jid, key, interests, heard: now });
+        table.all += 1;
+        Ok(None)
+    }
+
+    /// Forgets the devices of `account`'s contacts that are `gone`.
+    pub(crate) fn forget(&self, account: &Jid, gone: impl Fn(&Jid) -> bool) {
+        let mut guard = self.0.lock();
+        let table = &mut *guard;
+        let Some(watchers) = table.of.get_mut(account) else { return };
+        let before = watchers.len();
+        watchers.retain(|watcher| !gone(&watcher.jid));
+        table.all -= before - watchers.len();
+        if watchers.is_empty() {
+            table.of.remove(account);
+        }
+    }
+
+    /// Forgets who was not heard of for long.
+    pub(super) fn sweep(&self, now: i64) {
+        let mut guard = self.0.lock();
+        let table = &mut *guard;
+        table.of.retain(|_, watchers| {
+            let before = watchers.len();
+            watchers.retain(|watcher| watcher.heard > now - FORGOTTEN_AFTER);
+            table.all -= before - watchers.len();
+            !watchers.is_empty()
+        });
+    }
+}
+
+impl Exchange {
+    /// A device of ours sent presence to everybody. What is new among what it wants is sent to it soon.
+    pub(crate) fn note_caps(self: &Arc<Self>, session: &Arc<Session>) {
+        {
+            let mut state = session.account.state();
+            let Some(resource) = state.resource_of(session) else { return };
+            // s.8.4: a client may leave them out of later presence.
+            let Some(shown) = resource.presence.as_ref().and_then(Shown::of) else { return };
+            let seen = resource.caps.get_or_insert_default();
+            if seen.key.as_ref() == Some(&shown.key()) || seen.busy {
+                return;
+            }
+            seen.busy = true;
+        }
+        let (exchange, session) = (Arc::clone(self), Arc::clone(session));
+        self.spawn(async move { exchange.find_out(&session).await });
+    }
+
+    /// Finds out what a device wants, until it shows nothing else any more; one at a time for a device.
+    async fn find_out(self: Arc<Self>, session: &Arc<Session>) {
+        loop {
+            let shown = {
+                let mut state = session.account.state();
+                let Some(resource) = state.resource_of(session) else { return };
+                let shown = resource.presence.as_ref().and_then(Shown::of);
+                let seen = resource.caps.get_or_insert_default();
+                match shown {
+                    Some(shown) if seen.key.as_ref() != Some(&shown.key()) => {
+                        seen.key = Some(shown.key());
+                        shown
+                    }
+                    _ => {
+                        seen.busy = false;
+                        return;
+                    }
+                }
+            };
+            let asker = session.account.jid.clone();
+            let found = self.interests(&shown, (&asker, &session.jid)).await;
+            let new: Vec<String> = {
+                let mut state = session.account.state();
+                let Some(resource) = state.resource_of(session) else { return };
+                let away = resource.presence.is_none();
+                let seen = resource.caps.get_or_insert_default();
+                if away {
+                    // It went away meanwhile; when it comes back it is told everything.
+                    seen.forget();
+                    continue;
+                }
+                let before = std::mem::replace(&mut seen.interests, found.clone());
+                let found = found.as_deref();
+                let new = found.map(|found| found.beyond(before.as_deref())).unwrap_or_default();
+                new.into_iter().map(str::to_owned).collect()
+            };
+            if !new.is_empty() {
+                self.greet_with_items(session, &new).await;
+            }
+        }
+    }
+
+    /// The last items of the user's own nodes and of contacts at home here, to one device.
+    async fn greet_with_items(self: &Arc<Self>, session: &Arc<Session>, wanted: &[String]) {
+        let account = &session.account;
+        let mut owners = vec![account.jid.clone()];
+        {
+            let state = account.state();
+            let shown = |jid: &&Jid| self.host(jid.domain()).is_some() && !state.blocks(jid);
+            let contacts = state.roster.iter().filter(|(_, item)| item.subscription.to).map(|(jid, _)| jid);
+            owners.extend(contacts.filter(shown).cloned());
+        }
+        for owners in owners.chunks(AT_ONCE) {
+            session.room().await;
+            if session.is_ended() {
+                return;
+            }
+            if let Err(error) = self.last_items(Lane::Inside, owners, (&session.jid, wanted)).await {
+                tracing::error!(%error, "last items can't be read");
+                return;
+            }
+        }
+    }
+
+    /// Sends the last items of these accounts' nodes that `to` wants and may read.
+    async fn last_items(
+        self: &Arc<Self>,
+        lane: Lane,
+        owners: &[Jid],
+        (to, wanted): (&Jid, &[String]),
+    ) -> Result<(), StoreError> {
+        let names = serde_json::to_string(wanted).unwrap_or_default();
+        let statements = owners.iter().map(|owner| last_of(owner, &names)).collect();
+        let results = self.db.read_all(lane, statements).await?;
+        for (owner, rows) in owners.iter().zip(&results) {
+            if rows.is_empty() {
+                continue;
+            }
+            let Some(account) = self.accounts.load_in(lane, &self.db, owner).await? else { continue };
+            let desk = Desk {
+                exchange: Arc::clone(self),
+                place: Place::Account(Arc::clone(&account)),
+                who: to.clone(),
+                lane,
+                ours: false,
+            };
+            desk.send_last_items(rows).await?;
+        }
+        Ok(())
+    }
+
+    /// A contact at another provider became available or went away.
+    pub(crate) fn contact_presence(
+        self: &Arc<Self>,
+        kind: PresenceType,
+        mail: &Mail,
+    ) -> Option<crate::route::Later> {
+        let (to, from) = (mail.stanza.head.to.as_ref()?, mail.stanza.head.from.as_ref()?);
+        if self.host(from.domain()).is_some() || !from.is_full() || to.resource().is_some() {
+            return None;
+        }
+        let account = to.bare();
+        if kind != PresenceType::Available {
+            self.pubsub.watchers.forget(&account, |jid| jid == from);
+            return None;
+        }
+        let shown = Shown::of(&mail.stanza)?;
+        let now = self.clock().now();
+        if self.pubsub.watchers.is_known(&account, (from, &shown.key()), now) {
+            return None;
+        }
+        let (exchange, from) = (Arc::clone(self), from.clone());
+        Some(Box::pin(async move {
+            let sees = match exchange.accounts.load_in(Lane::Outside, &exchange.db, &account).await {
+                Ok(Some(loaded)) => {
+                    let state = loaded.state();
+                    state.shows_presence_to(&from) && !state.blocks(&from)
+                }
+                _ => false,
+            };
+            if !sees {
+                return;
+            }
+            match exchange.pubsub.caps.get(&shown) {
+                Some(interests) => exchange.watch((&account, &from), (&shown, interests)).await,
+                // The answer comes the way that this one came: it must not be waited for here.
+                None => {
+                    let asking = Arc::clone(&exchange);
+                    exchange.spawn(async move {
+                        let known = asking.interests(&shown, (&account, &from)).await;
+                        if let Some(interests) = known {
+                            asking.watch((&account, &from), (&shown, interests)).await;
+                        }
+                    });
+                }
+            }
+        }))
+    }
+
+    /// It is known what a contact's device elsewhere wants.
+    async fn watch(
+        self: &Arc<Self>,
+        (account, from): (&Jid, &Jid),
+        (shown, interests): (&Shown, Arc<Interests>),
+    ) {
+        if interests.is_empty() {
+            self.pubsub.watchers.forget(account, |jid| jid == from);
+            return;
+        }
+        let new = (from.clone(), shown.key(), Arc::clone(&interests));
+        let before = match self.pubsub.watchers.note(account, new, self.clock().now()) {
+            Ok(before) => before,
+            Err(()) => {
+                self.metrics.refused("pep-watchers-full");
+                None
+            }
+        };
+        let wanted: Vec<String> =
+            interests.beyond(before.as_deref()).into_iter().map(str::to_owned).collect();
+        let owner = std::slice::from_ref(account);
+        if let Err(error) = self.last_items(Lane::Outside, owner, (from, &wanted)).await {
+            tracing::warn!(%error, "last items can't be read");
+        }
+    }
+
+    /// A contact may see the account's presence from now on, hence its nodes.
+    pub(crate) fn show_nodes(self: &Arc<Self>, account: &Arc<Account>, contact: &Jid) {
+        let Some(peer) = self.accounts.online(contact) else { return };
+        let devices: Vec<(Jid, Arc<caps::Interests>)> = peer
+            .state()
+            .resources
+            .iter()
+            .filter(|resource| resource.presence.is_some())
+            .filter_map(|resource| {
+                Some((resource.session.jid.clone(), resource.caps.as_ref()?.interests.clone()?))
+            })
+            .filter(|(_, interests)| !interests.is_empty())
+            .collect();
+        if devices.is_empty() {
+            return;
+        }
+        let (exchange, owner) = (Arc::clone(self), account.jid.clone());
+        self.spawn(async move {
+            for (to, interests) in devices {
+                let wanted: Vec<String> = interests.beyond(None).into_iter().map(str::to_owned).collect();
+                let owner = std::slice::from_ref(&owner);
+                if let Err(error) = exchange.last_items(Lane::Inside, owner, (&to, &wanted)).await {
+                    tracing::error!(%error, "last items can't be read");
+                }
+            }
+        });
+    }
+
+    /// A contact sees the account's presence no more, hence no node that is for those who do: subscriptions to such
+    /// nodes end (s.12.16, XEP-0163 s.4.3.3).
+    pub(crate) fn hide_nodes(self: &Arc<Self>, account: &Arc<Account>, contact: &Jid) {
+        self.pubsub.watchers.forget(&account.jid, |jid| jid.same_bare(contact));
+        let ended = sql("DELETE FROM pubsub_subscriptions WHERE owner = ?2 AND node IN \
+             (SELECT id FROM pubsub_nodes WHERE place = ?1 AND json_extract(config, '$.access') = 'presence')")
+        .bind(format!("#{}", account.id))
+        .bind(contact.bare_str());
+        let batch = trunkline_store::Batch::new(Lane::Inside).with(ended);
+        self.db.submit(batch, |result| {
+            // They get nothing anyway: that they may read is asked again each time.
+            if let Err(error) = result {
+                tracing::warn!(%error, "subscriptions to nodes could not be ended");
+            }
+        });
+    }
+}
+
+/// The nodes of `owner` among `names` that have an item, with the newest.
+fn last_of(owner: &Jid, names: &str) -> Statement {
+    sql("SELECT n.id, n.name, n.config, n.created_at, n.redirect, n.account, i.item, i.payload, i.publisher, i.at \
+         FROM accounts a JOIN hosts h ON h.id = a.host_id JOIN pubsub_nodes n ON n.place = '#' || a.id \
+         JOIN pubsub_items i ON i.seq = (SELECT MAX(seq) FROM pubsub_items WHERE node = n.id) \
+         WHERE h.name = ?1 AND a.local = ?2 AND a.disabled = 0 AND n.redirect IS NULL \
+         AND n.name IN (SELECT value FROM json_each(?3)) ORDER BY i.seq")
+    .bind(owner.domain())
+    .bind(owner.local().unwrap_or_default())
+    .bind(names)
+}
+
+impl Desk {
+    /// Sends those of the items (rows of [`last_of`]) that the person may read.
+    async fn send_last_items(&self, rows: &Rows) -> Result<(), StoreError> {
+        // Contacts only: who does not see the owner's presence is told nothing unasked.
+        let sees = self.place.account().is_some_and(|account| {
+            let state = account.state();
+            self.is_own() || (state.shows_presence_to(&self.who) && !state.blocks(&self.who))
+        });
+        if !sees {
+            return Ok(());
+        }
+        for row in rows.iter() {
+            let (node, item) = (node::read_node(&row, 0), node::read_item(&row, 6));
+            let config = &node.config;
+            let now = self.exchange.clock().now();
+            let expired = config.kept_for().is_some_and(|kept| item.at.saturating_add(kept) <= now);
+            if config.send_last != SendLast::OnSubAndPresence || !config.notify || expired {
+                continue;
+            }
+            // What is not decided by the roster is in the store.
+            let listed = matches!(config.access, Access::Whitelist | Access::Authorize) && !self.is_own();
+            let opened = if listed {
+                let key = self.place.key();
+                let who = (&self.who, self.exchange.clock().now());
+                node::open(&self.exchange.db, self.lane, (&key, &node.name), who).await?
+            } else {
+                let affiliation = self.affiliation(Affiliation::None);
+                Some(Opened { node, affiliation, subscriptions: Vec::new() })
+            };
+            if let Some(opened) = opened.filter(|opened| self.may_read(opened).is_ok()) {
+                self.send_last(self.last_item(&opened.node, &item, &self.who));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn watchers() {
+        let watchers = Watchers::default();
+        let jid = |text: &str| Jid::parse(text).unwrap();
+        let (romeo, phone, laptop) = (jid("romeo@a.example"), jid("j@b.example/1"), jid("j@b.example/2"));
+        let note = |jid: &Jid, key: &str, nodes: &[&str]| {
+            watchers.note(&romeo, (jid.clone(), key.into(), Arc::new(Interests::with(nodes))), 5)
+        };
+        assert_eq!(note(&phone, "k", &["a"]), Ok(None));
+        assert_eq!(note(&laptop, "k", &["a", "b"]), Ok(None));
+        assert!(watchers.is_known(&romeo, (&phone, "k"), 6) && !watchers.is_known(&romeo, (&phone, "l"), 6));
+        assert!(!watchers.is_known(&jid("other@a.example"), (&phone, "k"), 6));
+        assert_eq!(watchers.of(&romeo, "a", |_| true), [phone.clone(), laptop.clone()]);
+        assert_eq!(watchers.of(&romeo, "b", |_| true), std::slice::from_ref(&laptop));
+        assert_eq!(watchers.of(&romeo, "a", |jid| *jid != phone), std::slice::from_ref(&laptop));
+        let before = note(&phone, "l", &["b"]).unwrap().unwrap();
+        assert!(before.wants("a"));
+        assert_eq!(watchers.of(&romeo, "a", |_| true), std::slice::from_ref(&laptop));
+        watchers.sweep(6 + FORGOTTEN_AFTER - 1);
+        // The laptop was heard of at 5 only, the phone again when it changed, at 5 as well.
+        assert_eq!(watchers.0.lock().all, 0);
+        assert_eq!(note(&phone, "k", &["a"]), Ok(None));
+        watchers.forget(&romeo, |jid| *jid == phone);
+        assert!(watchers.0.lock().of.is_empty() && watchers.0.lock().all == 0);
+    }
+
+    #[test]
+    fn one_accounts_contacts_are_bounded() {
+        let watchers = Watchers::default();
+        let romeo = Jid::parse("romeo@a.example").unwrap();
+        for n in 0..=MOST_OF_ACCOUNT {
+            let jid = Jid::parse(&format!("j@b.example/{n}")).unwrap();
+            let noted = watchers.note(&romeo, (jid, "k".into(), Arc::new(Interests::with(&["a"]))), 0);
+            assert_eq!(noted.is_ok(), n < MOST_OF_ACCOUNT);
+        }
+        assert_eq!(watchers.0.lock().all, MOST_OF_ACCOUNT);
+    }
+}

@@ -1,0 +1,293 @@
+//! Items are read (s.6.5), and who asks is told how they stand (s.5.6, s.5.7).
+
+use trunkline_store::{Statement, sql};
+use trunkline_xml::{Node as Xml, Writer};
+use trunkline_xmpp::error::{Condition, StanzaError};
+use trunkline_xmpp::ns;
+use trunkline_xmpp::rsm;
+
+use super::node::{self, Affiliation, Item, Place, Subscription};
+use super::notify::write_item;
+use super::publish::MOST_AT_ONCE;
+use super::{Desk, errors};
+use crate::route::message::store_trouble;
+
+/// Items in one answer.
+const PAGE: usize = 100;
+/// Bytes of items in one answer, beyond its first item.
+const PAGE_BYTES: usize = 192 * 1024;
+/// Subscriptions and affiliations that one person is told of.
+const MOST_LISTED: usize = 1000;
+
+/// Which items somebody wants.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Wanted {
+    ids: Vec<String>,
+    /// `max_items`: so many of the newest.
+    newest: Option<usize>,
+    page: Option<rsm::Request>,
+}
+
+impl Wanted {
+    pub(super) fn read(pubsub: Xml<'_>, items: Xml<'_>) -> Result<Wanted, StanzaError> {
+        let given = items.children().filter(|item| item.is(ns::PUBSUB, "item"));
+        let ids: Vec<String> = given.filter_map(|item| Some(item.attr("id")?.into_owned())).collect();
+        if ids.len() > MOST_AT_ONCE {
+            return Err(errors::bad("So many items can't be asked for at once."));
+        }
+        let newest = match items.attr("max_items") {
+            // s.6.5.8: 1 or more.
+            Some(most) => match most.trim().parse() {
+                Ok(0) | Err(_) => return Err(errors::bad("max_items is a number above 0.")),
+                Ok(most) => Some(most),
+            },
+            None => None,
+        };
+        // XEP-0313 and XEP-0060 s.6.5.4 have it beside, some clients put it within.
+        let parent = if pubsub.child(ns::RSM, "set").is_some() { pubsub } else { items };
+        let page = match parent.child(ns::RSM, "set") {
+            Some(_) => Some(rsm::Request::parse(parent).map_err(|error| errors::bad(&error.to_string()))?),
+            None => None,
+        };
+        Ok(Wanted { ids, newest, page })
+    }
+}
+
+impl Desk {
+    /// All items of a node, oldest first; none where there is no node.
+    ///
+    /// # Errors
+    /// The store's; `gone`.
+    pub async fn items(&self, name: &str) -> Result<Vec<Item>, StanzaError> {
+        let Some(opened) = self.look(name).await? else { return Ok(Vec::new()) };
+        self.may_read(&opened)?;
+        let most = self.allowed().items;
+        let mut rows = self.select(&opened.node, Select::Newest(most)).await?;
+        rows.reverse();
+        Ok(rows.into_iter().map(|(item, _)| item).collect())
+    }
+
+    /// One item.
+    ///
+    /// # Errors
+    /// The store's; `gone`.
+    pub async fn item(&self, name: &str, id: &str) -> Result<Option<Item>, StanzaError> {
+        let Some(opened) = self.look(name).await? else { return Ok(None) };
+        self.may_read(&opened)?;
+        Ok(self.select(&opened.node, Select::Id(id)).await?.pop().map(|(item, _)| item))
+    }
+
+    /// Answers `<items/>`.
+    pub(super) async fn retrieve(&self, name: &str, wanted: Wanted) -> Result<Vec<u8>, StanzaError> {
+        let opened = self.open(name).await?;
+        self.may_read(&opened)?;
+        let node = &opened.node;
+        let mut w = Writer::new();
+        w.open("pubsub").attr("xmlns", ns::PUBSUB);
+        w.open("items").attr("node", &node.name);
+        if !wanted.ids.is_empty() {
+            let mut bytes = 0;
+            for id in &wanted.ids {
+                for (item, _) in self.select(node, Select::Id(id)).await? {
+                    bytes += item.payload.len();
+                    // More would not fit into a stanza; what is missing can be asked for again.
+                    if bytes == item.payload.len() || bytes <= PAGE_BYTES {
+                        write_item(&mut w, &item, true);
+                    }
+                }
+            }
+            w.close().close();
+            return Ok(w.finish());
+        }
+        let request = wanted.page.clone().unwrap_or_default();
+        // In the order of publication, oldest first; without further words the newest of them.
+        let most = request.max.or(wanted.newest).unwrap_or(PAGE).min(PAGE);
+        let backward = request.is_backward() || (wanted.newest.is_some() && request.after.is_none());
+        let select = match (&request.after, &request.before, request.index) {
+            (Some(id), ..) => Select::After(self.position(node, id).await?, most),
+            (None, Some(id), _) if !id.is_empty() => Select::Before(self.position(node, id).await?, most),
+            (None, _, Some(index)) => Select::Index(index, most),
+            _ if backward || wanted.page.is_none() => Select::Newest(most),
+            _ => Select::Index(0, most),
+        };
+        let reversed = matches!(select, Select::Before(..) | Select::Newest(_));
+        let mut items = self.select(node, select).await?;
+        // From the side where the page begins, so that what is cut off is found by the next page.
+        let mut bytes = 0;
+        let fits = items.iter().take_while(|(item, _)| {
+            let first = bytes == 0;
+            bytes += item.payload.len() + item.id.len() + 1;
+            first || bytes <= PAGE_BYTES
+        });
+        let fits = fits.count();
+        items.truncate(fits);
+        if reversed {
+            items.reverse();
+        }
+        for (item, _) in &items {
+            write_item(&mut w, item, true);
+        }
+        w.close();
+        if wanted.page.is_some() {
+            let (count, index) = self.count(node, items.first().map(|(_, seq)| *seq)).await?;
+            let ends =
+                items.first().zip(items.last()).map(|(first, last)| (first.0.id.clone(), last.0.id.clone()));
+            rsm::Page { ends, index, count: Some(count) }.write(&mut w);
+        }
+        w.close();
+        Ok(w.finish())
+    }
+
+    async fn select(&self, node: &node::Node, select: Select<'_>) -> Result<Vec<(Item, i64)>, StanzaError> {
+        let not_before = node.config.kept_for().map_or(i64::MIN, |kept| self.now().saturating_sub(kept));
+        let statement = select.statement().bind(node.id).bind(not_before);
+        let rows = self
+            .exchange
+            .db
+            .read_in(self.lane, select.bind(statement))
+            .await
+            .map_err(|error| store_trouble(&error))?;
+        Ok(rows.iter().map(|row| (node::read_item(&row, 0), row.int(4))).collect())
+    }
+
+    /// XEP-0059 s.2.2: a page is counted from an item, which must be there.
+    async fn position(&self, node: &node::Node, id: &str) -> Result<i64, StanzaError> {
+        let found = self.select(node, Select::Id(id)).await?;
+        found.first().map(|(_, seq)| *seq).ok_or_else(errors::no_node)
+    }
+
+    /// How many items there are, and how many before the one of this number.
+    async fn count(&self, node: &node::Node, first: Option<i64>) -> Result<(u64, Option<u64>), StanzaError> {
+        let rows = self
+            .exchange
+            .db
+            .read_in(
+                self.lane,
+                sql("SELECT COUNT(*), COALESCE(SUM(seq < ?2), 0) FROM pubsub_items WHERE node = ?1")
+                    .bind(node.id)
+                    .bind(first.unwrap_or(0)),
+            )
+            .await
+            .map_err(|error| store_trouble(&error))?;
+        let number = |column| rows.first().map_or(0, |row| u64::try_from(row.int(column)).unwrap_or(0));
+        Ok((number(0), first.map(|_| number(1))))
+    }
+
+    /// Answers `<subscriptions/>`: the person's own, at all nodes or at one (s.5.6).
+    pub(super) async fn own_subscriptions(&self, name: Option<&str>) -> Result<Vec<u8>, StanzaError> {
+        let rows = self
+            .exchange
+            .db
+            .read_in(
+                self.lane,
+                sql(
+                    "SELECT s.jid, s.pending, s.options, s.expires, NULL, n.name FROM pubsub_subscriptions s \
+                     JOIN pubsub_nodes n ON n.id = s.node WHERE n.place = ?1 AND s.owner = ?2 \
+                     AND (s.expires IS NULL OR s.expires > ?3) AND (?4 IS NULL OR n.name = ?4) \
+                     AND n.redirect IS NULL ORDER BY n.name, s.jid LIMIT ?5",
+                )
+                .bind(self.place.key())
+                .bind(self.who.bare_str())
+                .bind(self.now())
+                .bind(name.map(str::to_owned))
+                .bind(i64::try_from(MOST_LISTED).unwrap_or(i64::MAX)),
+            )
+            .await
+            .map_err(|error| store_trouble(&error))?;
+        let mut w = Writer::new();
+        w.open("pubsub").attr("xmlns", ns::PUBSUB);
+        w.open("subscriptions").attr_opt("node", name);
+        for (subscription, row) in node::read_subscriptions(&rows).iter().zip(rows.iter()) {
+            write_subscription(&mut w, row.text(5), subscription);
+        }
+        w.close().close();
+        Ok(w.finish())
+    }
+
+    /// Answers `<affiliations/>`: the person's own (s.5.7).
+    pub(super) async fn own_affiliations(&self, name: Option<&str>) -> Result<Vec<u8>, StanzaError> {
+        let key = self.place.key();
+        let nodes = node::all(&self.exchange.db, self.lane, &key, (&self.who, self.now()))
+            .await
+            .map_err(|error| store_trouble(&error))?;
+        let mut w = Writer::new();
+        w.open("pubsub").attr("xmlns", ns::PUBSUB);
+        w.open("affiliations").attr_opt("node", name);
+        let listed = nodes
+            .iter()
+            .filter(|(node, ..)| name.is_none_or(|name| node.name == name))
+            .map(|(node, affiliation, _)| {
+                (
+                    node,
+                    match &self.place {
+                        Place::Account(_) => self.affiliation(*affiliation),
+                        // An administrator may do everything everywhere, and does not own all of it.
+                        Place::Service(_) => *affiliation,
+                    },
+                )
+            })
+            .filter(|(_, affiliation)| *affiliation != Affiliation::None);
+        for (node, affiliation) in listed.take(MOST_LISTED) {
+            w.open("affiliation").attr("node", &node.name).attr("affiliation", affiliation.name()).close();
+        }
+        w.close().close();
+        Ok(w.finish())
+    }
+}
+
+/// `<subscription/>` (s.4.2).
+pub(super) fn write_subscription(w: &mut Writer, node: &str, subscription: &Subscription) {
+    w.open("subscription")
+        .attr("node", node)
+        .attr("jid", subscription.jid.as_str())
+        .attr("subscription", subscription.state());
+    if let Some(expires) = subscription.options.expires {
+        w.attr("expiry", &trunkline_xmpp::time::format_millis(expires));
+    }
+    w.close();
+}
+
+/// A part of a node's items, by the number that grows with each publication.
+enum Select<'a> {
+    Id(&'a str),
+    /// Newest first.
+    Newest(usize),
+    After(i64, usize),
+    /// Newest first.
+    Before(i64, usize),
+    Index(u64, usize),
+}
+
+impl Select<'_> {
+    fn statement(&self) -> Statement {
+        match self {
+            Select::Id(_) => sql("SELECT item, payload, publisher, at, seq FROM pubsub_items \
+                                  WHERE node = ?1 AND at > ?2 AND item = ?3"),
+            Select::Newest(_) => sql("SELECT item, payload, publisher, at, seq FROM pubsub_items \
+                                      WHERE node = ?1 AND at > ?2 ORDER BY seq DESC LIMIT ?3"),
+            Select::After(..) => sql("SELECT item, payload, publisher, at, seq FROM pubsub_items \
+                                      WHERE node = ?1 AND at > ?2 AND seq > ?3 ORDER BY seq LIMIT ?4"),
+            Select::Before(..) => sql("SELECT item, payload, publisher, at, seq FROM pubsub_items \
+                                       WHERE node = ?1 AND at > ?2 AND seq < ?3 ORDER BY seq DESC LIMIT ?4"),
+            Select::Index(..) => sql("SELECT item, payload, publisher, at, seq FROM pubsub_items \
+                                      WHERE node = ?1 AND at > ?2 ORDER BY seq LIMIT ?4 OFFSET ?3"),
+        }
+    }
+
+    fn bind(&self, statement: Statement) -> Statement {
+        let count = |most: &usize| i64::try_from(*most).unwrap_or(i64::MAX);
+        match self {
+            Select::Id(id) => statement.bind(*id),
+            Select::Newest(most) => statement.bind(count(most)),
+            Select::After(seq, most) | Select::Before(seq, most) => statement.bind(*seq).bind(count(most)),
+            Select::Index(index, most) => {
+                statement.bind(i64::try_from(*index).unwrap_or(i64::MAX)).bind(count(most))
+            }
+        }
+    }
+}
+
+/// `forbidden`.
+pub(super) fn forbidden() -> StanzaError {
+    StanzaError::new(Condition::Forbidden)
+}

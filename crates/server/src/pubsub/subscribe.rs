@@ -1,0 +1,410 @@
+//! Subscriptions come and go: s.6.1 to s.6.4, and an owner's approval (s.8.6).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use trunkline_store::{Batch, Lane, StoreError, sql};
+use trunkline_xml::{Node as Xml, Writer};
+use trunkline_xmpp::error::{Condition, ErrorType, StanzaError};
+use trunkline_xmpp::forms::{Field, Form, Submission};
+use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::ns;
+use trunkline_xmpp::stanza::{Kind, MessageType, Stanza};
+
+use super::config::{Access, Filled, SendLast};
+use super::node::{self, Affiliation, Node, Opened, Place, Subscription};
+use super::options::SubscribeOptions;
+use super::read::{forbidden, write_subscription};
+use super::{Barred, Desk, errors};
+use crate::exchange::Exchange;
+use crate::logging::Refusal;
+use crate::route::Mail;
+use crate::route::message::store_trouble;
+
+/// Subscriptions to one node.
+const MOST_OF_NODE: i64 = 5000;
+/// Subscriptions of one person at one place.
+const MOST_OF_PERSON: i64 = 500;
+/// From one look for what has run out to the next.
+const ROUND: Duration = Duration::from_secs(60);
+/// What is ended in one round.
+const ENDED_AT_ONCE: i64 = 1000;
+/// FORM_TYPE of what owners are asked and answer (s.8.6).
+pub(super) const AUTHORIZATION: &str = "http://jabber.org/protocol/pubsub#subscribe_authorization";
+
+impl Desk {
+    /// s.6.1.3.1: whom a request is for: one's own address, or that of one of one's own devices.
+    pub(super) fn subscriber(&self, of: Xml<'_>) -> Result<Jid, StanzaError> {
+        let invalid = || errors::specific(Condition::BadRequest, "invalid-jid");
+        let jid = of.attr("jid").and_then(|jid| Jid::parse(&jid).ok()).ok_or_else(invalid)?;
+        if jid.same_bare(&self.who) { Ok(jid) } else { Err(invalid()) }
+    }
+
+    /// Subscribes `jid`; what to answer.
+    pub(super) async fn subscribe(
+        &self,
+        name: &str,
+        jid: Jid,
+        options: Filled,
+    ) -> Result<Vec<u8>, StanzaError> {
+        let turn = self.exchange.pubsub.turn(&self.place.key()).await;
+        let opened = self.open(name).await?;
+        let node = &opened.node;
+        let pending = self.admit_subscriber(&opened)?;
+        let old = opened.subscriptions.iter().find(|subscription| subscription.jid == jid);
+        if pending && old.is_some_and(|old| old.pending) {
+            // s.6.1.3.7
+            return Err(errors::specific(Condition::NotAuthorized, "pending-subscription"));
+        }
+        let before = old.map(|old| old.options).unwrap_or_default();
+        let options = match options {
+            Filled::Form(form) => before.submit(&form, self.now())?,
+            Filled::Nothing | Filled::Cancelled => before,
+        };
+        if old.is_none() {
+            self.room_for_subscription(node).await?;
+        }
+        let subscription = Subscription { jid, pending, options, affiliation: opened.affiliation };
+        self.save(node, &subscription).await?;
+        let mut w = Writer::new();
+        w.open("pubsub").attr("xmlns", ns::PUBSUB);
+        write_subscription(&mut w, &node.name, &subscription);
+        w.close();
+        drop(turn);
+        if pending {
+            self.ask_owners(node, &subscription.jid).await;
+        } else if old.is_none() {
+            self.tell_owners(node, &subscription).await;
+            self.send_last_to(node, &subscription).await;
+        }
+        Ok(w.finish())
+    }
+
+    /// Whether it has to be approved first.
+    fn admit_subscriber(&self, opened: &Opened) -> Result<bool, StanzaError> {
+        match self.may_read(opened) {
+            // Who waits is asked about once more.
+            Err(Barred::Subscription) => {}
+            Err(barred) => return Err(barred.into()),
+            Ok(()) => {}
+        }
+        if !opened.node.config.subscribe && opened.affiliation != Affiliation::Owner {
+            return Err(errors::unsupported("subscribe"));
+        }
+        let approved = opened.is_subscribed() || opened.affiliation != Affiliation::None;
+        Ok(opened.node.config.access == Access::Authorize && !approved)
+    }
+
+    async fn room_for_subscription(&self, node: &Node) -> Result<(), StanzaError> {
+        let rows = self
+            .exchange
+            .db
+            .read_in(
+                self.lane,
+                sql("SELECT (SELECT COUNT(*) FROM pubsub_subscriptions WHERE node = ?1), \
+                     (SELECT COUNT(*) FROM pubsub_subscriptions s JOIN pubsub_nodes n ON n.id = s.node \
+                     WHERE n.place = ?2 AND s.owner = ?3)")
+                .bind(node.id)
+                .bind(self.place.key())
+                .bind(self.who.bare_str()),
+            )
+            .await
+            .map_err(|error| store_trouble(&error))?;
+        let (of_node, own) = rows.first().map_or((0, 0), |row| (row.int(0), row.int(1)));
+        if of_node < MOST_OF_NODE && own < MOST_OF_PERSON {
+            return Ok(());
+        }
+        let detail = "there are as many subscribers as there may be";
+        let peer = self.who.as_str();
+        self.exchange.refusals.report(Refusal { name: "too-many-subscriptions", peer, conn: 0, detail });
+        // s.6.1.3.9
+        Err(errors::specific(Condition::PolicyViolation, "too-many-subscriptions").kind(ErrorType::Wait).text(
+            format!("A node has {MOST_OF_NODE} subscribers at most, and you may have {MOST_OF_PERSON} subscriptions."),
+        ))
+    }
+
+    pub(super) async fn save(&self, node: &Node, subscription: &Subscription) -> Result<(), StanzaError> {
+        let statement =
+            sql("INSERT INTO pubsub_subscriptions (node, jid, owner, pending, options, expires) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (node, jid) DO UPDATE SET \
+             pending = excluded.pending, options = excluded.options, expires = excluded.expires")
+            .bind(node.id)
+            .bind(subscription.jid.as_str())
+            .bind(subscription.jid.bare_str())
+            .bind(i64::from(subscription.pending))
+            .bind(subscription.options.to_json())
+            .bind(subscription.options.expires);
+        let batch = Batch::new(self.lane).with(statement);
+        self.exchange.db.run(batch).await.map(drop).map_err(|error| store_trouble(&error))
+    }
+
+    /// s.6.1.7: a new subscriber gets the last item.
+    async fn send_last_to(&self, node: &Node, subscription: &Subscription) {
+        if node.config.send_last == SendLast::Never || !subscription.options.deliver || !node.config.notify {
+            return;
+        }
+        let not_before = node.config.kept_for().map_or(i64::MIN, |kept| self.now().saturating_sub(kept));
+        match node::last_item(&self.exchange.db, self.lane, (node.id, not_before)).await {
+            Ok(Some(item)) => self.send_last(self.last_item(node, &item, &subscription.jid)),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "the last item can't be read"),
+        }
+    }
+
+    /// s.6.2
+    pub(super) async fn unsubscribe(&self, name: &str, jid: &Jid, subid: bool) -> Result<(), StanzaError> {
+        let turn = self.exchange.pubsub.turn(&self.place.key()).await;
+        let opened = self.open(name).await?;
+        if subid {
+            // s.6.2.3.5: none was given.
+            return Err(errors::specific(Condition::NotAcceptable, "invalid-subid"));
+        }
+        let found = opened.subscriptions.iter().find(|subscription| subscription.jid == *jid);
+        let Some(subscription) = found else {
+            return Err(
+                errors::specific(Condition::UnexpectedRequest, "not-subscribed").kind(ErrorType::Cancel)
+            );
+        };
+        self.end_subscription(&opened.node, jid).await?;
+        drop(turn);
+        self.tell_owners_of_end(&opened.node, &subscription.jid).await;
+        Ok(())
+    }
+
+    pub(super) async fn end_subscription(&self, node: &Node, jid: &Jid) -> Result<(), StanzaError> {
+        let statement = sql("DELETE FROM pubsub_subscriptions WHERE node = ?1 AND jid = ?2")
+            .bind(node.id)
+            .bind(jid.as_str());
+        let batch = Batch::new(self.lane).with(statement);
+        self.exchange.db.run(batch).await.map(drop).map_err(|error| store_trouble(&error))
+    }
+
+    /// s.6.3: the form, or what was submitted.
+    pub(super) async fn options(
+        &self,
+        name: &str,
+        jid: Option<Jid>,
+        submitted: Option<Filled>,
+    ) -> Result<Option<Vec<u8>>, StanzaError> {
+        let jid = jid.ok_or_else(|| errors::specific(Condition::BadRequest, "jid-required"))?;
+        if !jid.same_bare(&self.who) {
+            return Err(forbidden());
+        }
+        let _turn = self.exchange.pubsub.turn(&self.place.key()).await;
+        let opened = self.open(name).await?;
+        let found = opened.subscriptions.iter().find(|subscription| subscription.jid == jid);
+        let Some(subscription) = found else {
+            return Err(
+                errors::specific(Condition::UnexpectedRequest, "not-subscribed").kind(ErrorType::Modify)
+            );
+        };
+        match submitted {
+            None => {
+                let mut w = Writer::new();
+                w.open("pubsub").attr("xmlns", ns::PUBSUB);
+                w.open("options").attr("node", name).attr("jid", jid.as_str());
+                subscription.options.form().write(&mut w);
+                w.close().close();
+                Ok(Some(w.finish()))
+            }
+            Some(Filled::Cancelled) => Ok(None),
+            Some(Filled::Nothing) => Err(errors::specific(Condition::BadRequest, "invalid-options")),
+            Some(Filled::Form(form)) => {
+                let options = subscription.options.submit(&form, self.now())?;
+                self.save(&opened.node, &Subscription { options, ..subscription.clone() }).await?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// s.6.4: the options that a new subscription has.
+    pub(super) fn default_options(&self, name: Option<&str>) -> Vec<u8> {
+        let mut w = Writer::new();
+        w.open("pubsub").attr("xmlns", ns::PUBSUB);
+        w.open("default").attr_opt("node", name);
+        SubscribeOptions::default().form().write(&mut w);
+        w.close().close();
+        w.finish()
+    }
+
+    /// The addresses of a node's owners.
+    pub(super) async fn owners(&self, node: &Node) -> Vec<Jid> {
+        if let Place::Account(account) = &self.place {
+            return vec![account.jid.clone()];
+        }
+        let owners =
+            sql("SELECT jid FROM pubsub_affiliations WHERE node = ?1 AND affiliation = 'owner' ORDER BY jid");
+        match self.exchange.db.read_in(self.lane, owners.bind(node.id)).await {
+            Ok(rows) => rows.iter().filter_map(|row| Jid::parse(row.text(0)).ok()).collect(),
+            Err(error) => {
+                tracing::error!(%error, "a node's owners can't be read");
+                Vec::new()
+            }
+        }
+    }
+
+    /// s.8.6: somebody wants to subscribe. The message waits for an owner who is not there.
+    async fn ask_owners(&self, node: &Node, subscriber: &Jid) {
+        let form = Form::form(AUTHORIZATION)
+            .title("Somebody wants to subscribe")
+            .instructions("Approve or deny the subscription.")
+            .field(Field::text_single("pubsub#node").label("Node").value(&node.name))
+            .field(Field::jid_single("pubsub#subscriber_jid").label("Who").value(subscriber.as_str()))
+            .field(Field::boolean("pubsub#allow").label("Approve").value("0"));
+        for owner in self.owners(node).await {
+            let stanza = Stanza::build(Kind::Message(MessageType::Normal))
+                .from(self.place.jid().clone())
+                .to(owner)
+                .id(self.exchange.ids.short())
+                .body(|w| {
+                    w.text_element("body", &format!("{subscriber} wants to subscribe to {}.", node.name));
+                    form.write(w);
+                })
+                .done();
+            Box::pin(self.exchange.deliver(Mail::inside(stanza))).await;
+        }
+    }
+
+    /// s.8.6: an owner's answer.
+    async fn authorize(&self, form: &Submission) -> Result<(), StanzaError> {
+        let (Some(name), Some(jid), Some(allow)) = (
+            form.value("pubsub#node"),
+            form.value("pubsub#subscriber_jid").and_then(|jid| Jid::parse(jid).ok()),
+            form.boolean("pubsub#allow"),
+        ) else {
+            return Err(errors::bad("The form is not complete."));
+        };
+        let turn = self.exchange.pubsub.turn(&self.place.key()).await;
+        let node = self.open_owned(name).await?.node;
+        let rows = self
+            .exchange
+            .db
+            .read_in(self.lane, node::subscribers(node.id, self.now()))
+            .await
+            .map_err(|error| store_trouble(&error))?;
+        let found =
+            node::read_subscriptions(&rows).into_iter().find(|found| found.jid == jid && found.pending);
+        // Another owner was faster, or they have changed their mind.
+        let Some(found) = found else { return Ok(()) };
+        let subscription = Subscription { pending: false, ..found };
+        if allow {
+            self.save(&node, &subscription).await?;
+        } else {
+            self.end_subscription(&node, &jid).await?;
+        }
+        drop(turn);
+        self.tell_subscriber(&node, &jid, if allow { "subscribed" } else { "none" }).await;
+        if allow {
+            self.send_last_to(&node, &subscription).await;
+        }
+        Ok(())
+    }
+
+    /// A subscription has another state now.
+    pub(super) async fn tell_subscriber(&self, node: &Node, jid: &Jid, state: &str) {
+        self.tell_one(jid, |w| write_state(w, &node.name, jid.as_str(), state)).await;
+    }
+
+    async fn tell_owners(&self, node: &Node, subscription: &Subscription) {
+        if node.config.notify_sub {
+            self.tell_owners_that(node, &subscription.jid, subscription.state()).await;
+        }
+    }
+
+    async fn tell_owners_of_end(&self, node: &Node, jid: &Jid) {
+        if node.config.notify_sub {
+            self.tell_owners_that(node, jid, "none").await;
+        }
+    }
+
+    async fn tell_owners_that(&self, node: &Node, jid: &Jid, state: &str) {
+        for owner in self.owners(node).await {
+            self.tell_one(&owner, |w| {
+                w.open("pubsub").attr("xmlns", ns::PUBSUB);
+                w.open("subscription")
+                    .attr("node", &node.name)
+                    .attr("jid", jid.as_str())
+                    .attr("subscription", state)
+                    .close();
+                w.close();
+            })
+            .await;
+        }
+    }
+}
+
+/// The form in a message that answers a request for approval.
+pub fn authorization(stanza: &Stanza) -> Option<Submission> {
+    let form = Submission::parse(stanza.child(ns::DATA_FORMS, "x")?).ok()?;
+    let submitted = stanza.child(ns::DATA_FORMS, "x")?.attr("type").is_some_and(|kind| kind == "submit");
+    (submitted && form.form_type() == Some(AUTHORIZATION)).then_some(form)
+}
+
+impl Exchange {
+    /// An owner has answered a request for approval by a message to `place`.
+    pub async fn authorize_subscription(desk: Desk, form: Submission, stanza: Stanza) {
+        if let Err(error) = desk.authorize(&form).await {
+            desk.exchange.bounce(&stanza, &error);
+        }
+    }
+
+    /// Ends what has run out, and forgets who is gone for long.
+    async fn tidy_pubsub(self: &Arc<Self>) -> Result<(), StoreError> {
+        let now = self.clock().now();
+        self.pubsub.watchers.sweep(now);
+        let ended = self
+            .db
+            .read(
+                sql("SELECT CASE WHEN n.place LIKE '#%' THEN a.local || '@' || h.name ELSE n.place END, n.name, s.jid \
+                     FROM pubsub_subscriptions s JOIN pubsub_nodes n ON n.id = s.node \
+                     LEFT JOIN accounts a ON a.id = n.account LEFT JOIN hosts h ON h.id = a.host_id \
+                     WHERE s.expires <= ?1 ORDER BY s.expires LIMIT ?2")
+                .bind(now)
+                .bind(ENDED_AT_ONCE),
+            )
+            .await?;
+        let batch = Batch::new(Lane::Inside)
+            .with(
+                sql("DELETE FROM pubsub_subscriptions WHERE (node, jid) IN (SELECT node, jid \
+                     FROM pubsub_subscriptions WHERE expires <= ?1 ORDER BY expires LIMIT ?2)")
+                .bind(now)
+                .bind(ENDED_AT_ONCE),
+            )
+            .with(
+                sql("DELETE FROM pubsub_items WHERE seq IN (SELECT i.seq FROM pubsub_nodes n \
+                     JOIN pubsub_items i ON i.node = n.id WHERE n.kept_for IS NOT NULL \
+                     AND i.at <= ?1 - n.kept_for LIMIT ?2)")
+                .bind(now)
+                .bind(ENDED_AT_ONCE),
+            );
+        self.db.run(batch).await?;
+        for row in ended.iter() {
+            let (Ok(from), Ok(to)) = (Jid::parse(row.text(0)), Jid::parse(row.text(2))) else { continue };
+            let stanza = Stanza::build(Kind::Message(MessageType::Headline))
+                .from(from)
+                .to(to)
+                .id(self.ids.short())
+                .body(|w| write_state(w, row.text(1), row.text(2), "none"))
+                .done();
+            self.answer_with(stanza);
+        }
+        Ok(())
+    }
+}
+
+/// Ends what has run out, until the server stops.
+pub(crate) async fn keep(exchange: Arc<Exchange>) {
+    loop {
+        tokio::time::sleep(ROUND).await;
+        if let Err(error) = exchange.tidy_pubsub().await {
+            tracing::error!(%error, "what has run out of nodes and subscriptions could not be ended");
+        }
+    }
+}
+
+/// A subscription has another state now ("Notification of Subscription State Changes").
+fn write_state(w: &mut Writer, node: &str, jid: &str, state: &str) {
+    w.open("event").attr("xmlns", ns::PUBSUB_EVENT);
+    w.open("subscription").attr("node", node).attr("jid", jid).attr("subscription", state).close();
+    w.close();
+}
