@@ -2,6 +2,19 @@
 
 import converse from './converse/converse.min.js';
 
+// converse.js leaves elements alone that are there already. Its own footer loads its sponsors' logos from elsewhere.
+customElements.define(
+  'converse-footer',
+  class extends HTMLElement {
+    connectedCallback() {
+      const notice = document.createElement('a');
+      notice.href = './NOTICE.txt';
+      notice.textContent = 'converse.js, free software by JC Brand and others';
+      this.replaceChildren(notice);
+    }
+  },
+);
+
 const settings = await (await fetch('./chat.json')).json();
 const base = new URL('.', location.href);
 const socket = new URL('xmpp-websocket', base);

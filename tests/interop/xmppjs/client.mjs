@@ -18,7 +18,7 @@ dns.lookup = (name, options, done) => {
   if (name !== world.domain) return lookup(name, options, done);
   return options.all ? done(null, [{ address: world.address, family: 4 }]) : done(null, world.address, 4);
 };
-globalThis.WebSocket = ws.WebSocket;
+globalThis.WebSocket = ws;
 
 const PATIENCE = 20_000;
 const everybody = [];
