@@ -191,6 +191,17 @@ pub(super) async fn ports(config: &Config, running: bool) -> Vec<Finding> {
             "listen on loopback, or let a firewall decide who may ask",
         ));
     }
+    if config.http.listen.iter().any(|address| !address.ip().is_loopback())
+        && config.http.trusted_proxies.is_empty()
+    {
+        let text =
+            "http.listen is without TLS, and no proxy is trusted to speak it: nobody can sign in there";
+        findings.push(Finding::warn(
+            "ports",
+            text,
+            "use http.listen_tls, or name the reverse proxy in http.trusted_proxies",
+        ));
+    }
     let public = [&config.clients.listen, &config.federation.listen];
     if public.into_iter().flatten().any(|address| !address.ip().is_loopback()) {
         let text = "whether a firewall lets others in can't be seen from here";

@@ -2,12 +2,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
 use crate::net::listen::{Handler, HandshakeTimeout, Refused};
-use crate::net::{Gate, GateLimits, Guard, bind, serve};
+use crate::net::{Gate, GateLimits, Guard, Neighbours, bind, serve};
 
 struct Report {
     events: mpsc::UnboundedSender<Result<(TcpStream, Guard), Refused>>,
@@ -154,4 +154,90 @@ async fn one_address_has_a_share_of_the_handshakes_only() {
         assert_eq!(stalled.await.unwrap(), Err(HandshakeTimeout));
     }
     assert_eq!(gate.shares(), 0, "forgotten when nobody is there");
+}
+
+type Said = Result<(SocketAddr, Vec<u8>), (IpAddr, Refused)>;
+
+/// Whom a connection is said to come from, with its first bytes; or why it was refused.
+struct Named(mpsc::UnboundedSender<Said>);
+
+impl Handler for Named {
+    fn connection(&self, mut stream: TcpStream, peer: SocketAddr, guard: Guard) {
+        let events = self.0.clone();
+        tokio::spawn(async move {
+            let mut bytes = Vec::new();
+            let _ = stream.read_to_end(&mut bytes).await;
+            let _ = events.send(Ok((peer, bytes)));
+            drop(guard);
+        });
+    }
+    fn refused(&self, peer: IpAddr, why: Refused) {
+        let _ = self.0.send(Err((peer, why)));
+    }
+}
+
+/// Sends `bytes` to a listener whose proxies are these, and closes.
+async fn said(proxies: &[&str], limits: GateLimits, all: &[&[u8]]) -> Vec<Said> {
+    let listener = bind(&["127.0.0.1:0".parse().unwrap()]).unwrap().pop().unwrap();
+    let address = listener.local_addr().unwrap();
+    let gate = Gate::new(limits);
+    let proxies = proxies.iter().map(|network| network.parse().unwrap()).collect();
+    gate.set_neighbours(Neighbours { proxies, ..Neighbours::default() });
+    let (sender, mut events) = mpsc::unbounded_channel();
+    let (stop, shutdown) = watch::channel(());
+    let serving = tokio::spawn(serve(listener, gate, Arc::new(Named(sender)), shutdown));
+    let mut outcomes = Vec::new();
+    for bytes in all {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        stream.shutdown().await.unwrap();
+        outcomes.push(events.recv().await.unwrap());
+    }
+    drop(stop);
+    serving.await.unwrap();
+    outcomes
+}
+
+const INTRODUCED: &[u8] =
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\xcb\0\x71\x01\x30\x39\x14\x66<stream>";
+
+#[tokio::test]
+async fn a_proxy_says_whom_it_speaks_for_and_nobody_else_may() {
+    let both = [INTRODUCED, b"<stream>".as_slice()];
+    let from_proxy = said(&["127.0.0.0/8"], GateLimits::default(), &both).await;
+    assert_eq!(from_proxy[0], Ok(("192.0.2.7:12345".parse().unwrap(), b"<stream>".to_vec())));
+    let local: IpAddr = "127.0.0.1".parse().unwrap();
+    assert_eq!(from_proxy[1], Err((local, Refused::ProxyHeader)));
+    // From elsewhere it is bytes like any other.
+    let from_elsewhere = said(&["192.0.2.0/24"], GateLimits::default(), &both[..1]).await;
+    let (peer, bytes) = from_elsewhere[0].clone().unwrap();
+    assert_eq!((peer.ip(), bytes.as_slice()), (local, INTRODUCED));
+}
+
+#[tokio::test]
+async fn limits_go_by_the_address_in_the_header() {
+    let limits = GateLimits { per_minute: 1, ..GateLimits::default() };
+    let mut other = INTRODUCED.to_vec();
+    other[19] = 8;
+    let all = [INTRODUCED, INTRODUCED, &other];
+    let outcomes = said(&["127.0.0.1"], limits, &all).await;
+    assert!(outcomes[0].is_ok());
+    assert_eq!(outcomes[1], Err(("192.0.2.7".parse().unwrap(), Refused::TooOften)));
+    assert_eq!(outcomes[2].as_ref().unwrap().0.ip(), "192.0.2.8".parse::<IpAddr>().unwrap());
+}
+
+#[tokio::test]
+async fn many_behind_one_address_are_counted_elsewhere() {
+    let gate = Gate::new(GateLimits { per_address: 1, per_minute: 1, ..GateLimits::default() });
+    let proxy: IpAddr = "192.0.2.1".parse().unwrap();
+    let shared = vec!["192.0.2.1".parse().unwrap()];
+    gate.set_neighbours(Neighbours { shared, ..Neighbours::default() });
+    let _one = gate.enter(proxy).unwrap();
+    let _two = gate.enter(proxy).unwrap();
+    let other: IpAddr = "192.0.2.2".parse().unwrap();
+    let _three = gate.enter(other).unwrap();
+    assert_eq!(gate.enter(other).unwrap_err(), Refused::TooOften);
+    let full = Gate::new(GateLimits { connections: 1, ..GateLimits::default() });
+    let _place = full.enter(proxy).unwrap();
+    assert_eq!(full.enter(other).unwrap_err(), Refused::Full);
 }
