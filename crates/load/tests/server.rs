@@ -3,9 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -13,7 +14,10 @@ use tokio::runtime::Runtime;
 use trunkline_server::config::Config;
 use trunkline_server::config::overrides::Overrides;
 use trunkline_server::net::pki::{Authority, Leaf, self_signed};
+use trunkline_server::route::Mail;
 use trunkline_server::serve::{Parts, Server};
+use trunkline_store::{Batch, Lane, sql};
+use trunkline_xmpp::stanza::Stanza;
 
 /// A provider in this process. Dropped, it stops.
 struct Provider {
@@ -278,4 +282,47 @@ fn errors_say_whose_fault_it_is_and_what_to_do() {
     fails(load(&[&["chat", "--pairs", "1"][..], &server].concat()), 1, "--insecure");
     let pid = [&["chat", "--pairs", "1", "--server-pid", "4194305"][..], &server].concat();
     fails(load(&pid), 2, "no such process");
+}
+
+#[test]
+fn a_push_service_prints_what_it_is_told() {
+    let components = free();
+    let provider = Provider::start(
+        "north.localhost",
+        &[
+            "federation.enabled=false".into(),
+            "federation.listen=[]".into(),
+            format!("components.listen={components}"),
+            "components.entries.\"push.north.localhost\".secret = \"s3cret\"".into(),
+        ],
+    );
+    let exchange = Arc::clone(provider.server.exchange());
+    let runtime = provider.runtime.as_ref().unwrap();
+    let account = "INSERT INTO accounts (id, host_id, local, created_at) VALUES (9, 1, 'juliet', 0)";
+    let service = "INSERT INTO push_services (account, service, node, device, resource, most, enabled_at, failures) \
+                   VALUES (9, 'push.north.localhost', 'phone', 0, 'r', 0, 0, 0)";
+    let setup = Batch::new(Lane::Inside).with(sql(account)).with(sql(service));
+    runtime.block_on(exchange.db.run(setup)).unwrap();
+    let mut program = Command::new(env!("CARGO_BIN_EXE_trunkline-load"))
+        .args(["push-service", "--component", &components.to_string(), "--domain", "push.north.localhost"])
+        .args(["--secret", "s3cret", "--count", "1"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(program.stdout.take().unwrap()).lines();
+    let mut line = || serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap();
+    assert_eq!(line()["connected"], "push.north.localhost");
+    let message = b"<message from='romeo@north.localhost/a' to='juliet@north.localhost' type='chat'><body>x</body></message>";
+    let stanza = Stanza::parse(&message[..]).unwrap();
+    runtime.block_on(exchange.deliver(Mail::inside(stanza)));
+    let told = line();
+    assert_eq!((told["node"].as_str(), told["from"].as_str()), (Some("phone"), Some("north.localhost")));
+    assert_eq!(told["summary"]["message-count"], "1");
+    assert!(program.wait().unwrap().success());
+    // Nobody is there any more: the failure is noted, and nothing else comes of it.
+    let refused = load(&["push-service", "--component", "127.0.0.1:1", "--domain", "d", "--secret", "s"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let wrong =
+        ["push-service", "--component", "127.0.0.1:1", "--domain", "d", "--secret", "s", "--answer", "x"];
+    assert_eq!(load(&wrong).status.code(), Some(2));
 }

@@ -33,6 +33,8 @@ pub struct Retraction {
     pub sent: bool,
     /// The other side is in a room: addresses are compared with their resources.
     pub room: bool,
+    /// The store's lane of who takes it back.
+    pub lane: Lane,
     /// The `id` of the message.
     pub of: String,
     /// The `id` of the retraction.
@@ -103,12 +105,13 @@ async fn bury(db: &Db, account: i64, retraction: &Retraction, now: i64) -> Resul
             .bind(if retraction.sent { SENT } else { 0 })
             .bind(needle.clone()),
         );
-        let results = db.read_all(Lane::Inside, batch).await?;
+        let results = db.read_all(retraction.lane, batch).await?;
         let [slice, found] = results.as_slice() else { return Ok(false) };
         for row in found.iter() {
             let Ok(stanza) = Stanza::parse(row.blob(1)) else { continue };
             if stanza.head.id.as_deref() == Some(&retraction.of) && may(retraction, &stanza) {
-                return replace(db, (account, row.int(0)), &buried(&stanza, retraction, now)).await;
+                let tombstone = buried(&stanza, retraction, now);
+                return replace(db, retraction.lane, (account, row.int(0)), &tombstone).await;
             }
         }
         let Some(row) = slice.first() else { return Ok(false) };
@@ -139,10 +142,15 @@ fn buried(stanza: &Stanza, retraction: &Retraction, now: i64) -> Stanza {
     stanza.with_payload(w.finish())
 }
 
-async fn replace(db: &Db, (account, id): (i64, i64), tombstone: &Stanza) -> Result<bool, StoreError> {
+async fn replace(
+    db: &Db,
+    lane: Lane,
+    (account, id): (i64, i64),
+    tombstone: &Stanza,
+) -> Result<bool, StoreError> {
     let mut bytes = Vec::with_capacity(tombstone.size() + 32);
     tombstone.write(&mut bytes);
-    let batch = Batch::new(Lane::Inside)
+    let batch = Batch::new(lane)
         .with(
             sql("UPDATE archive SET stanza = ?3, size = ?4 WHERE id = ?1 AND account = ?2")
                 .bind(id)
@@ -192,6 +200,7 @@ mod tests {
             peer: Jid::parse(peer).unwrap(),
             sent: false,
             room: false,
+            lane: Lane::Inside,
             of: of.into(),
             by: "r'1".into(),
         }

@@ -44,7 +44,14 @@ fn note(passage: &mut Passage<'_>) -> Flow {
             .resources
             .iter()
             .any(|resource| resource.directed.iter().any(|to| to.same_bare(peer)));
-    passage.retraction =
-        Some(Retraction { id, peer: peer.clone(), sent, room, of: of.into_owned(), by: by.to_owned() });
+    passage.retraction = Some(Retraction {
+        id,
+        peer: peer.clone(),
+        sent,
+        room,
+        lane: passage.batch.lane(),
+        of: of.into_owned(),
+        by: by.to_owned(),
+    });
     Flow::Pass
 }

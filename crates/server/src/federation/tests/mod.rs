@@ -9,6 +9,7 @@ mod eyes;
 mod invitations;
 mod limits;
 mod proofs;
+mod push;
 mod queues;
 mod signals;
 mod stage;
