@@ -12,6 +12,7 @@ pub mod carbons;
 pub mod client_access;
 pub mod commands;
 pub mod disco;
+pub mod displayed;
 pub mod history;
 pub mod invitations;
 pub mod pep;
@@ -55,6 +56,7 @@ use crate::log::tombstones::Retraction;
 use crate::metrics::Metrics;
 use crate::pubsub::Change;
 use crate::push::Order;
+use crate::route::Later;
 use crate::route::account::{Account, AccountState};
 use crate::session::Session;
 
@@ -73,6 +75,7 @@ pub fn all() -> Vec<Module> {
         history::module(),
         archive::module(),
         retraction::module(),
+        displayed::module(),
         carbons::module(),
         vcard::module(),
         private::module(),
@@ -187,6 +190,8 @@ pub struct Passage<'a> {
     pub waits: Option<Arc<Ticket>>,
     /// Pushes to be made when that is on the disk.
     pub orders: Vec<Order>,
+    /// What is to be done before a sent message goes on its way: it waits for that, and so does what its client sends next.
+    pub before: Option<Later>,
     /// An older message that this one takes back.
     pub retraction: Option<Retraction>,
     /// What the store is to write; submitted at the end, under the lock.

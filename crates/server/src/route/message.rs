@@ -10,7 +10,7 @@ use trunkline_xmpp::stanza::{Kind, MessageType, Stanza};
 
 use super::account::{Account, AccountState, Resource, Waiting};
 use super::presence::delayed;
-use super::{Mail, Routed};
+use super::{Later, Mail, Routed};
 use crate::exchange::Exchange;
 use crate::modules::{Flow, Passage, Step, Way};
 use crate::session::ledger::Receipt;
@@ -30,9 +30,13 @@ pub enum Targets {
 }
 
 impl Exchange {
-    /// A client of ours sends a message: the steps of the sender's account. The message to route, or
-    /// `None` when it was refused.
-    pub(crate) fn send_message(self: &Arc<Self>, session: &Arc<Session>, mail: Mail) -> Option<Mail> {
+    /// A client of ours sends a message: the steps of the sender's account. The message to route, and what has to be
+    /// done before; or `None` when it was refused.
+    pub(crate) fn send_message(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        mail: Mail,
+    ) -> Option<(Mail, Option<Later>)> {
         let account = &session.account;
         let mut batch = Batch::new(mail.lane());
         let mut guard = account.state();
@@ -51,6 +55,7 @@ impl Exchange {
             waits: None,
             orders: Vec::new(),
             retraction: None,
+            before: None,
             batch: &mut batch,
         };
         for step in [Step::Filter, Step::Stamp, Step::Store, Step::Notify, Step::Copy] {
@@ -69,7 +74,7 @@ impl Exchange {
             }
         }
         self.note_writing(account, (passage.state, &passage.stanza), passage.batch);
-        let (stanza, id, retraction) = (passage.stanza, passage.id, passage.retraction);
+        let Passage { stanza, id, retraction, before, .. } = passage;
         if !batch.is_empty() {
             let row = id.map(|id| {
                 account.in_flight.submitted(id, batch.lane(), Arc::default());
@@ -85,7 +90,7 @@ impl Exchange {
         if let Some(retraction) = retraction {
             self.take_back(account, retraction);
         }
-        Some(Mail { stanza, ..mail })
+        Some((Mail { stanza, ..mail }, before))
     }
 
     /// Routes a message to a local account.
@@ -136,6 +141,7 @@ impl Exchange {
             waits: None,
             orders: Vec::new(),
             retraction: None,
+            before: None,
             batch: &mut batch,
         };
         match self.modules.run(Step::Filter, &mut passage) {

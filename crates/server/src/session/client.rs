@@ -590,7 +590,14 @@ impl Exchange {
                     mail.stanza.head.to = Some(session.account.jid.clone());
                 }
                 match self.send_message(session, mail) {
-                    Some(mail) => self.route(mail),
+                    Some((mail, None)) => self.route(mail),
+                    Some((mail, Some(before))) => {
+                        let exchange = Arc::clone(self);
+                        Routed::Later(Box::pin(async move {
+                            before.await;
+                            exchange.deliver(mail).await;
+                        }))
+                    }
                     None => Routed::Done,
                 }
             }
