@@ -144,6 +144,7 @@ const TITLES: &[(u16, &str)] = &[
     (485, "PubSub Server Information"),
     (487, "Host Meta 2 - One Method To Rule Them All"),
     (489, "Reporting Account Affiliations"),
+    (490, "Message Displayed Synchronization"),
     (494, "Client Access Management"),
     (504, "Data Policy"),
     (509, "Initial Authentication Pipelining"),
