@@ -175,6 +175,7 @@ async def main():
                 await libraries.run(report, world, ("prosody", "ejabberd"))
             if set(arguments.pairs) != {"prosody-ejabberd"} and binary and binary.exists():
                 await real_clients.run(report, world, ("trunkline", "prosody"))
+                await end_to_end.run(report, world, ("trunkline", "prosody"))
                 await libraries.run(report, world, ("trunkline", "prosody"))
                 await needs.run(report, world)
     finally:

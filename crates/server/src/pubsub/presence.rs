@@ -12,10 +12,10 @@ use trunkline_store::{Lane, Rows, Statement, StoreError, sql};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::stanza::PresenceType;
 
+use super::Desk;
 use super::caps::{Interests, Shown};
 use super::config::{Access, SendLast};
 use super::node::{self, Affiliation, Opened, Place};
-use super::{Desk, caps};
 use crate::exchange::Exchange;
 use crate::route::account::Account;
 use crate::route::{Mail, Session};
@@ -74,6 +74,16 @@ impl Watchers {
         watchers
             .filter(|watcher| watcher.interests.wants(node) && of(&watcher.jid))
             .map(|watcher| watcher.jid.clone())
+            .collect()
+    }
+
+    /// The devices of one contact, with what they want.
+    fn devices(&self, account: &Jid, contact: &Jid) -> Vec<(Jid, Arc<Interests>)> {
+        let table = self.0.lock();
+        let watchers = table.of.get(account).into_iter().flatten();
+        watchers
+            .filter(|watcher| watcher.jid.same_bare(contact))
+            .map(|watcher| (watcher.jid.clone(), Arc::clone(&watcher.interests)))
             .collect()
     }
 
@@ -272,14 +282,16 @@ impl Exchange {
         }
         let (exchange, from) = (Arc::clone(self), from.clone());
         Some(Box::pin(async move {
-            let sees = match exchange.accounts.load_in(Lane::Outside, &exchange.db, &account).await {
+            // Who may not see the user's presence yet may be allowed to soon, and shows nothing new then.
+            let contact = match exchange.accounts.load_in(Lane::Outside, &exchange.db, &account).await {
                 Ok(Some(loaded)) => {
                     let state = loaded.state();
-                    state.shows_presence_to(&from) && !state.blocks(&from)
+                    let subscription = state.roster.subscription(&from);
+                    (subscription.from || subscription.to) && !state.blocks(&from)
                 }
                 _ => false,
             };
-            if !sees {
+            if !contact {
                 return;
             }
             match exchange.pubsub.caps.get(&shown) {
@@ -326,17 +338,19 @@ impl Exchange {
 
     /// A contact may see the account's presence from now on, hence its nodes.
     pub(crate) fn show_nodes(self: &Arc<Self>, account: &Arc<Account>, contact: &Jid) {
-        let Some(peer) = self.accounts.online(contact) else { return };
-        let devices: Vec<(Jid, Arc<caps::Interests>)> = peer
-            .state()
-            .resources
-            .iter()
-            .filter(|resource| resource.presence.is_some())
-            .filter_map(|resource| {
+        let at_home = |peer: Arc<Account>| -> Vec<(Jid, Arc<Interests>)> {
+            let state = peer.state();
+            let wants = |resource: &crate::route::account::Resource| {
+                resource.presence.as_ref()?;
                 Some((resource.session.jid.clone(), resource.caps.as_ref()?.interests.clone()?))
-            })
-            .filter(|(_, interests)| !interests.is_empty())
-            .collect();
+            };
+            state.resources.iter().filter_map(wants).collect()
+        };
+        let mut devices = match self.host(contact.domain()) {
+            Some(_) => self.accounts.online(contact).map(at_home).unwrap_or_default(),
+            None => self.pubsub.watchers.devices(&account.jid, contact),
+        };
+        devices.retain(|(_, interests)| !interests.is_empty());
         if devices.is_empty() {
             return;
         }
@@ -355,7 +369,6 @@ impl Exchange {
     /// A contact sees the account's presence no more, hence no node that is for those who do: subscriptions to such
     /// nodes end (s.12.16, XEP-0163 s.4.3.3).
     pub(crate) fn hide_nodes(self: &Arc<Self>, account: &Arc<Account>, contact: &Jid) {
-        self.pubsub.watchers.forget(&account.jid, |jid| jid.same_bare(contact));
         let ended = sql("DELETE FROM pubsub_subscriptions WHERE owner = ?2 AND node IN \
              (SELECT id FROM pubsub_nodes WHERE place = ?1 AND json_extract(config, '$.access') = 'presence')")
         .bind(format!("#{}", account.id))
