@@ -19,4 +19,6 @@ export default tseslint.config(
       ],
     },
   },
+  // Plain scripts around converse.js: no types, the same rules about the page.
+  { files: ['chat/**'], ...tseslint.configs.disableTypeChecked },
 );
