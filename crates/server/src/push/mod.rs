@@ -43,7 +43,8 @@ pub const MOST_NODE: usize = 1024;
 pub const MOST_OPTIONS: usize = 4096;
 /// A device that lost its connection may come back so long before it is woken.
 const COMES_BACK: Duration = Duration::from_secs(5);
-/// A device that is connected has so long to acknowledge a message; then its connection is taken for dead.
+/// A device that is connected, and says nothing, has so long to acknowledge a message; then its connection is taken for
+/// dead.
 const ANSWERS: Duration = Duration::from_secs(20);
 /// A service that was disabled for its errors is tried again after a day, when there is something to say (s.7.1).
 const TRIED_AGAIN: i64 = 24 * 60 * 60 * 1000;
@@ -256,7 +257,11 @@ impl Exchange {
     pub(crate) fn push_what_is_owed(self: &Arc<Self>, session: &Arc<Session>, now: i64) {
         let Some(since) = session.with_outbox(|outbox| outbox.owes_since()) else { return };
         let late = match session.is_attached() {
-            true => now - since >= ANSWERS.as_millis() as i64,
+            // Who says anything is there, whatever it has come to acknowledge.
+            true => {
+                let heard = session.vitals.heard.load(Ordering::Relaxed);
+                now - since.max(heard) >= ANSWERS.as_millis() as i64
+            }
             false => gone_for(session, now) >= COMES_BACK.as_millis() as i64,
         };
         if late {
