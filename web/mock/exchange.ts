@@ -222,7 +222,7 @@ export class Exchange {
           const at = Date.now() - (length - n) * step;
           const day = 1 + 0.6 * Math.sin((at / DAY) * 2 * Math.PI);
           const value = Math.round((day * step) / 900 + noise(name, n) * 60);
-          return { at, stanzas_in: value, stanzas_out: Math.round(value * 0.6), bytes_in: value * 400, bytes_out: value * 220, refused: Math.round(noise(name, n + 9) ** 6 * 90), held: Math.round(noise(name, n + 3) ** 8 * 20), reports: 0 };
+          return { at, stanzas_in: value, stanzas_out: Math.round(value * 0.6), bytes_in: value * 400, bytes_out: value * 220, refused: Math.round(noise(name, n + 9) ** 6 * 90), held: Math.round(noise(name, n + 3) ** 8 * 20), reports: 0, inside_in: 0, inside_out: 0 };
         });
         return { outcome: 'history', step, points };
       },
@@ -274,7 +274,7 @@ export class Exchange {
       },
       'GET /policy/blocks': (fields) => ({ outcome: 'file', media_type: fields.format === 'csv' ? 'text/csv' : 'application/json', text: 'domain,subdomains,reason,until\nspamhaven.example,true,spam,\n' }),
       'POST /policy/blocks': (fields) => done(`${text(fields.text).trim().split('\n').length - 1} blocks are imported.`),
-      'GET /breaker': (): api.BreakerView & { outcome: string } => ({ outcome: 'breaker', all: this.all, domains: this.levels, triggers: ['no new contacts for a domain when more than half of 200 stanzas a minute are refused', 'closed for a domain when its queue is older than 6 h'] }),
+      'GET /breaker': (): api.BreakerView & { outcome: string } => ({ outcome: 'breaker', all: this.all, domains: this.levels, covered: [], triggers: ['no new contacts for a domain when more than half of 200 stanzas a minute are refused', 'closed for a domain when its queue is older than 6 h'] }),
       'POST /breaker': (fields) => {
         const domain = text(fields.domain) || null;
         const made: api.LevelView = { domain, level: fields.level as api.Level, reason: text(fields.why), set_by: ADMIN, set_at: Date.now(), until: until(fields.until) };

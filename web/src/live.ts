@@ -39,6 +39,21 @@ for (const kind of ['pointerdown', 'pointermove', 'keydown', 'wheel', 'touchstar
   }, { passive: true });
 }
 
+/** What was before this page was looked at: the chart does not begin empty. */
+async function remember(into: Ring): Promise<void> {
+  try {
+    const { step, points } = await get('history', '/domains/history', { hours: 1 });
+    const rows = points.map((it): [number, number[]] => [
+      (it.at + step) / 1000,
+      [it.inside_in, it.stanzas_in, it.stanzas_out].map((count) => (count * 1000) / step),
+    ]);
+    // The last point is of ten seconds that are not over.
+    if (into === ring) live.value = into.before(rows.slice(0, -1));
+  } catch {
+    // It begins empty, then.
+  }
+}
+
 /** Asks at once, because something was changed. */
 export function hurry(): void {
   void ask();
@@ -58,6 +73,7 @@ effect(() => {
     else if (!document.hidden) await ask();
     if (!over) timer = setTimeout(() => void turn(), EVERY);
   };
+  void remember(ring);
   void turn();
   return () => {
     over = true;

@@ -136,3 +136,10 @@ test('a ring forgets what is too old and ignores what came twice', () => {
   ring.push(12, [5, 6]);
   expect(ring.columns()).toEqual([[5, 12], [3, 5], [0, 6]]);
 });
+
+test('a ring begins with what was before', () => {
+  const ring = new Ring(1, 10);
+  ring.push(12, [5]);
+  expect(ring.before([[1, [1]], [3, [3]], [11, [4]], [12, [9]]])).toEqual([[3, 11, 12], [3, 4, 5]]);
+  expect(new Ring(1, 10).before([[1, [1]], [12, [2]]])).toEqual([[12], [2]]);
+});

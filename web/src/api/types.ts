@@ -36,7 +36,7 @@ export type Action =
   | { do: 'reject'; condition?: string | null; text?: string | null }
   | { do: 'drop' }
   | { do: 'hold' }
-  | { do: 'limit'; per_minute: number }
+  | { do: 'limit'; per_minute: number; per?: 'domain' | 'rule' }
   | { do: 'mark'; text: string }
   | { do: 'text-only' };
 
@@ -94,6 +94,7 @@ export interface LevelView {
 export interface BreakerView {
   all: LevelView;
   domains: LevelView[];
+  covered: LevelView[];
   triggers: string[];
 }
 
@@ -150,6 +151,8 @@ export interface HistoryPoint {
   refused: number;
   held: number;
   reports: number;
+  inside_in: number;
+  inside_out: number;
 }
 
 export interface RequestView {

@@ -14,6 +14,15 @@ export class Ring {
     while ((this.rows[0]?.[0] ?? at) < at - this.seconds) this.rows.shift();
   }
 
+  /** Puts older rows before what is there, as far as they are within the time. Returns the columns. */
+  before(rows: [number, number[]][]): number[][] {
+    const first = this.rows[0]?.[0] ?? Infinity;
+    const last = this.rows.at(-1)?.[0] ?? rows.at(-1)?.[0] ?? 0;
+    const older = rows.filter(([at]) => at < first && at >= last - this.seconds);
+    this.rows.unshift(...older.map(([at, values]) => [at, ...values]));
+    return this.columns();
+  }
+
   columns(): number[][] {
     return Array.from({ length: this.series + 1 }, (_, n) => this.rows.map((row) => row[n] ?? 0));
   }

@@ -40,7 +40,7 @@ export function actionInWords(action: Action): string {
     case 'reject':
       return action.condition ? `reject (${action.condition})` : 'reject';
     case 'limit':
-      return `limit to ${action.per_minute} a minute`;
+      return action.per === 'rule' ? `limit all together to ${action.per_minute} a minute` : `limit to ${action.per_minute} a minute`;
     case 'mark':
       return `mark “${action.text}”`;
     case 'drop':
@@ -101,6 +101,7 @@ export interface RuleForm {
   condition: string;
   errorText: string;
   perMinute: string;
+  together: boolean;
   mark: string;
   reason: string;
   until: number | null;
@@ -109,7 +110,7 @@ export interface RuleForm {
 
 export const EMPTY: RuleForm = {
   direction: 'in', domain: '', subdomains: false, address: '', kind: [], relation: [], has: [], largerThan: '', fasterThan: '',
-  seenWithinHours: '', authentication: '', reputationBelow: '', listedIn: '', action: 'reject', condition: '', errorText: '', perMinute: '60', mark: '',
+  seenWithinHours: '', authentication: '', reputationBelow: '', listedIn: '', action: 'reject', condition: '', errorText: '', perMinute: '60', together: false, mark: '',
   reason: '', until: null, shadow: false,
 };
 
@@ -137,6 +138,7 @@ export function toForm(rule: Rule): RuleForm {
     condition: then.do === 'reject' ? (then.condition ?? '') : '',
     errorText: then.do === 'reject' ? (then.text ?? '') : '',
     perMinute: then.do === 'limit' ? String(then.per_minute) : '60',
+    together: then.do === 'limit' && then.per === 'rule',
     mark: then.do === 'mark' ? then.text : '',
     reason: rule.reason,
     until: rule.until,
@@ -197,7 +199,7 @@ function toAction(form: RuleForm, perMinute: number | undefined, wrong: Partial<
     }
     case 'limit':
       if (perMinute === undefined) wrong.perMinute ??= 'how many a minute?';
-      return { do: 'limit', per_minute: perMinute ?? 0 };
+      return { do: 'limit', per_minute: perMinute ?? 0, ...(form.together ? { per: 'rule' as const } : {}) };
     case 'mark':
       if (!form.mark.trim()) wrong.mark = 'what does the mark say?';
       return { do: 'mark', text: form.mark.trim() };

@@ -53,6 +53,8 @@ export function Now() {
                 { name: 'Level', cell: (it) => <LevelLamp level={it.level} /> },
                 { name: 'Ends', cell: (it) => <Time at={it.until} none="when taken back" /> },
               ]} />
+              {view.covered.length > 0 && <h3>Set as well, and covered by a stricter level</h3>}
+              <ul class="plain-list">{view.covered.map((it) => <li key={`${it.domain} ${it.set_by}`}>{it.domain ?? 'all'}: {words(it.level)}, by {it.set_by}, ends <Time at={it.until} none="when taken back" /></li>)}</ul>
               {view.triggers.length > 0 && <h3>It is pulled by itself</h3>}
               <ul class="plain-list">{view.triggers.map((it) => <li key={it}>{it}</li>)}</ul>
             </>

@@ -59,6 +59,7 @@ export function RuleEditor(props: { edit?: RuleView; onClose: () => void; onDone
             {form.action === 'reject' && <Text label="Error condition" value={form.condition} onInput={(condition) => set({ condition })} hint="policy-violation if empty" mono />}
             {form.action === 'reject' && <Text label="Error text" value={form.errorText} onInput={(errorText) => set({ errorText })} hint="What the sender reads. If empty, people here read the reason, others that it is policy." />}
             {form.action === 'limit' && <Text label="Stanzas a minute" value={form.perMinute} onInput={(perMinute) => set({ perMinute })} wrong={wrong.perMinute} inputMode="numeric" />}
+            {form.action === 'limit' && <Check label="All together" value={form.together} onChange={(together) => set({ together })} hint="Else each domain for itself; whoever owns one can make many below it." />}
             {form.action === 'mark' && <Text label="The mark says" value={form.mark} onInput={(mark) => set({ mark })} wrong={wrong.mark} />}
           </div>
           <Text label="Reason" value={form.reason} onInput={(reason) => set({ reason })} wrong={wrong.reason} hint="People here read it when the rule stops their stanza." required />
