@@ -259,6 +259,7 @@ async def search(pair, secrets):
     for server in secrets.servers:
         assert places[server.kind], f"the search does not find a message in the clear at {server.kind}"
         if server.kind == "trunkline":
+            assert b" DEBUG " in (server.dir / "console.log").read_bytes(), "not all was logged that can be"
             logs = [name for name in places[server.kind] if name.endswith(".log")]
             assert not logs, f"a message's text is in the log: {logs}"
     return f"{len(secrets.texts)} texts, {secrets.searched / 1e6:.0f} MB; one in the clear stands in {places}"

@@ -51,12 +51,24 @@ NEEDS = [
     Need("0202 time", "host", "urn:xmpp:time", ("Dino",)),
     Need("0092 version", "host", "jabber:iq:version", ("Conversations",)),
     Need("0313 archive", "account", "urn:xmpp:mam:2"),
+    Need("0163 personal eventing", "account", "identity pubsub/pep"),
+    Need("0384 OMEMO: publish-options", "account", f"{PUBSUB}#publish-options"),
+    Need("0357 push", "account", "urn:xmpp:push:0", ("Conversations",)),
     Need("0359 stanza ids", "account", "urn:xmpp:sid:0", ("Dino",)),
     Need("0054 vcard-temp", "host", "vcard-temp"),
     Need("0049 private XML", "host", "jabber:iq:private", ("Dino",)),
+    Need("0156 WebSocket found by HTTP", "web", "urn:xmpp:alt-connections:websocket", ("Conversations",)),
+    Need("0156 BOSH found by HTTP", "web", "urn:xmpp:alt-connections:xbosh", ("Conversations",)),
 ]
 
-# What a specification outside this server's present extent brings: rooms, files, calls. When it is there it belongs above.
+# On the lists, within this server's extent, and told as missing while they are; then they belong above.
+MISSING = [
+    Need("0398 avatar conversion", "account", "urn:xmpp:pep-vcard-conversion:0"),
+    Need("0411 bookmarks conversion", "account", "urn:xmpp:bookmarks-conversion:0", ("Conversations",)),
+    Need("0402 bookmarks, compatible", "account", "urn:xmpp:bookmarks:1#compat"),
+]
+
+# What is outside this server's present extent: rooms, files, calls.
 LATER = ["0045 rooms", "0065 SOCKS5 bytestreams", "0215 external services", "0363 HTTP upload", "0410 self-ping of rooms"]
 
 
@@ -97,6 +109,18 @@ async def stream_features(server, direct=False):
     return found
 
 
+async def host_meta(server):
+    """The ways in that a browser is told of."""
+    context = ssl.create_default_context(cafile=str(server.world.pki.ca_file))
+    reader, writer = await asyncio.open_connection(
+        server.address, server.page_tls, ssl=context, server_hostname=server.domain)
+    writer.write(f"GET /.well-known/host-meta HTTP/1.1\r\nHost: {server.domain}\r\nConnection: close\r\n\r\n".encode())
+    head, _, body = (await asyncio.wait_for(reader.read(), 10)).decode().partition("\r\n\r\n")
+    writer.close()
+    assert head.startswith("HTTP/1.1 200") and "access-control-allow-origin: *" in head.lower(), head
+    return {link.get("rel") for link in ET.fromstring(body) if link.get("href")}
+
+
 class Reader(Client):
     """A client that keeps the features it was shown last: those after login."""
 
@@ -114,6 +138,7 @@ class Reader(Client):
 async def places(server):
     """Everything a client is told, by the place where it is told."""
     found = await stream_features(server) | await stream_features(server, direct=True)
+    found["web"] = await host_meta(server)
     client = Reader(server, "romeo")
     try:
         await client.login()
@@ -137,7 +162,8 @@ def needs_of(client, server):
         wanted = [need for need in NEEDS if client in need.by]
         missing = [f"{need.what} ({need.where}: {need.sign})" for need in wanted if need.sign not in found[need.where]]
         assert not missing, f"missing of {len(wanted)}: {'; '.join(missing)}"
-        return f"{len(wanted)} present; not in this server's extent yet: {', '.join(LATER)}"
+        still = [need.what for need in MISSING if client in need.by and need.sign not in found[need.where]]
+        return f"{len(wanted)} present; missing: {', '.join(still) or 'none'}; outside: {', '.join(LATER)}"
     return scenario
 
 

@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def prosody(directory: Path, port: int) -> tuple[list[str], dict[str, str]]:
     modules = ["roster", "saslauth", "disco", "private", "vcard_legacy", "version", "time", "ping", "blocklist",
-               "smacks", "offline", "carbons", "posix", "pep", "uptime", "register_ibr", "csi_simple"]
+               "smacks", "offline", "carbons", "posix", "pep", "uptime", "register_ibr", "csi_simple", "mam",
+               "vcard4", "bookmarks"]
     config = directory / "prosody.cfg.lua"
     config.write_text(f"""
 run_as_root = true
@@ -40,6 +41,10 @@ allow_registration = true
 c2s_require_encryption = false
 limits = {{ }}
 VirtualHost "north.localhost"
+Component "pubsub.north.localhost" "pubsub"
+    pubsub_max_items = 256
+    autocreate_on_publish = true
+    add_permissions = {{ ["prosody:registered"] = {{ "pubsub:create-node" }} }}
 """)
     return ["prosody", "--config", str(config), "-F"], {}
 
@@ -57,12 +62,16 @@ modules:
   mod_blocking: {{}}
   mod_caps: {{}}
   mod_carboncopy: {{}}
+  mod_client_state: {{}}
   mod_disco: {{}}
   mod_last: {{}}
+  mod_mam: {{default: always, assume_mam_usage: true}}
   mod_offline: {{}}
   mod_ping: {{}}
   mod_privacy: {{}}
   mod_private: {{}}
+  mod_pubsub: {{plugins: [flat, pep], access_createnode: all, max_items_node: 1000}}
+  mod_push: {{}}
   mod_register: {{access: all, ip_access: all}}
   mod_roster: {{versioning: true}}
   mod_stream_mgmt: {{}}

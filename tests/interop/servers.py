@@ -260,6 +260,8 @@ class Trunkline(Server):
             "tls.key": str(self.key),
             "limits.enabled": "false",
         }
+        if self.verbose:
+            settings["log.level"] = "trace"
         for peer in self.peers:
             port = peer.s2s_tls if peer.setting.mode == "direct" else peer.s2s
             scheme = "tls://" if peer.setting.mode == "direct" else ""
@@ -283,7 +285,7 @@ class Trunkline(Server):
         return [str(self.world.trunkline), "serve", "--config", str(self.config)]
 
     def environment(self):
-        return dict(super().environment(), RUST_LOG="trace" if self.verbose else os.environ.get("RUST_LOG", "info,trunkline=debug"))
+        return dict(super().environment(), RUST_LOG=os.environ.get("RUST_LOG", "info,trunkline=debug"))
 
     async def ctl(self, *arguments, stdin: str = "") -> str:
         """Runs a command of the binary and returns what it printed."""

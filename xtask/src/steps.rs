@@ -260,6 +260,8 @@ fn docs(_: &Place, _: &Choice) -> Vec<Command> {
 fn build(_: &Place, _: &Choice) -> Vec<Command> {
     vec![
         cargo(&["build", "--quiet", "-p", "trunkline-server", "-p", "trunkline-crash"]),
+        // It has the push service that interop needs.
+        cargo(&["build", "--quiet", "-p", "trunkline-load"]),
         cargo(&["build", "--quiet", "-p", "trunkline-client", "--example", "client-check"]),
     ]
 }

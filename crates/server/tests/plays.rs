@@ -67,8 +67,10 @@ use trunkline_xmpp::sasl::Hash;
 use trunkline_xmpp::sasl::client::{Binding, Scram};
 
 /// What may always be there beside what is expected: servers' additions, and words for people.
-const IGNORED: [(&str, &str); 5] = [
+const IGNORED: [(&str, &str); 6] = [
     ("urn:xmpp:sid:0", "stanza-id"),
+    // What stanza-id was before it was agreed upon; ejabberd still adds it.
+    ("urn:xmpp:mam:tmp", "archived"),
     ("urn:xmpp:delay", "delay"),
     ("vcard-temp:x:update", "x"),
     ("urn:ietf:params:xml:ns:xmpp-stanzas", "text"),

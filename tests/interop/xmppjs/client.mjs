@@ -3,8 +3,9 @@
 // Prints one line of JSON at the end: {"ok": true, "note": "..."} or {"ok": false, "error": "..."}.
 
 import { createRequire } from "node:module";
+import net from "node:net";
 import { client, xml } from "@xmpp/client";
-import ws from "ws";
+import { WebSocket } from "ws";
 
 const require = createRequire(import.meta.url);
 const [scenario, json] = process.argv.slice(2);
@@ -18,7 +19,7 @@ dns.lookup = (name, options, done) => {
   if (name !== world.domain) return lookup(name, options, done);
   return options.all ? done(null, [{ address: world.address, family: 4 }]) : done(null, world.address, 4);
 };
-globalThis.WebSocket = ws;
+globalThis.WebSocket = WebSocket;
 
 const PATIENCE = 20_000;
 const everybody = [];
@@ -101,6 +102,25 @@ function userAgent(id) {
   return xml("user-agent", { id }, xml("software", {}, "xmpp.js"), xml("device", {}, "the test"));
 }
 
+/** A line to the server, for all who connect from now on; it can be cut as a lost network would. */
+async function relay() {
+  const service = new URL(world.service.replace(/^[a-z]+:/, "http:"));
+  const target = { host: world.address, port: Number(service.port) };
+  const sockets = new Set();
+  const server = net.createServer((near) => {
+    const far = net.connect(target);
+    for (const [one, other] of [[near, far], [far, near]]) {
+      sockets.add(one);
+      one.on("error", () => {}).on("close", () => other.destroy());
+      one.pipe(other);
+    }
+  });
+  await new Promise((done) => server.listen(0, "127.0.0.1", done));
+  world.service = world.service.replace(`:${service.port}`, `:${server.address().port}`);
+  world.address = "127.0.0.1";
+  return { cut: () => sockets.forEach((socket) => socket.resetAndDestroy()) };
+}
+
 const message = (id) => (x) => x.is("message") && x.attrs.type !== "error" && x.attrs.id === id;
 
 /** What is inside a carbon. */
@@ -167,15 +187,13 @@ const scenarios = {
 
   /** The connection is cut; the client comes back by itself, resumes inline and misses nothing. */
   async resumption() {
-    const [romeo, juliet] = await Promise.all([new Person("romeo").enter(), new Person("juliet").enter()]);
+    const juliet = await new Person("juliet").enter();
+    const line = await relay();
+    const romeo = await new Person("romeo").enter();
     await Promise.all([romeo.available(), juliet.available()]);
     const before = romeo.jid;
-    romeo.xmpp.reconnect.delay = 1000;
     const cut = new Promise((done) => romeo.xmpp.once("disconnect", done));
-    // A socket that is gone without a word.
-    const { socket } = romeo.xmpp.socket;
-    if (socket?.terminate) socket.terminate();
-    else (socket ?? romeo.xmpp.socket).destroy();
+    line.cut();
     await cut;
     const ids = [];
     for (let n = 0; n < 5; n++) ids.push(await juliet.say(before, `during the cut, ${n}`));
@@ -230,11 +248,11 @@ const scenarios = {
 
   /** An avatar (XEP-0084) is published, and read by somebody else of the same server. */
   async avatar() {
-    const [romeo, juliet] = await Promise.all([new Person("romeo").enter(), new Person("juliet").enter()]);
+    const [juliet, romeo] = await Promise.all([new Person("juliet").enter(), new Person("romeo").enter()]);
     const picture = Buffer.from(world.picture, "base64");
     const id = Buffer.from(await crypto.subtle.digest("SHA-1", picture)).toString("hex");
     const publish = (node, payload) =>
-      romeo.request("set", xml("pubsub", "http://jabber.org/protocol/pubsub",
+      juliet.request("set", xml("pubsub", "http://jabber.org/protocol/pubsub",
         xml("publish", { node }, xml("item", { id }, payload)),
         xml("publish-options", {}, xml("x", { xmlns: "jabber:x:data", type: "submit" },
           xml("field", { var: "FORM_TYPE" }, xml("value", {}, "http://jabber.org/protocol/pubsub#publish-options")),
@@ -243,15 +261,28 @@ const scenarios = {
     await publish("urn:xmpp:avatar:metadata", xml("metadata", "urn:xmpp:avatar:metadata",
       xml("info", { bytes: `${picture.length}`, id, type: "image/png" })));
     const read = async (node) => {
-      const answer = await juliet.request("get",
+      const answer = await romeo.request("get",
         xml("pubsub", "http://jabber.org/protocol/pubsub", xml("items", { node, max_items: "1" })),
-        romeo.jid.split("/")[0]);
+        juliet.jid.split("/")[0]);
       return answer.getChild("pubsub").getChild("items").getChild("item");
     };
     const info = (await read("urn:xmpp:avatar:metadata")).getChild("metadata").getChild("info");
     check(info.attrs.id === id, `the metadata are of ${info.attrs.id}`);
     const data = (await read("urn:xmpp:avatar:data")).getChild("data").text();
     check(data === world.picture, "another picture");
+  },
+
+  /** A push service is enabled (XEP-0357) and the device goes away; a message is sent to it. Tells the node. */
+  async push() {
+    const [romeo, juliet] = await Promise.all([new Person("romeo").enter(), new Person("juliet").enter()]);
+    const node = `xmppjs-${crypto.randomUUID()}`;
+    await romeo.available();
+    await romeo.request("set", xml("enable", { xmlns: "urn:xmpp:push:0", jid: `push.${world.domain}`, node }));
+    const to = romeo.jid.split("/")[0];
+    await romeo.xmpp.stop();
+    await juliet.say(to, "wake up");
+    await juliet.request("get", xml("ping", "urn:xmpp:ping"), world.domain);
+    return node;
   },
 };
 
