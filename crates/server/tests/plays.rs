@@ -38,7 +38,7 @@
 //! What is expected says less than what comes: attributes not named may be there, and so may `<delay/>`,
 //! `<stanza-id/>` and anything where `<any/>` stands. A value `*` is any, `$name` is captured the first time and
 //! compared from then on, `-` means that the attribute is absent, `~text$name` captures a word behind a text.
-//! In what is sent, `{{text*N}}` is that text N times.
+//! In what is sent, `{{text*N}}` is that text N times, and `{{in N seconds}}` that time (XEP-0082).
 //!
 //! With `PLAY_SERVER=address:port` the plays that are portable run over TCP against another server, which must let
 //! people register and log in without TLS. A play with settings, strangers or long waits is not portable, nor is one
@@ -724,6 +724,12 @@ impl Play {
         let mut text = text.to_owned();
         for (name, value) in &self.captured {
             text = text.replace(&format!("${name}"), value);
+        }
+        while let Some((before, after)) = text.split_once("{{in ") {
+            let Some((seconds, after)) = after.split_once(" seconds}}") else { break };
+            let now = self.server.as_ref().map_or(0, |server| server.exchange().clock().now());
+            let at = now + seconds.parse::<i64>().unwrap_or(0) * 1000;
+            text = format!("{before}{}{after}", trunkline_xmpp::time::format_millis(at));
         }
         repeat(&text)
     }

@@ -201,9 +201,12 @@ impl Exchange {
                     continue;
                 }
                 let before = std::mem::replace(&mut seen.interests, found.clone());
-                let found = found.as_deref();
-                let new = found.map(|found| found.beyond(before.as_deref())).unwrap_or_default();
-                new.into_iter().map(str::to_owned).collect()
+                let Some(found) = found else {
+                    // It did not say: its next presence, or its return, asks again.
+                    **seen = Seen::default();
+                    return;
+                };
+                found.beyond(before.as_deref()).into_iter().map(str::to_owned).collect()
             };
             if !new.is_empty() {
                 self.greet_with_items(session, &new).await;

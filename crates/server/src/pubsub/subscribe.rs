@@ -23,6 +23,8 @@ use crate::route::message::store_trouble;
 
 /// Subscriptions to one node.
 const MOST_OF_NODE: i64 = 5000;
+/// Subscriptions to one node of one domain that is not ours.
+const MOST_OF_DOMAIN: i64 = 1000;
 /// Subscriptions of one person at one place.
 const MOST_OF_PERSON: i64 = 500;
 /// From one look for what has run out to the next.
@@ -103,15 +105,21 @@ impl Desk {
                 self.lane,
                 sql("SELECT (SELECT COUNT(*) FROM pubsub_subscriptions WHERE node = ?1), \
                      (SELECT COUNT(*) FROM pubsub_subscriptions s JOIN pubsub_nodes n ON n.id = s.node \
-                     WHERE n.place = ?2 AND s.owner = ?3)")
+                     WHERE n.place = ?2 AND s.owner = ?3), \
+                     (SELECT COUNT(*) FROM pubsub_subscriptions WHERE node = ?1 \
+                     AND SUBSTR(owner, -LENGTH(?4)) = ?4)")
                 .bind(node.id)
                 .bind(self.place.key())
-                .bind(self.who.bare_str()),
+                .bind(self.who.bare_str())
+                .bind(format!("@{}", self.who.domain())),
             )
             .await
             .map_err(|error| store_trouble(&error))?;
-        let (of_node, own) = rows.first().map_or((0, 0), |row| (row.int(0), row.int(1)));
-        if of_node < MOST_OF_NODE && own < MOST_OF_PERSON {
+        let (of_node, own, of_domain) =
+            rows.first().map_or((0, 0, 0), |row| (row.int(0), row.int(1), row.int(2)));
+        // One domain elsewhere can't take all places.
+        let domain_full = of_domain >= MOST_OF_DOMAIN && self.exchange.host(self.who.domain()).is_none();
+        if of_node < MOST_OF_NODE && own < MOST_OF_PERSON && !domain_full {
             return Ok(());
         }
         let detail = "there are as many subscribers as there may be";

@@ -133,6 +133,8 @@ impl Negotiation {
             .attr("previd", previous)
             .close();
         self.desk.exchange.metrics.resumed.inc();
+        // After a restart of the server nobody knows any more what it wants.
+        self.desk.exchange.note_caps(&session);
         Ok((Some(seat), w.finish()))
     }
 }
