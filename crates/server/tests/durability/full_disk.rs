@@ -7,7 +7,7 @@ use std::process::Command;
 
 use trunkline_server::ids::Clock;
 use trunkline_store::testvfs::Survival;
-use trunkline_store::{Options, sql};
+use trunkline_store::{Batch, Lane, Options, sql};
 
 use super::world::{Person, World, message_ids, paused};
 
@@ -36,6 +36,38 @@ fn a_full_disk_refuses_and_recovers() {
         world.disk.power_on(Survival::Nothing);
         world.start().await.unwrap();
         world.db().check().await.unwrap();
+    });
+}
+
+/// XEP-0357: nobody is woken for what is not on the disk.
+#[test]
+fn nobody_is_woken_for_what_could_not_be_kept() {
+    paused(async {
+        let mut world = World::new();
+        world.start().await.unwrap();
+        world.add(&["romeo", "juliet", "nurse"]).await;
+        let mut fill = Filling::begin(&world).await;
+        // A service that can't be reached: each try is counted.
+        let service = sql(
+            "INSERT INTO push_services (account, service, node, device, resource, most, enabled_at, \
+             failures) SELECT id, 'push.nowhere.example', 'n', 0, 'r', 0, 0, 0 FROM accounts WHERE local = 'nurse'",
+        );
+        world.db().run(Batch::new(Lane::Inside).with(service)).await.unwrap();
+        let tried =
+            |world: &World| world.server().exchange().metrics.encode().contains("trunkline_pushes_total{");
+        // No room for a message of this size.
+        world.disk.set_capacity(Some(world.disk.used()));
+        let body = "wherefore ".repeat(10_000);
+        let message =
+            format!("<message type='chat' to='nurse@north.localhost' id='b'><body>{body}</body></message>");
+        fill.romeo.send(&message).await;
+        assert_eq!(fill.errors().await, 1, "it was refused");
+        assert!(!tried(&world), "woken for what was refused");
+        world.disk.set_capacity(None);
+        for _ in 0..5 {
+            fill.there_is_room().await;
+        }
+        assert!(tried(&world), "woken for what is kept");
     });
 }
 
