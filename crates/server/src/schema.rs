@@ -8,7 +8,7 @@ use trunkline_store::Migration;
 /// Every migration, oldest first.
 pub const MIGRATIONS: &[Migration] = &[
     ACCOUNTS, MESSAGING, INVITES, BOUNDS, WAITING, ONE_INDEX, CONTROL, CONSENT, EYES, DEVICES, ARCHIVES,
-    SIGNALS, LEVELS, PUSH, NODES,
+    SIGNALS, LEVELS, PUSH, NODES, CONSENT_BOUNDS,
 ];
 
 const ACCOUNTS: Migration = Migration {
@@ -544,5 +544,37 @@ const NODES: Migration = Migration {
             PRIMARY KEY (node, jid)
         ) STRICT, WITHOUT ROWID;
         CREATE INDEX pubsub_affiliations_by_jid ON pubsub_affiliations (jid);
+    ",
+};
+
+/// What can't be sorted is set aside; nodes of services elsewhere that users are subscribed to; how much is held
+/// altogether, kept by triggers because deletions cascade.
+const CONSENT_BOUNDS: Migration = Migration {
+    name: "consent bounds",
+    sql: "
+        ALTER TABLE intake ADD COLUMN aside INTEGER NOT NULL DEFAULT 0;
+        CREATE TABLE subscribed_nodes (
+            account INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
+            hash BLOB NOT NULL,
+            node BLOB NOT NULL,
+            PRIMARY KEY (hash, node)
+        ) STRICT, WITHOUT ROWID;
+        CREATE INDEX subscribed_nodes_by_account ON subscribed_nodes (account);
+        CREATE TABLE first_contact_totals (
+            id INTEGER PRIMARY KEY,
+            contacts INTEGER NOT NULL,
+            bytes INTEGER NOT NULL
+        ) STRICT;
+        INSERT INTO first_contact_totals (id, contacts, bytes)
+            SELECT 1, COUNT(*), COALESCE(SUM(bytes), 0) FROM first_contacts;
+        CREATE TRIGGER first_contact_comes AFTER INSERT ON first_contacts BEGIN
+            UPDATE first_contact_totals SET contacts = contacts + 1, bytes = bytes + new.bytes;
+        END;
+        CREATE TRIGGER first_contact_changes AFTER UPDATE OF bytes ON first_contacts BEGIN
+            UPDATE first_contact_totals SET bytes = bytes + new.bytes - old.bytes;
+        END;
+        CREATE TRIGGER first_contact_goes AFTER DELETE ON first_contacts BEGIN
+            UPDATE first_contact_totals SET contacts = contacts - 1, bytes = bytes - old.bytes;
+        END;
     ",
 };

@@ -86,6 +86,12 @@ async fn tell(exchange: &Arc<Exchange>, view: &LevelView) {
             return;
         }
     }
+    if view.level != Level::Closed {
+        let goes_on = || !exchange.control.announcer.state.lock().waiting.contains_key(&key);
+        exchange
+            .refresh_presence(|contact| concerns(exchange, view.domain.as_deref(), contact), goes_on)
+            .await;
+    }
 }
 
 /// `contact` is somebody whom the change separates from its user.

@@ -102,9 +102,9 @@ pub enum Authentication {
 pub enum Relation {
     /// Nothing between them.
     Stranger,
-    /// Ours wrote to the other, or accepted a first contact.
+    /// Ours wrote to the other.
     Conversation,
-    /// A subscription in either direction, or ours asked for one.
+    /// Granted: a subscription in either direction, ours asked for one, or accepted a first contact.
     Contact,
 }
 

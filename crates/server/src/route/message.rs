@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use smallvec::SmallVec;
-use trunkline_store::{Batch, Lane, Statement, sql};
+use tokio::sync::oneshot;
+use trunkline_store::{Batch, Lane, Statement, StoreError, sql};
 use trunkline_xmpp::classify::{classify, classify_sent};
 use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::stanza::{Kind, MessageType, Stanza};
@@ -27,6 +28,15 @@ pub enum Targets {
     Unavailable,
     /// It vanishes.
     Ignore(&'static str),
+}
+
+/// What is committed together with a message's rows, and who waits for that.
+#[derive(Debug)]
+pub(super) struct Along {
+    /// The statements.
+    pub(super) batch: Batch,
+    /// Told when they are on the disk. Dropped: the message was refused or ignored, and nothing is written.
+    pub(super) landed: Option<oneshot::Sender<Result<(), StoreError>>>,
 }
 
 impl Exchange {
@@ -73,16 +83,24 @@ impl Exchange {
                 }
             }
         }
-        self.note_writing(account, (passage.state, &passage.stanza), passage.batch);
+        let mut released = self.note_writing(account, &passage.stanza, passage.batch);
         let Passage { stanza, id, retraction, before, .. } = passage;
         if !batch.is_empty() {
             let row = id.map(|id| {
                 account.in_flight.submitted(id, batch.lane(), Arc::default());
                 (Arc::clone(account), id)
             });
-            self.commit_then(batch, (mail.receipt.clone(), &stanza), move |_| {
+            let writer = released.take().map(|releasing| (Arc::clone(self), Arc::clone(account), releasing));
+            self.commit_then(batch, (mail.receipt.clone(), &stanza), move |done| {
                 if let Some((account, id)) = row {
                     account.in_flight.landed(id);
+                }
+                match writer {
+                    Some((exchange, account, releasing)) if done => {
+                        exchange.release_soon(&account, releasing)
+                    }
+                    Some((_, _, releasing)) => releasing.forget(),
+                    None => {}
                 }
             });
         }
@@ -115,11 +133,12 @@ impl Exchange {
     /// The steps of the recipient's account, and the fan-out.
     fn receive_message(self: &Arc<Self>, account: &Arc<Account>, mail: Mail) {
         let batch = Batch::new(mail.lane());
-        self.receive_with(account, mail, batch);
+        self.receive_with(account, mail, Along { batch, landed: None });
     }
 
-    /// [`Exchange::receive_message`], with statements that happen together with its rows, if it is delivered or kept.
-    pub(super) fn receive_with(self: &Arc<Self>, account: &Arc<Account>, mail: Mail, mut batch: Batch) {
+    /// [`Exchange::receive_message`], with what goes along with its rows, if it is delivered or kept.
+    pub(super) fn receive_with(self: &Arc<Self>, account: &Arc<Account>, mail: Mail, along: Along) {
+        let Along { mut batch, mut landed } = along;
         let outside = mail.is_outside();
         let mut guard = account.state();
         let state = &mut *guard;
@@ -219,7 +238,7 @@ impl Exchange {
                 (Arc::clone(account), id)
             });
             let exchange = Arc::clone(self);
-            self.commit_then(rows, (mail.receipt.clone(), &mail.stanza), move |stored| {
+            let noted = move |stored: bool| {
                 if let Some((account, id)) = waits {
                     account.in_flight.landed(id);
                 }
@@ -227,7 +246,15 @@ impl Exchange {
                 if stored {
                     exchange.push(orders);
                 }
-            });
+            };
+            match landed.take() {
+                // Who waits tries again if it fails: its sender need not know.
+                Some(landed) => self.db.submit(rows, move |result| {
+                    noted(result.is_ok());
+                    let _ = landed.send(result.map(drop));
+                }),
+                None => self.commit_then(rows, (mail.receipt.clone(), &mail.stanza), noted),
+            }
         }
         if let Some(retraction) = passage.retraction.take() {
             self.take_back(account, retraction);

@@ -1,6 +1,7 @@
 //! Presence: broadcast, probes, directed presence (RFC 6121 s.4) and subscriptions (s.3).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use trunkline_store::{Batch, Lane, StoreError};
 use trunkline_xml::Writer;
@@ -11,6 +12,7 @@ use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::{Kind, PresenceType, Stanza};
 
 use super::account::{Account, AccountState, Loaded, Resource, Waiting};
+use super::consent::{self, If};
 use super::message::store_trouble;
 use super::roster::{self, Item};
 use super::subscription::{Outbound, Subscription};
@@ -21,6 +23,11 @@ use crate::log::Page;
 use crate::logging::Refusal;
 use crate::session::client::refuse;
 use crate::session::{CatchUp, Greeting, Push, Queued, Session};
+
+/// Stanzas in one go when presence is refreshed, ...
+const REFRESHED: usize = 50;
+/// ... and how long until the next ones.
+const REFRESH_PAUSE: Duration = Duration::from_millis(100);
 
 impl Exchange {
     /// A client of ours sends presence; `from` is its full JID.
@@ -167,9 +174,7 @@ impl Exchange {
 
     /// RFC 6121 s.4.3.1: from the user's bare JID.
     fn probe(self: &Arc<Self>, from: &Jid, contact: &Jid) {
-        let probe =
-            Stanza::build(Kind::Presence(PresenceType::Probe)).from(from.clone()).to(contact.clone()).done();
-        self.send(probe);
+        self.send(probe_of(from, contact));
     }
 
     /// RFC 6121 s.4.5: to everyone who knew that the resource was available, directed presence included.
@@ -204,6 +209,50 @@ impl Exchange {
             }
         }
         self.spread(&stanza, to);
+    }
+
+    /// The way to some contacts is open again: users who are online ask for their presence and send their own anew (RFC
+    /// 6121 s.4.2.2, s.4.3), since neither side has heard of what changed meanwhile. A few at a time, until `goes_on`
+    /// says otherwise.
+    pub(crate) async fn refresh_presence(
+        self: &Arc<Self>,
+        concerns: impl Fn(&Jid) -> bool,
+        goes_on: impl Fn() -> bool,
+    ) {
+        let mut sent = 0;
+        for account in self.accounts.all() {
+            let (presences, ask, tell) = {
+                let state = account.state();
+                let presences: Vec<Stanza> =
+                    state.resources.iter().filter_map(|resource| resource.presence.clone()).collect();
+                let of = |holds: fn(&Item) -> bool| -> Vec<Jid> {
+                    let open = state.roster.iter().filter(|(jid, item)| {
+                        !presences.is_empty() && holds(item) && concerns(jid) && !state.blocks(jid)
+                    });
+                    open.map(|(jid, _)| jid.clone()).collect()
+                };
+                let (ask, tell) = (of(|item| item.subscription.to), of(|item| item.subscription.from));
+                (presences, ask, tell)
+            };
+            let probes = ask.iter().map(|contact| probe_of(&account.jid, contact));
+            let own = tell.iter().flat_map(|contact| {
+                presences.iter().map(|presence| {
+                    let mut presence = presence.clone();
+                    presence.head.to = Some(contact.clone());
+                    presence
+                })
+            });
+            for stanza in probes.chain(own).collect::<Vec<_>>() {
+                self.send(stanza);
+                sent += 1;
+                if sent % REFRESHED == 0 {
+                    tokio::time::sleep(REFRESH_PAUSE).await;
+                    if !goes_on() {
+                        return;
+                    }
+                }
+            }
+        }
     }
 
     /// Gives `stanza` to each of `audience`.
@@ -430,16 +479,18 @@ impl Exchange {
             // Who really asked becomes a contact by it, see `change_item_with`.
             let accepts = answered && unasked && kind == PresenceType::Subscribed;
             let declines = answered && kind == PresenceType::Unsubscribed;
+            let mut releasing = None;
             if accepts {
-                self.note_accepted(&mut batch, &account, &contact);
+                releasing = self.releasing(&account, &contact);
+                self.note_accepted(&mut batch, &account, (&contact, If::Any));
             } else if declines {
                 self.note_declined(&mut batch, &account, &contact);
             }
             if let Err(error) = self.change_item_with(&account, &contact, next, batch).await {
                 return refused(&store_trouble(&error));
             }
-            if accepts {
-                self.release_soon(&account, &contact);
+            if let Some(releasing) = releasing {
+                self.release_soon(&account, releasing);
             } else if declines {
                 self.control.requests.answered(self, (contact.domain(), false));
             }
@@ -476,29 +527,31 @@ impl Exchange {
             Ok(None) => return self.pretend_to_commit(&mail).await,
             Err(error) => return self.bounce(&mail.stanza, &store_trouble(&error)),
         };
-        self.subscribe_to(account, kind, (mail, None)).await;
+        if let Err(error) = self.subscribe_to(account, kind, (mail, None)).await {
+            tracing::debug!(%error, "the sender of a subscription stanza was told");
+        }
     }
 
     /// [`Exchange::subscribe_in`] for an account that is there. What comes from a stranger has an id in the intake, and
-    /// is held.
+    /// is held. True: its row there went along with what was done; with an error nothing was done.
     pub(super) async fn subscribe_to(
         self: &Arc<Self>,
         account: Loaded,
         kind: PresenceType,
         (mail, sorted): (Mail, Option<LogId>),
-    ) {
-        let Some(from) = mail.stanza.head.from.clone() else { return };
+    ) -> Result<bool, StoreError> {
+        let Some(from) = mail.stanza.head.from.clone() else { return Ok(false) };
         let contact = from.bare();
         let writing = account.writes.lock().await;
-        let (mut before, item, blocked, crowded) = {
+        let (mut before, mut item, blocked, crowded) = {
             let state = account.state();
             let item = state.roster.get(&contact).cloned();
             let before = item.as_ref().map(|item| item.subscription).unwrap_or_default();
-            let requests = state.roster.iter().filter(|(_, item)| item.subscription.pending_in).count();
-            (before, item, state.blocks(&contact), requests >= self.config.load().limits.held_requests)
+            (before, item, state.blocks(&contact), self.is_crowded(&state, &contact))
         };
         if blocked {
-            return self.pretend_to_commit(&mail).await;
+            self.pretend_to_commit(&mail).await;
+            return Ok(false);
         }
         // XEP-0379 s.3.5: a token of ours stands for the user's approval, and for a request of the user's own.
         let invited =
@@ -507,8 +560,24 @@ impl Exchange {
             before.approved = true;
         }
         let strange = !before.in_roster() && !item.as_ref().is_some_and(|item| item.listed);
-        if let Some(id) = sorted.filter(|_| strange) {
-            return self.first_subscription(&account, kind, (id, &mail.stanza)).await;
+        if let Some(id) = sorted.filter(|_| strange)
+            && !self.is_known_by_now(&account, &contact).await?
+        {
+            let held = match kind {
+                PresenceType::Subscribe => self.hold_subscription(&account, (id, &mail.stanza)).await,
+                _ => self.withdraw(&account, (id, &contact)).await,
+            };
+            match held {
+                // Consent was given between the question and the answer.
+                Err(StoreError::Conflict) if self.is_known_by_now(&account, &contact).await? => {}
+                done => return done,
+            }
+        }
+        if item.as_ref().is_some_and(|item| item.unasked) {
+            // What they wrote was accepted, and is about to be delivered.
+            self.release_all(&account, &contact).await?;
+            item = account.state().roster.get(&contact).cloned();
+            before.pending_in = item.as_ref().is_some_and(|item| item.subscription.pending_in);
         }
         let mut outcome = before.inbound(kind);
         if invited && !outcome.next.to {
@@ -521,21 +590,37 @@ impl Exchange {
                 conn: 0,
                 detail: "a user has too many open subscription requests",
             });
-            return self.pretend_to_commit(&mail).await;
+            self.pretend_to_commit(&mail).await;
+            return Ok(false);
         }
         let mut stanza = mail.stanza.clone();
         // RFC 6121 s.3.1.3: addressed to the bare JID, from the bare JID.
         stanza.head.to = Some(account.jid.clone());
         stanza.head.from = Some(contact.clone());
-        if outcome.next != before {
+        // What stood for their words stands for a request of theirs from now on.
+        let asks = kind == PresenceType::Subscribe && item.as_ref().is_some_and(|item| item.unasked);
+        let along = sorted.is_some() && (outcome.next != before || asks);
+        if outcome.next != before || asks {
             let mut next = item.unwrap_or_default();
             next.subscription = outcome.next;
             next.listed |= outcome.next.in_roster();
-            next.request = outcome.next.pending_in.then(|| worth_keeping(&stanza));
+            if !asks || !outcome.next.pending_in {
+                next.request = outcome.next.pending_in.then(|| worth_keeping(&stanza));
+            }
             next.unasked = false;
             let next = (next.listed || next.subscription.pending_in).then_some(next);
-            if let Err(error) = self.change_item(&account, &contact, next, mail.lane()).await {
-                return self.bounce(&mail.stanza, &error);
+            let mut batch = Batch::new(mail.lane());
+            if let Some(id) = sorted {
+                batch.push(consent::sorted_row(id));
+            }
+            if asks {
+                self.note_asked(&mut batch, &account, &contact);
+            }
+            if let Err(error) = self.change_item_with(&account, &contact, next, batch).await {
+                if sorted.is_none() {
+                    self.bounce(&mail.stanza, &store_trouble(&error));
+                }
+                return Err(error);
             }
         } else {
             self.pretend_to_commit(&mail).await;
@@ -568,32 +653,7 @@ impl Exchange {
         if kind == PresenceType::Unsubscribe && before.from {
             self.hide_presence(&account, &contact);
         }
-    }
-
-    /// A stranger asks for a subscription, or takes that back. The caller holds [`Account::writes`].
-    async fn first_subscription(
-        self: &Arc<Self>,
-        account: &Arc<Account>,
-        kind: PresenceType,
-        (id, stanza): (LogId, &Stanza),
-    ) {
-        let Some(contact) = stanza.head.from.as_ref().map(Jid::bare) else { return };
-        let done = match kind {
-            PresenceType::Subscribe => self.hold_subscription(account, (id, stanza)).await.map(|()| false),
-            _ => self.withdraw(account, &contact).await,
-        };
-        match done {
-            Ok(false) => {}
-            // RFC 6121 A.3.2: the request that the clients show is no more.
-            Ok(true) => {
-                let gone = Stanza::build(Kind::Presence(kind)).from(contact).to(account.jid.clone()).done();
-                let state = account.state();
-                for resource in state.resources.iter().filter(|resource| resource.presence.is_some()) {
-                    resource.session.push(Queued::plain(gone.clone()));
-                }
-            }
-            Err(error) => tracing::error!(%error, "a first contact could not be held"),
-        }
+        Ok(along)
     }
 
     /// A subscription request shows a token that this account's user has given away (XEP-0379 s.3.5). The token is
@@ -677,15 +737,16 @@ impl Exchange {
         // Who asks a stranger, or puts one into the roster, has answered what waits from there.
         let opens = consent.is_some_and(|(_, opens)| opens)
             && before.as_ref().is_some_and(|item| item.subscription.pending_in);
+        let releasing = if opens { self.releasing(account, contact) } else { None };
         if opens {
-            self.note_accepted(&mut batch, account, contact);
+            self.note_accepted(&mut batch, account, (contact, If::Any));
         }
         self.db.run(batch).await?;
         if let Some((key, _)) = consent {
             self.changed_consent(&key);
         }
-        if opens {
-            self.release_soon(account, contact);
+        if let Some(releasing) = releasing {
+            self.release_soon(account, releasing);
         }
         let before = before.filter(|item| item.listed);
         let mut state = account.state();
@@ -773,6 +834,10 @@ impl Exchange {
             session.wake();
         }
     }
+}
+
+fn probe_of(from: &Jid, contact: &Jid) -> Stanza {
+    Stanza::build(Kind::Presence(PresenceType::Probe)).from(from.clone()).to(contact.clone()).done()
 }
 
 /// A message in the archive would have been pushed to `session` when it came, had there been room.

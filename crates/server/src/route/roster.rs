@@ -46,6 +46,13 @@ impl Item {
         }
     }
 
+    /// No request waits any more.
+    pub fn unask(&mut self) {
+        self.subscription.pending_in = false;
+        self.unasked = false;
+        self.request = None;
+    }
+
     /// What a client is shown of the item.
     pub fn shown(&self) -> (Option<&str>, &[String], Subscription) {
         let subscription = Subscription { pending_in: false, ..self.subscription };

@@ -212,6 +212,7 @@ async fn existing_missing_blocked_and_offline_addresses_are_told_apart_by_nothin
         let waits: Vec<String> = waiting(&here).await.into_iter().map(|request| request.account).collect();
         assert_eq!(waits, ["nurse@here.example", "juliet@here.example"]);
         assert_eq!(count(&here, "intake").await, 0, "everything is sorted");
+        assert!(here.exchange().control.requests.intake.is_as_new(), "and nothing is counted as waiting");
     }
 }
 
@@ -284,7 +285,7 @@ async fn a_request_says_what_was_asked_and_nothing_that_can_be_clicked_on() {
     // Taken back: the request goes.
     iago.send("<presence from='iago@evil.example' to='juliet@here.example' type='unsubscribe'/>").await;
     assert!(juliet.arrived().await.join("").contains("type='unsubscribe'"));
-    assert_eq!((count(&here, "first_contacts").await, count(&here, "roster").await), (0, 0));
+    assert_eq!((waiting(&here).await.len(), count(&here, "roster").await), (0, 0));
     // Taken back after a message: that goes on waiting, and `subscribed` gives no presence any more.
     iago.send(SUBSCRIBE).await;
     iago.send(&says("m1", "hello")).await;
@@ -480,7 +481,7 @@ async fn what_is_held_is_bounded_for_each_sender_account_and_domain() {
         "consent.held_stanzas=2",
         "consent.sender_requests=1",
         "consent.domain_requests=2",
-        "limits.held_requests=2",
+        "limits.held_requests=16",
     ])
     .await;
     for id in ["m1", "m2", "m3"] {
@@ -497,10 +498,6 @@ async fn what_is_held_is_bounded_for_each_sender_account_and_domain() {
     evil.send(&says("e2", "hello").replace("iago", "bianca").replace("juliet", "nurse")).await;
     settle().await;
     assert_eq!(here.refusals("first-contacts-of-domain"), 1);
-    let mut other = Rogue::both_ways(&_world, &here, ("other.example", "here.example")).await;
-    other.send(&says("o1", "hello").replace("evil", "other")).await;
-    settle().await;
-    assert_eq!(here.refusals("subscription-requests-full"), 1);
     // One of two declined: evil.example has one slot left, which is taken.
     juliet.send(&answer("unsubscribed")).await;
     settle().await;
@@ -509,6 +506,291 @@ async fn what_is_held_is_bounded_for_each_sender_account_and_domain() {
     assert_eq!(here.refusals("first-contacts-of-domain"), 2);
     assert_eq!(waiting(&here).await.len(), 1);
     assert_eq!(stanzas(&mut evil).await, Vec::<String>::new(), "silence for all of it");
+}
+
+async fn waits_from(site: &Site) -> Vec<String> {
+    waiting(site).await.into_iter().map(|request| request.from).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_domain_that_asks_too_much_of_one_user_gives_way_to_itself() {
+    // An eighth of 16.
+    let (world, here, mut juliet, mut evil) = juliet_and_iago(&["limits.held_requests=16"]).await;
+    for name in ["iago", "emilia"] {
+        evil.send(&says("m1", "hello").replace("iago", name)).await;
+        settle().await;
+    }
+    let mut other = Rogue::both_ways(&world, &here, ("other.example", "here.example")).await;
+    other.send(&says("o1", "hello").replace("evil", "other")).await;
+    settle().await;
+    juliet.arrived().await;
+    evil.send(&says("m1", "hello").replace("iago", "bianca")).await;
+    let seen = juliet.arrived().await.join("");
+    assert!(
+        seen.contains("iago@evil.example") && seen.contains("type='unsubscribe'"),
+        "not shown any more: {seen}"
+    );
+    assert!(seen.contains("bianca@evil.example"), "{seen}");
+    assert_eq!(waits_from(&here).await, ["bianca@evil.example", "iago@other.example", "emilia@evil.example"]);
+    assert_eq!((here.refusals("first-contact-gave-way"), count(&here, "held").await), (1, 3));
+    assert_eq!(stanzas(&mut evil).await, Vec::<String>::new(), "silence");
+    // What gave way goes on counting for its domain: three of three.
+    assert_eq!(count(&here, "first_contacts").await, 4);
+    // The inside has its half.
+    let mut nurse = here.person("nurse@here.example/b").await;
+    nurse.send("<presence to='juliet@here.example' type='subscribe'/>").await;
+    assert!(juliet.arrived().await.join("").contains("nurse@here.example"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn asking_and_taking_back_is_no_way_around_the_bounds() {
+    let (world, here, mut juliet, mut evil) =
+        juliet_and_iago(&["consent.domain_requests=2", "consent.age=\"1 day\""]).await;
+    let back = "<presence from='iago@evil.example' to='juliet@here.example' type='unsubscribe'/>";
+    for name in ["iago", "emilia", "bianca"] {
+        evil.send(&SUBSCRIBE.replace("iago", name)).await;
+        settle().await;
+        evil.send(&back.replace("iago", name)).await;
+        settle().await;
+    }
+    let seen = juliet.arrived().await.join("");
+    assert!(seen.contains("emilia@") && !seen.contains("bianca@"), "{seen}");
+    assert_eq!(here.refusals("first-contacts-of-domain"), 1);
+    assert!(waiting(&here).await.is_empty(), "nobody is shown");
+    // Who asked before may ask again.
+    evil.send(SUBSCRIBE).await;
+    assert!(juliet.arrived().await.join("").contains("iago@"));
+    evil.send(back).await;
+    settle().await;
+    // It ages like what nobody answers.
+    tokio::time::sleep(std::time::Duration::from_secs(2 * 24 * 3600)).await;
+    assert_eq!(count(&here, "first_contacts").await, 0);
+    let mut evil = Rogue::both_ways(&world, &here, ME).await;
+    evil.send(&SUBSCRIBE.replace("iago", "bianca")).await;
+    settle().await;
+    assert_eq!(waits_from(&here).await, ["bianca@evil.example"]);
+}
+
+async fn does(site: &Site, statement: &'static str) {
+    site.exchange().db.run(Batch::new(Lane::Inside).with(sql(statement))).await.unwrap();
+}
+
+const BREAK: &str = "CREATE TRIGGER broken BEFORE INSERT ON first_contacts WHEN new.peer = 'iago@evil.example' \
+     BEGIN SELECT RAISE(ABORT, 'broken'); END";
+
+#[tokio::test(start_paused = true)]
+async fn what_the_store_did_not_take_is_tried_again() {
+    for stanza in [SUBSCRIBE.to_owned(), says("m1", "hello")] {
+        let (_world, here, mut juliet, mut iago) = juliet_and_iago(&[]).await;
+        does(&here, BREAK).await;
+        iago.send(&format!("{stanza}<r xmlns='urn:xmpp:sm:3'/>")).await;
+        assert!(iago.heard().await.iter().any(|xml| xml.starts_with("<a ")), "acknowledged");
+        assert_eq!((juliet.arrived().await.len(), count(&here, "intake").await), (0, 1), "{stanza}");
+        does(&here, "DROP TRIGGER broken").await;
+        tokio::time::sleep(std::time::Duration::from_secs(6)).await;
+        assert!(juliet.arrived().await.join("").contains("type='subscribe'"), "{stanza}");
+        assert_eq!((count(&here, "intake").await, waiting(&here).await.len()), (0, 1));
+        assert!(here.exchange().control.requests.intake.is_as_new());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_taken_back_while_the_store_failed_is_taken_back_later() {
+    let (_world, here, mut juliet, mut iago) = juliet_and_iago(&[]).await;
+    iago.send(SUBSCRIBE).await;
+    settle().await;
+    does(&here, "CREATE TRIGGER broken BEFORE UPDATE ON roster BEGIN SELECT RAISE(ABORT, 'broken'); END")
+        .await;
+    iago.send("<presence from='iago@evil.example' to='juliet@here.example' type='unsubscribe'/>").await;
+    assert!(!juliet.arrived().await.join("").contains("unsubscribe"));
+    does(&here, "DROP TRIGGER broken").await;
+    tokio::time::sleep(std::time::Duration::from_secs(6)).await;
+    assert!(juliet.arrived().await.join("").contains("type='unsubscribe'"));
+    assert!(waiting(&here).await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_cannot_be_sorted_holds_up_nobody_else() {
+    let (_world, here, mut juliet, mut evil) = juliet_and_iago(&[]).await;
+    does(&here, BREAK).await;
+    evil.send(SUBSCRIBE).await;
+    evil.send(&says("e1", "hello").replace("iago", "emilia")).await;
+    let seen = juliet.arrived().await.join("");
+    assert!(seen.contains("emilia@") && !seen.contains("iago@"), "at once, and from the same domain: {seen}");
+    // It is set aside, on the disk.
+    tokio::time::sleep(std::time::Duration::from_secs(20)).await;
+    assert_eq!((here.refusals("first-contact-aside"), count(&here, "intake").await), (1, 1));
+    assert!(here.exchange().control.requests.intake.is_as_new());
+    // The next start tries again.
+    does(&here, "DROP TRIGGER broken").await;
+    here.exchange().start_consent().await.unwrap();
+    assert!(juliet.arrived().await.join("").contains("iago@"));
+    assert_eq!(count(&here, "intake").await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_that_was_held_is_lost_when_its_delivery_fails() {
+    let (_world, here, mut juliet, mut iago) = juliet_and_iago(&[]).await;
+    for id in ["m1", "m2"] {
+        iago.send(&says(id, "hello")).await;
+        settle().await;
+    }
+    juliet.arrived().await;
+    does(&here, "CREATE TRIGGER broken BEFORE DELETE ON held BEGIN SELECT RAISE(ABORT, 'broken'); END").await;
+    juliet.send(&answer("subscribed")).await;
+    settle().await;
+    assert_eq!(count(&here, "held").await, 2);
+    juliet.arrived().await;
+    does(&here, "DROP TRIGGER broken").await;
+    tokio::time::sleep(std::time::Duration::from_secs(6)).await;
+    let seen = juliet.arrived().await.join("");
+    assert!(seen.contains("id='m1'") && seen.contains("id='m2'"), "{seen}");
+    assert_eq!((count(&here, "held").await, count(&here, "first_contacts").await), (0, 0));
+    assert!(stanzas(&mut iago).await.is_empty(), "the sender is told nothing of it");
+}
+
+/// In the order in which they came.
+fn ids(seen: &[String]) -> Vec<String> {
+    let id = |xml: &String| Some(xml.split_once(" id='")?.1.split_once('\'')?.0.to_owned());
+    seen.iter().filter(|xml| xml.starts_with("<message")).filter_map(id).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_overtakes_what_was_held() {
+    let (_world, here, mut juliet, mut iago) = juliet_and_iago(&[]).await;
+    iago.send(&says("m1", "hello")).await;
+    settle().await;
+    juliet.arrived().await;
+    // The release has to wait for somebody who changes the account.
+    let account = here.exchange().accounts.online(&"juliet@here.example".parse().unwrap()).unwrap();
+    let writing = account.writes.lock().await;
+    juliet.send("<message to='iago@evil.example' type='chat' id='j1'><body>yes?</body></message>").await;
+    settle().await;
+    for id in ["m2", "m3"] {
+        iago.send(&says(id, "more")).await;
+        settle().await;
+    }
+    iago.send(SUBSCRIBE).await;
+    settle().await;
+    assert_eq!(ids(&juliet.arrived().await), Vec::<String>::new());
+    drop(writing);
+    settle().await;
+    let seen = juliet.arrived().await;
+    assert_eq!(ids(&seen), ["m1", "m2", "m3"], "{seen:?}");
+    assert!(seen.join("").contains("type='subscribe'"), "and the request is not lost: {seen:?}");
+    assert!(here.exchange().control.requests.intake.is_as_new());
+    // From now on they come as they are.
+    iago.send(&says("m4", "now")).await;
+    assert!(!juliet.arrived().await.join("").contains("<delay"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_overtakes_what_is_not_sorted_yet() {
+    let (_world, here, mut juliet, mut iago) = juliet_and_iago(&[]).await;
+    // What waits in the intake is what the worker has not come to.
+    let account = here.exchange().accounts.online(&"juliet@here.example".parse().unwrap()).unwrap();
+    let writing = account.writes.lock().await;
+    iago.send(&says("m1", "hello")).await;
+    settle().await;
+    juliet.send("<message to='iago@evil.example' type='chat' id='j1'><body>yes?</body></message>").await;
+    settle().await;
+    iago.send(&says("m2", "more")).await;
+    settle().await;
+    drop(writing);
+    settle().await;
+    settle().await;
+    let seen = juliet.arrived().await;
+    assert_eq!(ids(&seen), ["m1", "m2"], "{seen:?}");
+    assert_eq!(
+        (count(&here, "first_contacts").await, waiting(&here).await.len()),
+        (0, 0),
+        "nothing is left held"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn granted_only_lets_in_whom_the_user_has_accepted() {
+    use crate::control::breaker::{BreakerOp, Level};
+    let (_world, here, mut juliet, mut evil) = juliet_and_iago(&[]).await;
+    evil.send(&says("m1", "hello")).await;
+    settle().await;
+    juliet.send(&answer("subscribed")).await;
+    juliet.send("<message to='emilia@evil.example' type='chat' id='j1'><body>hi</body></message>").await;
+    settle().await;
+    juliet.arrived().await;
+    let (level, why) = (Level::GrantedOnly, "an attack".into());
+    here.admin(Operation::Breaker(BreakerOp::Set { domain: None, level, why, until: None })).await.unwrap();
+    evil.send(&says("e1", "hello").replace("iago", "emilia")).await;
+    evil.send(&says("m2", "hello")).await;
+    assert_eq!(ids(&juliet.arrived().await), ["m2"], "she accepted iago, and only wrote to emilia");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_subscribes_to_a_node_gets_what_it_publishes() {
+    let (_world, here, mut juliet, mut evil) = juliet_and_iago(&[]).await;
+    let event = "<message from='news.evil.example' to='juliet@here.example' type='headline' id='p1'><event \
+         xmlns='http://jabber.org/protocol/pubsub#event'><items node='n'><item id='1'/></items></event></message>"
+        .replace("news.evil", "evil");
+    let ask = |what: &str, id: &str| {
+        format!(
+            "<iq type='set' id='{id}' to='evil.example'><pubsub xmlns='http://jabber.org/protocol/pubsub'><{what} \
+             node='n' jid='juliet@here.example'/></pubsub></iq>"
+        )
+    };
+    let result = |id: &str, kind: &str| {
+        format!("<iq from='evil.example' to='juliet@here.example/b' type='{kind}' id='{id}'/>")
+    };
+    evil.send(&event).await;
+    assert!(ids(&juliet.arrived().await).is_empty());
+    for (what, answered, passes) in [
+        ("subscribe", "error", false),
+        ("subscribe", "result", true),
+        ("unsubscribe", "error", true),
+        ("unsubscribe", "result", false),
+    ] {
+        juliet.send(&ask(what, "q")).await;
+        settle().await;
+        evil.send(&result("q", answered)).await;
+        settle().await;
+        juliet.arrived().await;
+        here.exchange().forget_consents();
+        evil.send(&event).await;
+        assert_eq!(ids(&juliet.arrived().await).len(), usize::from(passes), "{what} {answered}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn presence_is_refreshed_after_a_reopening() {
+    use crate::control::breaker::{BreakerOp, Level};
+    let world = World::new(NAMES);
+    let here = world.site("here.example", &[]).await;
+    let other = world.site("other.example", &[]).await;
+    let mut juliet = here.person("juliet@here.example/b").await;
+    let mut romeo = other.person("romeo@other.example/a").await;
+    let both = |to: &str, kind: &str| format!("<presence to='{to}' type='{kind}'/>");
+    juliet.send(&both("romeo@other.example", "subscribe")).await;
+    settle().await;
+    romeo.send(&both("juliet@here.example", "subscribed")).await;
+    romeo.send(&both("juliet@here.example", "subscribe")).await;
+    settle().await;
+    juliet.send(&both("romeo@other.example", "subscribed")).await;
+    settle().await;
+    let set = |level| {
+        let why = "an attack".into();
+        Operation::Breaker(BreakerOp::Set { domain: None, level, why, until: None })
+    };
+    here.admin(set(Level::Closed)).await.unwrap();
+    settle().await;
+    juliet.send("<presence><status>moved on</status></presence>").await;
+    romeo.send("<presence><status>waits</status></presence>").await;
+    settle().await;
+    assert!(!juliet.arrived().await.join("").contains("waits"));
+    assert!(!romeo.arrived().await.join("").contains("moved on"));
+    here.admin(set(Level::Normal)).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(20)).await;
+    let (seen, heard) = (juliet.arrived().await.join(""), romeo.arrived().await.join(""));
+    assert!(seen.contains("<status>waits"), "{seen}; he: {heard}");
+    assert!(heard.contains("<status>moved on"), "{heard}");
 }
 
 #[tokio::test(start_paused = true)]

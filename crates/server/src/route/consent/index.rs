@@ -29,6 +29,10 @@ const HALF: usize = 2048;
 const LOADED: i64 = 10_000;
 /// Requests remembered in one half; there are two.
 const ASKED: usize = 16 * 1024;
+/// Gateways that one user may be registered with.
+const MOST_GATEWAYS: i64 = 100;
+/// Nodes elsewhere that one user may be subscribed to.
+const MOST_NODES: i64 = 1000;
 /// A conversation is noted once a day.
 const DAY: i64 = 24 * 3600 * 1000;
 
@@ -37,10 +41,14 @@ const DAY: i64 = 24 * 3600 * 1000;
 pub(crate) enum Why {
     /// The roster.
     Roster = 1,
-    /// Our user wrote, or accepted a first contact.
+    /// Our user wrote.
     Conversation = 2,
     /// Our user registered with that gateway: the whole domain.
     Gateway = 3,
+    /// Our user accepted a first contact.
+    Granted = 4,
+    /// Our user subscribed to a node of that service.
+    Service = 5,
 }
 
 /// What is known about a pair.
@@ -61,6 +69,10 @@ pub(crate) enum Asked {
     Registers(i64),
     /// XEP-0077 s.3.2: and no longer.
     Leaves,
+    /// XEP-0060 s.6.1: the account with this id is subscribed to that node.
+    Subscribes(i64, Key),
+    /// XEP-0060 s.6.2: and no longer.
+    Unsubscribes(Key),
 }
 
 /// A half-and-half approximation of "least recently used": what is found in the older half moves to the younger.
@@ -120,6 +132,8 @@ pub(crate) struct Index {
     shards: Box<[Mutex<Shard>]>,
     /// Sessions' directed presence, counted: a room's occupants share its bare address.
     directed: Mutex<HashMap<Key, u32>>,
+    /// Pairs of which something that was held is being delivered, counted.
+    releasing: Mutex<HashMap<Key, u32>>,
     asked: Mutex<Halves<u64, Asked>>,
     hasher: RandomState,
 }
@@ -131,6 +145,7 @@ impl Default for Index {
             filter: Filter::default(),
             shards: (0..SHARDS).map(|_| shard()).collect(),
             directed: Mutex::default(),
+            releasing: Mutex::default(),
             asked: Mutex::new(Halves::new(ASKED)),
             hasher: RandomState::new(),
         }
@@ -158,6 +173,11 @@ pub(crate) fn address_key(host: &Host, local: &Jid, peer: &Jid) -> Key {
 /// The key of a whole domain.
 pub(crate) fn domain_key(host: &Host, local: &Jid, domain: &str) -> Key {
     keyed(host, local, ("@", domain))
+}
+
+/// Names a node of a service among those of one user.
+pub(crate) fn node_key(host: &Host, local: &Jid, (service, node): (&Jid, &str)) -> Key {
+    keyed(host, local, ("#", &format!("{}\0{node}", service.bare_str())))
 }
 
 /// No address contains what stands between the parts.
@@ -283,63 +303,96 @@ impl Index {
         }
     }
 
-    /// Our user writes to the other side at `now`. True: it has to be noted in the store.
-    pub(crate) fn writes(&self, key: &Key, now: i64) -> bool {
-        let today = now / DAY;
+    /// That our user writes to the other side is in the store, or on its way: it is noted once a day.
+    pub(crate) fn is_noted(&self, key: &Key, now: i64) -> bool {
+        let known = self.shard(key).lock().answers.get(key).unwrap_or_default();
+        known.day == now / DAY && known.relation.is_some()
+    }
+
+    /// Our user writes to the other side at `now`, and that is being noted.
+    pub(crate) fn writes(&self, key: &Key, now: i64) {
         let mut shard = self.shard(key).lock();
         let known = shard.answers.get(key).unwrap_or_default();
-        if known.day == today && known.relation.is_some() {
-            return false;
-        }
         shard.changes += 1;
         self.filter.insert(key);
         let relation = known.relation.max(Some(Relation::Conversation));
-        shard.answers.put(*key, Known { relation, day: today });
-        true
+        shard.answers.put(*key, Known { relation, day: now / DAY });
     }
 
     /// A session sends directed presence.
     pub(crate) fn direct(&self, key: Key) {
         self.filter.insert(&key);
-        *self.directed.lock().entry(key).or_default() += 1;
+        more(&self.directed, key);
     }
 
     /// And takes it back.
     pub(crate) fn undirect(&self, key: &Key) {
-        let mut directed = self.directed.lock();
-        if let Some(count) = directed.get_mut(key) {
-            *count -= 1;
-            if *count == 0 {
-                directed.remove(key);
-            }
-        }
+        less(&self.directed, key);
     }
 
-    /// The statement that writes a consent. There is no other way to one: no row may be unknown to the filter.
+    /// From now on until [`Index::released`], what comes waits for what was held.
+    pub(crate) fn releases(&self, key: Key) {
+        more(&self.releasing, key);
+    }
+
+    /// What was held is delivered.
+    pub(crate) fn released(&self, key: &Key) {
+        less(&self.releasing, key);
+    }
+
+    /// Something that was held is being delivered.
+    pub(crate) fn is_releasing(&self, key: &Key) -> bool {
+        self.releasing.lock().contains_key(key)
+    }
+
+    /// The statement that writes a consent. Like all that write one it tells the filter: no row may be unknown to it.
     pub(crate) fn granted(&self, grant: &Grant<'_>) -> Statement {
         self.filter.insert(&grant.key);
-        let relation = if grant.relation == Relation::Contact { CONTACT } else { CONTACT - 1 };
-        sql("INSERT INTO consents (hash, why, account, peer, domain, relation, used_at) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (hash, why) DO UPDATE SET account = excluded.account, \
-             relation = excluded.relation, used_at = excluded.used_at")
-        .bind(grant.key.to_vec())
-        .bind(grant.why as i64)
-        .bind(grant.account)
-        .bind(grant.peer.bare_str())
-        .bind(grant.peer.domain())
-        .bind(relation)
-        .bind(grant.now)
+        grant.bind(sql("INSERT INTO consents (hash, why, account, peer, domain, relation, used_at) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (hash, why) DO UPDATE SET \
+             account = excluded.account, relation = excluded.relation, used_at = excluded.used_at"))
+    }
+
+    /// The same, if something waits from there: whoever writes to a stranger grants what the stranger asked for.
+    pub(crate) fn granted_if_waiting(&self, grant: &Grant<'_>) -> Statement {
+        self.filter.insert(&grant.key);
+        grant.bind(sql("INSERT INTO consents (hash, why, account, peer, domain, relation, used_at) \
+             SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE EXISTS \
+             (SELECT 1 FROM first_contacts WHERE account = ?3 AND peer = ?4 AND state = 0) \
+             ON CONFLICT (hash, why) DO UPDATE SET relation = excluded.relation, used_at = excluded.used_at"))
     }
 
     /// Adds a conversation, and lets the oldest of the account go beyond `most`.
     pub(crate) fn note_conversation(&self, batch: &mut Batch, grant: &Grant<'_>, most: usize) {
         batch.push(self.granted(grant));
-        batch.push(
-            sql("DELETE FROM consents WHERE account = ?1 AND why = 2 AND used_at <= (SELECT used_at FROM consents \
-                 WHERE account = ?1 AND why = 2 ORDER BY used_at DESC LIMIT 1 OFFSET ?2)")
-            .bind(grant.account)
-            .bind(i64::try_from(most).unwrap_or(i64::MAX)),
-        );
+        batch.push(within(grant, most));
+    }
+
+    /// A registration with a gateway. Changes nothing if the account has too many.
+    pub(crate) fn registered(&self, grant: &Grant<'_>) -> Batch {
+        self.filter.insert(&grant.key);
+        Batch::new(Lane::Inside).with(
+            grant
+                .bind(sql("INSERT INTO consents (hash, why, account, peer, domain, relation, used_at) \
+                     SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE ?8 > (SELECT COUNT(*) FROM consents \
+                     WHERE account = ?3 AND why = ?2 AND hash <> ?1) \
+                     ON CONFLICT (hash, why) DO UPDATE SET used_at = excluded.used_at"))
+                .bind(MOST_GATEWAYS)
+                .must_change(),
+        )
+    }
+
+    /// A subscription to a node. Changes nothing if the account has too many.
+    pub(crate) fn subscribed(&self, grant: &Grant<'_>, node: &Key) -> Batch {
+        let row = sql("INSERT INTO subscribed_nodes (account, hash, node) SELECT ?1, ?2, ?3 \
+             WHERE ?4 > (SELECT COUNT(*) FROM subscribed_nodes WHERE account = ?1 AND node <> ?3) \
+             ON CONFLICT (hash, node) DO UPDATE SET account = excluded.account")
+        .bind(grant.account)
+        .bind(grant.key.to_vec())
+        .bind(node.to_vec())
+        .bind(MOST_NODES)
+        .must_change();
+        Batch::new(Lane::Inside).with(row).with(self.granted(grant))
     }
 
     fn request(&self, (ours, theirs): (&Jid, &Jid), id: &str) -> u64 {
@@ -359,6 +412,20 @@ impl Index {
         let (from, to, id) = (stanza.head.from.as_ref()?, stanza.head.to.as_ref()?, stanza.head.id.as_ref()?);
         let request = self.request((to, from), id);
         self.asked.lock().take(&request)
+    }
+}
+
+fn more(counts: &Mutex<HashMap<Key, u32>>, key: Key) {
+    *counts.lock().entry(key).or_default() += 1;
+}
+
+fn less(counts: &Mutex<HashMap<Key, u32>>, key: &Key) {
+    let mut counts = counts.lock();
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
     }
 }
 
@@ -387,9 +454,48 @@ pub(crate) struct Grant<'a> {
     pub(crate) now: i64,
 }
 
+impl Grant<'_> {
+    fn bind(&self, statement: Statement) -> Statement {
+        let relation = if self.relation == Relation::Contact { CONTACT } else { CONTACT - 1 };
+        statement
+            .bind(self.key.to_vec())
+            .bind(self.why as i64)
+            .bind(self.account)
+            .bind(self.peer.bare_str())
+            .bind(self.peer.domain())
+            .bind(relation)
+            .bind(self.now)
+    }
+}
+
 /// The statement that takes a consent back.
 pub(crate) fn revoked(key: &Key, why: Why) -> Statement {
     sql("DELETE FROM consents WHERE hash = ?1 AND why = ?2").bind(key.to_vec()).bind(why as i64)
+}
+
+/// The statement that lets the oldest consents of an account for one reason go beyond `most`.
+pub(crate) fn within(grant: &Grant<'_>, most: usize) -> Statement {
+    sql("DELETE FROM consents WHERE account = ?1 AND why = ?2 AND used_at <= (SELECT used_at FROM consents \
+         WHERE account = ?1 AND why = ?2 ORDER BY used_at DESC LIMIT 1 OFFSET ?3)")
+    .bind(grant.account)
+    .bind(grant.why as i64)
+    .bind(i64::try_from(most).unwrap_or(i64::MAX))
+}
+
+/// The end of a subscription to a node: with the last one of the service its consent ends.
+pub(crate) fn unsubscribed(key: &Key, node: &Key) -> Batch {
+    Batch::new(Lane::Inside)
+        .with(
+            sql("DELETE FROM subscribed_nodes WHERE hash = ?1 AND node = ?2")
+                .bind(key.to_vec())
+                .bind(node.to_vec()),
+        )
+        .with(
+            sql("DELETE FROM consents WHERE hash = ?1 AND why = ?2 \
+                 AND NOT EXISTS (SELECT 1 FROM subscribed_nodes WHERE hash = ?1)")
+            .bind(key.to_vec())
+            .bind(Why::Service as i64),
+        )
 }
 
 #[cfg(test)]
@@ -505,7 +611,7 @@ mod tests {
         let by_grant = romeo("two@other.example");
         index.grant(&by_grant.address, Relation::Contact);
         let by_writing = romeo("three@other.example");
-        assert!(index.writes(&by_writing.address, DAY));
+        index.writes(&by_writing.address, DAY);
         let by_presence = romeo("room@rooms.example");
         index.direct(by_presence.address);
         for known in [by_row, by_grant, by_writing, by_presence] {
@@ -517,12 +623,14 @@ mod tests {
     #[test]
     fn writing_is_noted_once_a_day() {
         let (index, one) = (Index::default(), pair("juliet@north.example", "iago@evil.example"));
-        assert!(index.writes(&one.address, DAY));
-        assert!(!index.writes(&one.address, DAY + 5));
+        assert!(!index.is_noted(&one.address, DAY));
+        index.writes(&one.address, DAY);
+        assert!(index.is_noted(&one.address, DAY + 5));
         assert_eq!(index.now(&one), Some(Some(Relation::Conversation)));
-        assert!(index.writes(&one.address, 2 * DAY));
+        assert!(!index.is_noted(&one.address, 2 * DAY));
+        index.writes(&one.address, 2 * DAY);
         index.forget(&one.address);
-        assert!(index.writes(&one.address, 2 * DAY), "it may have been taken back");
+        assert!(!index.is_noted(&one.address, 2 * DAY), "it may have been taken back");
     }
 
     #[test]
@@ -535,6 +643,61 @@ mod tests {
         index.undirect(&one.address);
         assert_eq!(index.now(&one), None);
         assert!(index.directed.lock().is_empty(), "nothing is left behind");
+    }
+
+    #[tokio::test]
+    async fn gateways_and_nodes_are_bounded() {
+        let (db, index, juliet) = (db().await, Index::default(), jid("juliet@north.example"));
+        for n in 0..=MOST_GATEWAYS {
+            let peer = jid(&format!("g{n}.example"));
+            let key = domain_key(&host(1), &juliet, peer.domain());
+            let done = db.run(index.registered(&grant(key, Why::Gateway, &peer, n))).await;
+            assert_eq!(done.is_ok(), n < MOST_GATEWAYS, "gateway {n}");
+            // Again is no more than once.
+            let done = db.run(index.registered(&grant(key, Why::Gateway, &peer, n))).await;
+            assert_eq!(done.is_ok(), n < MOST_GATEWAYS, "gateway {n} again");
+        }
+        let service = jid("pubsub.example");
+        let key = address_key(&host(1), &juliet, &service);
+        for n in 0..=MOST_NODES {
+            let node = node_key(&host(1), &juliet, (&service, &format!("node {n}")));
+            let done = db.run(index.subscribed(&grant(key, Why::Service, &service, n), &node)).await;
+            assert_eq!(done.is_ok(), n < MOST_NODES, "node {n}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_last_node_ends_the_consent_of_its_service() {
+        let (db, index, service) = (db().await, Index::default(), jid("pubsub.example"));
+        let pair = pair("juliet@north.example", "pubsub.example");
+        let node = |name| node_key(&host(1), &jid("juliet@north.example"), (&service, name));
+        let grant = grant(pair.address, Why::Service, &service, 0);
+        for name in ["a", "b", "b"] {
+            db.run(index.subscribed(&grant, &node(name))).await.unwrap();
+        }
+        for (name, expected) in
+            [("b", Some(Relation::Conversation)), ("c", Some(Relation::Conversation)), ("a", None)]
+        {
+            db.run(unsubscribed(&pair.address, &node(name))).await.unwrap();
+            index.forget(&pair.address);
+            assert_eq!(index.read(&db, &pair).await.unwrap(), expected, "after {name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn writing_grants_what_waits_and_nothing_else() {
+        let (db, index, iago) = (db().await, Index::default(), jid("iago@evil.example"));
+        let pair = pair("juliet@north.example", "iago@evil.example");
+        let grant = Grant { relation: Relation::Contact, ..grant(pair.address, Why::Granted, &iago, 0) };
+        db.run(Batch::new(Lane::Inside).with(index.granted_if_waiting(&grant))).await.unwrap();
+        assert_eq!(index.read(&db, &pair).await.unwrap(), None);
+        let waits = sql(
+            "INSERT INTO first_contacts (id, account, peer, domain, state, asks, stanzas, bytes, changed_at) \
+             VALUES (1, 1, 'iago@evil.example', 'evil.example', 0, 0, 1, 1, 0)",
+        );
+        db.run(Batch::new(Lane::Inside).with(waits).with(index.granted_if_waiting(&grant))).await.unwrap();
+        index.forget(&pair.address);
+        assert_eq!(index.read(&db, &pair).await.unwrap(), Some(Relation::Contact));
     }
 
     #[test]

@@ -18,22 +18,25 @@ mod text;
 use std::sync::Arc;
 
 use trunkline_store::{Batch, Lane, StoreError, sql};
+use trunkline_xml::Node;
 use trunkline_xmpp::classify::classify;
 use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::{IqType, Kind, MessageType, PresenceType, Stanza};
 
+pub(super) use intake::sorted_row;
 pub(crate) use intake::{Intake, sort};
 
 use self::index::{Asked, Grant, Index, Key, Pair, Why};
-use super::account::{Account, AccountState};
+use super::account::Account;
 use super::message::store_trouble;
 use super::roster::Item;
 use super::{Mail, Origin, Routed};
 use crate::control::rule::{Direction, Relation};
 use crate::control::{Case, Verdict};
 use crate::exchange::{Exchange, Host};
+use crate::logging::Refusal;
 use crate::session::ledger::Receipt;
 
 /// What becomes of a stanza where it comes in.
@@ -67,15 +70,15 @@ impl Exchange {
         let (Some(to), Some(from)) = (&mail.stanza.head.to, &mail.stanza.head.from) else {
             return Routed::Done;
         };
+        let pair = Pair::of(host, to, from);
         if matches!(mail.stanza.head.kind, Kind::Iq(IqType::Result | IqType::Error))
             && let Some(asked) = self.consents().answered(&mail.stanza)
         {
             self.note_answer(asked, &mail.stanza);
-            return self.let_in(Some(Relation::Conversation), mail);
+            return self.let_in(&pair, Some(Relation::Conversation), mail);
         }
-        let pair = Pair::of(host, to, from);
         if let Some(relation) = self.consents().now(&pair) {
-            return self.let_in(relation, mail);
+            return self.let_in(&pair, relation, mail);
         }
         let exchange = Arc::clone(self);
         Routed::Later(Box::pin(async move {
@@ -83,7 +86,7 @@ impl Exchange {
                 Ok(relation) => relation,
                 Err(error) => return exchange.bounce(&mail.stanza, &store_trouble(&error)),
             };
-            if let Routed::Later(later) = exchange.let_in(relation, mail) {
+            if let Routed::Later(later) = exchange.let_in(&pair, relation, mail) {
                 later.await;
             }
         }))
@@ -101,7 +104,8 @@ impl Exchange {
         let host = self.host(to.domain()).filter(|_| to.local().is_some() && !is_answer && !is_report);
         let Some(host) = host else { return Threshold::Cross(mail) };
         // A store that is behind is waited for in the crossing.
-        if !self.consents().are_strangers(&Pair::of(host, to, from)) || !self.db.has_room(Lane::Outside) {
+        let pair = Pair::of(host, to, from);
+        if !self.consents().are_strangers(&pair) || !self.db.has_room(Lane::Outside) {
             return Threshold::Cross(mail);
         }
         let receipt = mail.receipt.clone().filter(|_| matches!(head.kind, Kind::Message(_)));
@@ -110,7 +114,7 @@ impl Exchange {
             Passage::Refused(error) => {
                 error.iter().for_each(|error| self.bounce(&mail.stanza, error));
             }
-            Passage::Hold(stanza) => self.hold(Mail { stanza, ..mail }),
+            Passage::Hold(stanza) => self.hold(&pair, Mail { stanza, ..mail }),
         }
         self.keep_back(receipt);
         Threshold::Done
@@ -131,8 +135,12 @@ impl Exchange {
         }
     }
 
-    fn let_in(self: &Arc<Self>, relation: Option<Relation>, mail: Mail) -> Routed {
+    fn let_in(self: &Arc<Self>, pair: &Pair, relation: Option<Relation>, mail: Mail) -> Routed {
         match self.judged(relation, mail.stanza.clone()) {
+            Passage::Pass(stanza) if relation.is_some() && self.is_behind(pair, &stanza) => {
+                self.take_in(pair, Mail { stanza, ..mail });
+                Routed::Done
+            }
             Passage::Pass(stanza) => {
                 let origin = if relation.is_some() { Origin::Known } else { Origin::Outside };
                 self.route_to_account(Mail { stanza, origin, receipt: mail.receipt })
@@ -143,7 +151,7 @@ impl Exchange {
             }
             Passage::Refused(None) => Routed::Done,
             Passage::Hold(stanza) => {
-                self.hold(Mail { stanza, ..mail });
+                self.hold(pair, Mail { stanza, ..mail });
                 Routed::Done
             }
         }
@@ -176,14 +184,16 @@ impl Exchange {
         }
     }
 
+    /// What their sender wrote before is not delivered yet: this must not overtake it.
+    fn is_behind(&self, pair: &Pair, stanza: &Stanza) -> bool {
+        let waits =
+            self.consents().is_releasing(&pair.address) || self.control.requests.intake.has(&pair.address);
+        waits && is_kept(stanza)
+    }
+
     /// A stranger's stanza: the answer that everybody gets, and what is worth a request is kept.
-    fn hold(self: &Arc<Self>, mail: Mail) {
-        let keep = match mail.stanza.head.kind {
-            Kind::Message(MessageType::Chat | MessageType::Normal) => classify(&mail.stanza).offline.yes,
-            Kind::Presence(PresenceType::Subscribe | PresenceType::Unsubscribe) => true,
-            _ => false,
-        };
-        if keep { self.take_in(mail) } else { self.answer_stranger(&mail.stanza) }
+    fn hold(self: &Arc<Self>, pair: &Pair, mail: Mail) {
+        if is_kept(&mail.stanza) { self.take_in(pair, mail) } else { self.answer_stranger(&mail.stanza) }
     }
 
     /// THE TABLE of answers to strangers: promise 5.
@@ -250,74 +260,125 @@ impl Exchange {
         let Some(to) = stanza.head.to.as_ref().filter(|to| self.is_elsewhere(to)) else { return };
         let asked = match stanza.head.kind {
             Kind::Iq(IqType::Get) => Asked::Plain,
-            Kind::Iq(IqType::Set) => match stanza.child(ns::REGISTER, "query").filter(|_| to.is_domain()) {
-                Some(query) if query.child(ns::REGISTER, "remove").is_some() => Asked::Leaves,
-                Some(_) => Asked::Registers(account.id),
-                None => Asked::Plain,
-            },
+            Kind::Iq(IqType::Set) => self.asked(account, (to, stanza)),
             _ => return,
         };
         self.consents().asks(stanza, asked);
     }
 
-    /// XEP-0100 s.4.1: a gateway speaks with the addresses of its domain.
+    fn asked(&self, account: &Account, (to, stanza): (&Jid, &Stanza)) -> Asked {
+        if let Some(query) = stanza.child(ns::REGISTER, "query").filter(|_| to.is_domain()) {
+            return match query.child(ns::REGISTER, "remove") {
+                Some(_) => Asked::Leaves,
+                None => Asked::Registers(account.id),
+            };
+        }
+        let (Some(pubsub), Some(host)) =
+            (stanza.child(ns::PUBSUB, "pubsub"), self.host(account.jid.domain()))
+        else {
+            return Asked::Plain;
+        };
+        let node = |child: Node<'_>| {
+            // XEP-0060 s.6.1.1: without a node it is the service's root.
+            let node = child.attr("node").unwrap_or_default();
+            index::node_key(host, &account.jid, (to, &node))
+        };
+        if let Some(subscribe) = pubsub.child(ns::PUBSUB, "subscribe") {
+            Asked::Subscribes(account.id, node(subscribe))
+        } else if let Some(unsubscribe) = pubsub.child(ns::PUBSUB, "unsubscribe") {
+            Asked::Unsubscribes(node(unsubscribe))
+        } else {
+            Asked::Plain
+        }
+    }
+
+    /// XEP-0100 s.4.1: a gateway speaks with the addresses of its domain. XEP-0060 s.6.1.5: what one is subscribed to
+    /// comes from the service's address.
     fn note_answer(self: &Arc<Self>, asked: Asked, stanza: &Stanza) {
         let (Some(from), Some(to)) = (stanza.head.from.as_ref(), stanza.head.to.as_ref()) else { return };
         if stanza.head.kind != Kind::Iq(IqType::Result) {
             return;
         }
         let Some(host) = self.host(to.domain()) else { return };
-        let key = index::domain_key(host, to, from.domain());
-        let statement = match asked {
+        let pair = Pair::of(host, to, from);
+        let (key, why, account) = match asked {
             Asked::Plain => return,
-            Asked::Registers(account) => {
-                self.consents().grant(&key, Relation::Conversation);
-                self.consents().granted(&Grant {
-                    key,
-                    why: Why::Gateway,
-                    relation: Relation::Conversation,
-                    account,
-                    peer: from,
-                    now: self.clock().now(),
-                })
-            }
-            Asked::Leaves => index::revoked(&key, Why::Gateway),
+            Asked::Registers(account) => (pair.domain, Why::Gateway, account),
+            Asked::Leaves => (pair.domain, Why::Gateway, 0),
+            Asked::Subscribes(account, _) => (pair.address, Why::Service, account),
+            Asked::Unsubscribes(_) => (pair.address, Why::Service, 0),
         };
-        let exchange = Arc::clone(self);
-        self.db.submit(Batch::new(Lane::Inside).with(statement), move |result| {
+        let relation = Relation::Conversation;
+        let grant = Grant { key, why, relation, account, peer: from, now: self.clock().now() };
+        let batch = match asked {
+            Asked::Plain => return,
+            Asked::Registers(_) => self.consents().registered(&grant),
+            Asked::Subscribes(_, node) => self.consents().subscribed(&grant, &node),
+            Asked::Leaves => Batch::new(Lane::Inside).with(index::revoked(&key, why)),
+            Asked::Unsubscribes(node) => index::unsubscribed(&key, &node),
+        };
+        if matches!(asked, Asked::Registers(_) | Asked::Subscribes(..)) {
+            self.consents().grant(&key, relation);
+        }
+        let (exchange, domain) = (Arc::clone(self), from.domain().to_owned());
+        self.db.submit(batch, move |result| {
             exchange.consents().forget(&key);
-            if let Err(error) = result {
-                tracing::error!(%error, "a registration with a gateway could not be noted");
+            match result {
+                Ok(_) => {}
+                Err(StoreError::Conflict) => {
+                    let detail = "a user has too many gateways, or subscriptions to nodes elsewhere";
+                    exchange.refusals.report(Refusal {
+                        name: "services-full",
+                        peer: &domain,
+                        conn: 0,
+                        detail,
+                    });
+                }
+                Err(error) => {
+                    tracing::error!(%error, "what a user has of a service elsewhere could not be noted")
+                }
             }
         });
     }
 
     /// Our user sends a message: whoever gets it may answer, and what waits from there is let in. Under the account's
-    /// lock; the row goes with the message's own.
+    /// lock; the rows go with the message's own, so that nothing is held of somebody who was written to. To be given to
+    /// [`Exchange::release_soon`] when they are written.
     pub(super) fn note_writing(
         self: &Arc<Self>,
         account: &Arc<Account>,
-        (state, stanza): (&AccountState, &Stanza),
+        stanza: &Stanza,
         batch: &mut Batch,
-    ) {
-        let Some(to) = stanza.head.to.as_ref().filter(|to| self.is_elsewhere(to)) else { return };
+    ) -> Option<Releasing> {
+        let to = stanza.head.to.as_ref().filter(|to| self.is_elsewhere(to))?;
         if stanza.head.kind == Kind::Message(MessageType::Error) {
-            return;
+            return None;
         }
-        let Some(key) = self.address_key(&account.jid, to) else { return };
+        let key = self.address_key(&account.jid, to)?;
         let now = self.clock().now();
-        if !self.consents().writes(&key, now) {
-            return;
+        if self.consents().is_noted(&key, now) {
+            return None;
         }
+        // Before the index says that they know each other.
+        let releasing = self.releasing(account, to)?;
+        self.consents().writes(&key, now);
         let most = self.config.load().consent.conversations;
         let (why, relation) = (Why::Conversation, Relation::Conversation);
         let grant = Grant { key, why, relation, account: account.id, peer: to, now };
         self.consents().note_conversation(batch, &grant, most);
-        if state.roster.subscription(to).pending_in {
-            let (exchange, account) = (Arc::clone(self), self.accounts.hold(Arc::clone(account)));
-            let contact = to.bare();
-            self.spawn(async move { exchange.accept_by_writing(&account, &contact).await });
-        }
+        self.note_accepted(batch, account, (&to.bare(), If::Waiting));
+        Some(releasing)
+    }
+
+    /// What comes from `contact` waits until the result is dropped.
+    pub(in crate::route) fn releasing(
+        self: &Arc<Self>,
+        account: &Account,
+        contact: &Jid,
+    ) -> Option<Releasing> {
+        let key = self.address_key(&account.jid, contact)?;
+        self.consents().releases(key);
+        Some(Releasing { exchange: Arc::clone(self), contact: contact.bare(), key })
     }
 
     /// Adds what a changed roster item means for consent to the transaction that changes it. The key, and whether the
@@ -346,6 +407,10 @@ impl Exchange {
             }),
             None => index::revoked(&key, Why::Roster),
         });
+        if now.is_none() {
+            // Who was accepted, became a contact, and is one no more.
+            batch.push(index::revoked(&key, Why::Granted));
+        }
         Some((key, before.is_none() && self.is_elsewhere(contact)))
     }
 
@@ -368,11 +433,7 @@ impl Exchange {
             self.build_index().await?;
         }
         self.consents().load(&self.db).await?;
-        let rows = self.db.read(sql("SELECT stanza FROM intake")).await?;
-        for row in rows.iter() {
-            let domain = Stanza::parse(row.blob(0)).ok().and_then(|stanza| stanza.head.from);
-            self.control.requests.intake.enter(domain.as_ref().map_or("", |from| from.domain()));
-        }
+        self.enter_rows().await?;
         self.finish_releases().await
     }
 
@@ -416,6 +477,44 @@ impl Exchange {
         }
         let done = sql("INSERT INTO consents_built (id, at) VALUES (1, ?1)").bind(now);
         self.db.run(Batch::new(Lane::Inside).with(done)).await.map(drop)
+    }
+}
+
+/// Whom a release is for: while this is there, what comes from them waits behind what was held.
+pub(in crate::route) struct Releasing {
+    exchange: Arc<Exchange>,
+    contact: Jid,
+    key: Key,
+}
+
+impl Releasing {
+    /// What the index believes may be wrong: it is asked anew.
+    pub(in crate::route) fn forget(&self) {
+        self.exchange.consents().forget(&self.key);
+    }
+}
+
+impl Drop for Releasing {
+    fn drop(&mut self) {
+        self.exchange.consents().released(&self.key);
+    }
+}
+
+/// When an acceptance counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::route) enum If {
+    /// Whatever waits.
+    Any,
+    /// If something waits.
+    Waiting,
+}
+
+/// It is worth a request.
+fn is_kept(stanza: &Stanza) -> bool {
+    match stanza.head.kind {
+        Kind::Message(MessageType::Chat | MessageType::Normal) => classify(stanza).offline.yes,
+        Kind::Presence(PresenceType::Subscribe | PresenceType::Unsubscribe) => true,
+        _ => false,
     }
 }
 

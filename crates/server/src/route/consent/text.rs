@@ -52,8 +52,8 @@ pub(super) fn append(before: &str, more: &str) -> Option<String> {
     Some(shortened(&format!("{before}\n{more}")))
 }
 
-/// Takes from a text what clients make links of: a colon behind a letter, dots and `@` within a word are put in
-/// brackets (`https[:]//evil[.]example`). Everything that is no visible character becomes one space.
+/// Takes from a text what clients make links of: colons, dots and `@` within a word are put in brackets
+/// (`https[:]//evil[.]example`), but for the time of day. Everything that is no visible character becomes one space.
 pub(super) fn harmless(text: &str) -> String {
     let mut out = String::with_capacity(text.len().min(4 * MOST));
     let mut chars = text.chars().peekable();
@@ -68,10 +68,13 @@ pub(super) fn harmless(text: &str) -> String {
         let within = !before.is_whitespace() && !next.is_whitespace();
         match c {
             ' ' if before == ' ' => continue,
-            ':' if before.is_alphabetic() && within => out.push_str("[:]"),
-            // The full stops that stand for a dot in domain names: RFC 3490 s.3.1.
-            '.' | '\u{3002}' | '\u{ff0e}' | '\u{ff61}' if within => out.push_str("[.]"),
-            '@' | '\u{ff20}' if within => out.push_str("[@]"),
+            ':' if before.is_ascii_digit() && next.is_ascii_digit() => out.push(c),
+            ':' | '\u{fe13}' | '\u{fe55}' | '\u{ff1a}' if within => out.push_str("[:]"),
+            // The full stops that stand for a dot in domain names (RFC 3490 s.3.1), and what Unicode takes for one.
+            '.' | '\u{2024}' | '\u{3002}' | '\u{fe52}' | '\u{ff0e}' | '\u{ff61}' if within => {
+                out.push_str("[.]")
+            }
+            '@' | '\u{fe6b}' | '\u{ff20}' if within => out.push_str("[@]"),
             c => out.push(c),
         }
         before = c;
@@ -106,6 +109,11 @@ mod tests {
             ("www.evil.example now.", "www[.]evil[.]example now."),
             ("xmpp:iago@evil.example?join", "xmpp[:]iago[@]evil[.]example?join"),
             ("mailto:a@b", "mailto[:]a[@]b"),
+            ("example.org/x or evil.example", "example[.]org/x or evil[.]example"),
+            ("h323:iago z39.50s://a/b", "h323[:]iago z39[.]50s[:]//a/b"),
+            ("[click](https://a.b/c) <a href='//a.b'>", "[click](https[:]//a[.]b/c) <a href='//a[.]b'>"),
+            ("evil\u{2024}example evil\u{fe52}example", "evil[.]example evil[.]example"),
+            ("a\u{fe6b}b http\u{ff1a}//x", "a[@]b http[:]//x"),
             ("192.0.2.1", "192[.]0[.]2[.]1"),
             ("evil\u{3002}example", "evil[.]example"),
             ("a\u{200b}.\u{202e}b", "a . b"),
@@ -114,6 +122,40 @@ mod tests {
             ("", ""),
         ] {
             assert_eq!(harmless(text), expected, "{text:?}");
+        }
+    }
+
+    /// Nothing of a stanza is shown but its text, whatever else is in it.
+    #[test]
+    fn what_stands_beside_the_text_is_not_shown() {
+        let beside = "<subject>www.evil.example</subject><nick xmlns='http://jabber.org/protocol/nick'>evil.example</nick>\
+             <x xmlns='jabber:x:oob'><url>https://evil.example/i.png</url></x>\
+             <html xmlns='http://jabber.org/protocol/xhtml-im'><body xmlns='http://www.w3.org/1999/xhtml'>\
+             <a href='https://evil.example'>x</a></body></html>\
+             <error type='cancel'><gone xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'>evil.example</gone>\
+             <text xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'>evil.example</text></error>\
+             <reactions xmlns='urn:xmpp:reactions:0' id='1'><reaction>evil.example/x</reaction></reactions>";
+        let of = |xml: &str| super::of(&Stanza::parse(xml.as_bytes()).unwrap());
+        for (head, body, expected) in [
+            ("message", "<body>see evil.example/x</body>", "see evil[.]example/x"),
+            ("message", "<body xml:lang='de'>a.b</body><body>c.d</body>", "a[.]b"),
+            ("presence", "<status>evil.example</status>", "evil[.]example"),
+        ] {
+            let kind = if head == "presence" { " type='subscribe'" } else { "" };
+            let shown = of(&format!(
+                "<{head} from='iago@evil.example/x' to='juliet@north.example'{kind}>{body}{beside}</{head}>"
+            ));
+            assert!(shown == expected || shown == "c[.]d", "{shown}");
+        }
+        // Without a text it is a phrase of ours; a reason is shown like every other text.
+        for xml in [
+            format!("<message from='iago@evil.example/x' to='juliet@north.example'>{beside}</message>"),
+            "<message from='iago@evil.example/x' to='juliet@north.example'><x xmlns='jabber:x:conference' \
+             jid='den@rooms.example' reason='https://evil.example/x'/></message>"
+                .to_owned(),
+        ] {
+            let shown = of(&xml);
+            assert!(!shown.contains("evil.example") && !shown.contains("rooms.example"), "{shown}");
         }
     }
 
