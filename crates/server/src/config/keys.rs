@@ -402,7 +402,7 @@ pub const KEYS: &[Key] = &[
         .doc("Bytes of one stranger to one user that wait for consent. Beyond it they are dropped."),
     key("consent.account_bytes", Bytes)
         .default("\"2 MiB\"")
-        .doc("Bytes of all strangers to one user that wait for consent. How many strangers: limits.held_requests."),
+        .doc("Bytes of all strangers to one user that wait for consent; of one domain an eighth. How many strangers: half of limits.held_requests, of one domain an eighth."),
     key("consent.sender_requests", Int(1, i64::MAX)).default("10").doc(
         "Users whose consent one stranger waits for. Fewer, down to a tenth, the more first contacts of its domain were declined.",
     ),
@@ -416,11 +416,11 @@ pub const KEYS: &[Key] = &[
         .default("\"90 days\"")
         .doc("How long a stranger who was declined is not shown again."),
     key("consent.intake_stanzas", Int(16, i64::MAX)).default("4096").doc(
-        "Stanzas of strangers that wait to be sorted, for a fraction of a second. Beyond it strangers get an error.",
+        "Stanzas that strangers may send to users within ten seconds, to whomever. Beyond it they get an error.",
     ),
     key("consent.intake_peer_stanzas", Int(1, i64::MAX))
         .default("512")
-        .doc("Stanzas of strangers from one domain that wait to be sorted."),
+        .doc("Of these, from one domain."),
     // --- push
     key("push.enabled", Bool).default("true").doc("Whether users' devices may be woken through push services."),
     key("push.summary", SomeOf(&["count", "sender", "body"])).default("[\"count\"]").doc(

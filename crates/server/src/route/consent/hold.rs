@@ -829,4 +829,81 @@ mod tests {
         }
         assert_eq!(before(0, 1000).slots(1), 1);
     }
+
+    fn crowd(all: usize, outside: &[(&str, usize)]) -> Crowd {
+        Crowd { all, outside: outside.iter().map(|(domain, count)| ((*domain).to_owned(), *count)).collect() }
+    }
+
+    fn gives_way(domain: &str, name: &'static str) -> Option<Full> {
+        Some(Full::GiveWay(domain.to_owned(), name))
+    }
+
+    #[test]
+    fn a_domain_has_an_eighth_and_the_outside_half_of_the_requests() {
+        let evil = |crowd: Crowd| crowd.full("evil.example", 16);
+        assert_eq!(evil(crowd(1, &[("evil.example", 1)])), None);
+        assert_eq!(
+            evil(crowd(2, &[("evil.example", 2)])),
+            gives_way("evil.example", "requests-of-domain-full")
+        );
+        // Eight from outside: who has most gives way.
+        let most = [("a.example", 2), ("b.example", 2), ("c.example", 2), ("d.example", 1), ("e.example", 1)];
+        assert_eq!(evil(crowd(8, &most[..4])), None, "seven");
+        assert_eq!(evil(crowd(8, &most)), gives_way("c.example", "subscription-requests-full"));
+        // Nobody has more than the one who asks would have.
+        let each: Vec<String> = (0..8).map(|n| format!("d{n}.example")).collect();
+        let each: Vec<(&str, usize)> = each.iter().map(|domain| (domain.as_str(), 1)).collect();
+        let mut with_own = crowd(8, &each);
+        with_own.outside.insert("evil.example".into(), 1);
+        assert_eq!(evil(with_own), Some(Full::Drop("subscription-requests-full")));
+        // The inside fills its own half only as far as there is room.
+        assert_eq!(evil(crowd(15, &[])), None);
+        assert_eq!(evil(crowd(16, &[])), Some(Full::Drop("subscription-requests-full")));
+    }
+
+    #[test]
+    fn bytes_are_shared_like_requests_and_bounded_overall() {
+        let stanza = Stanza::parse(
+            format!("<message from='iago@evil.example/x'><body>{}</body></message>", "x".repeat(100))
+                .as_bytes(),
+        )
+        .unwrap();
+        let peer = Jid::parse("iago@evil.example").unwrap();
+        let first = First { id: LogId(1), stanza: &stanza, peer, asks: false };
+        let size = first.size();
+        let mut overrides = crate::config::overrides::Overrides::default();
+        overrides.set("domain=here.example").unwrap();
+        let config = crate::config::Config::parse(
+            &crate::config::template(&overrides),
+            std::path::Path::new("test.toml"),
+        );
+        let bounds =
+            Consent { account_bytes: 80_000, held_bytes: 5000, held_stanzas: 3, ..config.unwrap().consent };
+        let admit = |before: Before| before.admit(&first, &bounds, (&Crowd::default(), 16)).err();
+        assert_eq!(admit(before(0, 0)), None);
+        let domain_bytes = 10_000 - size;
+        assert_eq!(admit(Before { domain_bytes, ..before(0, 0) }), None);
+        assert_eq!(
+            admit(Before { domain_bytes: domain_bytes + 1, ..before(0, 0) }),
+            gives_way("evil.example", "first-contact-bytes-of-domain")
+        );
+        let fullest = Some("flood.example".to_owned());
+        let account_bytes = 80_001 - size;
+        assert_eq!(
+            admit(Before { account_bytes, fullest, ..before(0, 0) }),
+            gives_way("flood.example", "first-contacts-full")
+        );
+        for (full, name) in [
+            (Before { contacts: MOST_CONTACTS, ..before(0, 0) }, "first-contacts-overall"),
+            (Before { bytes: MOST_BYTES, ..before(0, 0) }, "first-contacts-overall"),
+            (Before { contact: Some((DECLINED, 0, 0)), ..before(0, 0) }, "first-contact-declined"),
+            (Before { contact: Some((WAITS, 3, 0)), ..before(0, 0) }, "first-contact-full"),
+            (Before { contact: Some((WAITS, 1, 5000)), ..before(0, 0) }, "first-contact-full"),
+        ] {
+            assert_eq!(admit(full), Some(Full::Drop(name)));
+        }
+        // Who is there already takes no further place.
+        let there = Before { contact: Some((WAITS, 1, 1)), contacts: MOST_CONTACTS, ..before(0, 0) };
+        assert_eq!(admit(there), None);
+    }
 }
