@@ -51,7 +51,10 @@ pub(crate) fn check(root: &Path) -> Found {
 
 fn source(name: &str, text: &str, problems: &mut Vec<String>) {
     if name.ends_with(".rs") {
+        let mut in_tests = false;
         for (number, line) in text.lines().enumerate() {
+            // Unit tests stand at the end of a file; they may build what a module is called with.
+            in_tests |= line == "#[cfg(test)]";
             let mut bad = |why: &str| problems.push(format!("{name}:{}: {why}", number + 1));
             for (word, why) in FORBIDDEN {
                 // A tab inside a string is written \t there.
@@ -63,6 +66,7 @@ fn source(name: &str, text: &str, problems: &mut Vec<String>) {
                 bad("white space at the end of the line");
             }
             if let Some(module) = module_of(name)
+                && !in_tests
                 && !line.trim_start().starts_with("//")
             {
                 reach(module, line, &mut bad);
@@ -142,12 +146,13 @@ mod tests {
         let mut problems = Vec::new();
         source("crates/server/src/modules/roster/mod.rs", text, &mut problems);
         assert_eq!(problems.len(), 2, "{problems:?}");
-        problems.clear();
-        source(
-            "crates/server/src/modules/carbons.rs",
-            "//! X\nuse crate::modules::carbons::copy;\n",
-            &mut problems,
-        );
-        assert!(problems.is_empty(), "{problems:?}");
+        for fine in [
+            "use crate::modules::carbons::copy;",
+            "#[cfg(test)]\nmod tests {\n    use crate::session::Session;\n}",
+        ] {
+            problems.clear();
+            source("crates/server/src/modules/carbons.rs", &format!("//! X\n{fine}\n"), &mut problems);
+            assert!(problems.is_empty(), "{problems:?}");
+        }
     }
 }

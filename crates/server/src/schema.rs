@@ -7,8 +7,22 @@ use trunkline_store::Migration;
 
 /// Every migration, oldest first.
 pub const MIGRATIONS: &[Migration] = &[
-    ACCOUNTS, MESSAGING, INVITES, BOUNDS, WAITING, ONE_INDEX, CONTROL, CONSENT, EYES, DEVICES, ARCHIVES,
-    SIGNALS, LEVELS, PUSH, NODES, CONSENT_BOUNDS,
+    ACCOUNTS,
+    MESSAGING,
+    INVITES,
+    BOUNDS,
+    WAITING,
+    ONE_INDEX,
+    CONTROL,
+    CONSENT,
+    EYES,
+    DEVICES,
+    ARCHIVES,
+    SIGNALS,
+    LEVELS,
+    PUSH,
+    NODES,
+    CONSENT_BOUNDS,
 ];
 
 const ACCOUNTS: Migration = Migration {

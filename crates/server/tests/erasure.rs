@@ -58,7 +58,10 @@ const ANSWERS: &[(&str, Answer)] = &[
     ("federation_levels", Stays("set by the staff, about domains")),
     ("consents", Goes("account")),
     ("consents_built", Stays("a mark that the table was filled")),
-    ("intake", Stays("what came from outside and is sorted within seconds, or at the next start if it can't be")),
+    (
+        "intake",
+        Stays("what came from outside and is sorted within seconds, or at the next start if it can't be"),
+    ),
     ("first_contacts", Goes("account")),
     ("held", Follows("contact", "first_contacts")),
     ("first_contact_answers", Stays("counts, by domain")),
