@@ -11,6 +11,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::thread::{CpuSet, sched_setaffinity};
+use thread_priority::ThreadPriority;
+use thread_priority::unix::{
+    NormalThreadSchedulePolicy, ThreadSchedulePolicy, set_thread_priority_and_policy, thread_native_id,
+};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -74,10 +78,18 @@ pub(crate) fn run(options: &SiegeAttack) -> Result<(), LoadError> {
 fn step_back(core: Option<usize>) -> Result<(), LoadError> {
     let failed = |error: &dyn std::fmt::Display| LoadError::Machine(format!("priority and core: {error}"));
     rustix::process::nice(19).map_err(|error| failed(&error))?;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut set = CpuSet::new();
-    set.set(core.unwrap_or(cores - 1));
-    sched_setaffinity(None, &set).map_err(|error| failed(&error))
+    set.set(self::core(core));
+    sched_setaffinity(None, &set).map_err(|error| failed(&error))?;
+    // Below niceness 19: it never makes a thread of others wait for the end of its slice.
+    let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+    set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle)
+        .map_err(|error| failed(&format!("{error:?}")))
+}
+
+/// The core the attackers are on: the last one if none is named.
+pub(super) fn core(named: Option<usize>) -> usize {
+    named.unwrap_or_else(|| std::thread::available_parallelism().map_or(0, |cores| cores.get() - 1))
 }
 
 async fn besiege(options: &SiegeAttack) -> Result<(), LoadError> {

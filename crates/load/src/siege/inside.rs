@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
+use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::{Value, json};
 use tokio::task::AbortHandle;
 
+use super::attack;
 use super::server::Watch;
 use crate::crew::{Crew, Phase, Stage, WARM_UP};
 use crate::error::LoadError;
@@ -53,11 +55,13 @@ impl Inside {
         let (pairs, victims) = (options.pairs, options.victims);
         let (register, at_once) = (options.server.access.register, options.server.access.at_once);
         let wish = Wish { acks: true, presence: true };
+        let attacked = options.outside.core;
         let crew = Crew::start(&stage, 2, {
             let (stage, logins) = (stage.clone(), logins.clone());
             move |thread, tally| {
                 let (stage, place, logins) = (stage.clone(), place.clone(), logins.clone());
                 async move {
+                    away_from(attack::core(attacked))?;
                     let all = if thread == 0 {
                         // The last account is the one that comes and goes.
                         (0..pairs * 2).chain([pairs * 2 + victims]).collect::<Vec<u32>>()
@@ -129,6 +133,18 @@ impl Inside {
         self.stage.enter(Phase::Drain);
         Ok(self.crew.finish()?.into_iter().sum())
     }
+}
+
+/// The users' devices are other machines: what measures never waits for the attackers' core, as far as there is another.
+fn away_from(core: usize) -> Result<(), LoadError> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if cores < 2 {
+        return Ok(());
+    }
+    let mut set = CpuSet::new();
+    (0..cores).filter(|it| *it != core).for_each(|it| set.set(it));
+    sched_setaffinity(None, &set)
+        .map_err(|error| LoadError::Machine(format!("cores for the users' clients: {error}")))
 }
 
 fn empty() -> Histogram<u64> {

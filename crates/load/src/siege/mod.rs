@@ -125,6 +125,7 @@ impl Round<'_> {
         attackers.prepared(&inside)?;
         let during = attackers.attack(&mut inside, (self.length, &watch))?;
         let done = attackers.stop(&inside)?;
+        self.check_proved(&done)?;
         let refused = scrape()?;
         inside.pause(SETTLE)?;
         let after = inside.feel(self.length, &watch)?;
@@ -150,6 +151,22 @@ impl Round<'_> {
             "attackers": done,
             "attackers_of_sink": sink_done,
         }))
+    }
+}
+
+impl Round<'_> {
+    /// A flood from fewer domains than its row says is none of that row.
+    fn check_proved(&self, done: &Value) -> Result<(), LoadError> {
+        if !matches!(self.attack, Attack::Stanzas | Attack::Presence) {
+            return Ok(());
+        }
+        match done["proved"].as_u64().unwrap_or(0) {
+            proved if proved >= u64::from(self.domains) => Ok(()),
+            proved => Err(LoadError::Machine(format!(
+                "the attackers proved {proved} of {} domains in time; give the machine more of it",
+                self.domains
+            ))),
+        }
     }
 }
 
