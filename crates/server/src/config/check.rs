@@ -1,5 +1,6 @@
 //! From text to a checked [`Config`]: each problem with its line, its key and what to do.
 
+use crate::control::lists::OWN;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -30,9 +31,17 @@ pub(super) fn read(text: &str, file: &Path, problems: &mut Vec<Problem>) -> Opti
         }
     };
 
-    let mut found = Found { text, values: BTreeMap::new(), lines: BTreeMap::new(), problems };
+    let mut found =
+        Found { text, values: BTreeMap::new(), lines: BTreeMap::new(), asked: Vec::new(), problems };
     found.walk(&mut Vec::new(), document.as_table(), &values);
-    let Found { mut values, lines, .. } = found;
+    let Found { mut values, lines, asked, .. } = found;
+    for (list, problem) in asked {
+        // A list of the run time can go: the file stands on its own.
+        let is_there = |(path, _): &(Vec<String>, Value)| path[..] == ["federation", "lists", list.as_str()];
+        if list != OWN && !values.values().any(is_there) {
+            problems.push(problem);
+        }
+    }
     for key in KEYS {
         let Some(default) = key.default else { continue };
         let path: Vec<String> = key.name.split('.').map(str::to_owned).collect();
@@ -139,6 +148,8 @@ struct Found<'a> {
     text: &'a str,
     values: BTreeMap<String, (Vec<String>, Value)>,
     lines: BTreeMap<String, usize>,
+    /// Lists that rules ask for, with what is to be said if they are not there.
+    asked: Vec<(String, Problem)>,
     problems: &'a mut Vec<Problem>,
 }
 
@@ -229,13 +240,29 @@ impl Found<'_> {
                 Item::ArrayOfTables(tables) => tables.get(index).and_then(toml_edit::Table::span),
                 _ => item.as_array().and_then(|array| array.get(index)?.span()),
             };
+            let at = |field: &str| {
+                let own = span.clone().map(|span| line_at(self.text, span.start));
+                table.and_then(|table| self.line_of(table, field)).or(own).or(line)
+            };
+            let key = format!("{name}, number {}", index + 1);
             match read(rule) {
-                Ok(rule) => canonical.push(rule),
+                Ok(rule) => {
+                    let list =
+                        rule.get("when").and_then(|when| when.get("listed_in")).and_then(Value::as_str);
+                    if let Some(list) = list {
+                        let text = format!(
+                            "when.listed_in: there is no [federation.lists.{}] in this file: add it, or use \
+                             \"own\"; rules on lists followed at run time are set at run time",
+                            quoted(list)
+                        );
+                        let line = at("when.listed_in");
+                        self.asked.push((list.to_owned(), Problem { line, key, text }));
+                    }
+                    canonical.push(rule);
+                }
                 Err(error) => {
-                    let own = span.map(|span| line_at(self.text, span.start));
-                    let at = table.and_then(|table| self.line_of(table, &error.field)).or(own).or(line);
-                    let key = format!("{name}, number {}", index + 1);
-                    self.problem(at, &key, error.to_string());
+                    let line = at(&error.field);
+                    self.problem(line, &key, error.to_string());
                 }
             }
         }

@@ -396,6 +396,8 @@ fn wrong_rules_have_their_line() {
         ("then = \"drop\"\nuntil = \"soon\"", 7, "not a time"),
         ("then = \"vanish\"", 6, "vanish"),
         ("reason = \"x\"", 5, "then"),
+        ("then = \"drop\"\nwhen = { listed_in = \"spam\" }", 7, "no [federation.lists.spam]"),
+        ("then = \"drop\"\n[federation.rules.when]\nlisted_in = \"spam\"", 8, "no [federation.lists.spam]"),
     ] {
         let problem = with(rule);
         assert_eq!(
@@ -404,6 +406,13 @@ fn wrong_rules_have_their_line() {
             "{rule}: {problem:?}"
         );
         assert!(problem.text.contains(says), "{rule}: {}", problem.text);
+    }
+    for list in ["own", "spam"] {
+        parse(&format!(
+            "domain = \"example.org\"\n[[federation.rules]]\nthen = \"drop\"\nwhen = {{ listed_in = \"{list}\" }}\n\
+             [federation.lists.spam]\nservice = \"lists.example\"\nnode = \"n\"\n"
+        ))
+        .unwrap();
     }
     let trigger = "domain = \"example.org\"\n[[federation.triggers]]\non = \"rate\"\nabove = 0\nlevel = \"closed\"\nlasts = 60\n";
     assert_eq!(one(trigger).line, Some(4));

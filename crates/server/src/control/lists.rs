@@ -7,7 +7,7 @@
 //! service's events change the list at once. A service that can't be reached leaves the last state in force.
 //! Nobody but the service changes a list: an event counts only if it comes from the very address that was subscribed to.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use parking_lot::{Mutex, RwLock};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
-use trunkline_store::{Batch, Lane, Rows, Statement, StoreError, sql};
+use trunkline_store::{Batch, Lane, Statement, StoreError, sql};
 use trunkline_xml::{Node, Writer};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::ns;
@@ -43,6 +43,10 @@ const MOST_REASON: usize = 200;
 const ITEMS: usize = 500;
 /// Changes that come while a list is read.
 const MOST_JOURNAL: usize = 10_000;
+/// Pages of one reading: a service may give small ones.
+const MOST_PAGES: usize = 5000;
+/// Changed entries that wait for the store; beyond it all rows are written anew.
+const MOST_UNWRITTEN: usize = 2 * MOST_ENTRIES;
 /// Entries stored in one batch.
 const BATCH: usize = 250;
 /// Entries on one page of [`ListsOp::Items`].
@@ -83,6 +87,9 @@ pub struct List {
     run_time: bool,
     entries: RwLock<Entries>,
     state: Mutex<State>,
+    unwritten: Mutex<Unwritten>,
+    /// Held by who writes the list's rows, and by who takes the list off.
+    turn: tokio::sync::Mutex<()>,
     hits: AtomicU64,
     /// Milliseconds since 1970; 0: never.
     changed_at: AtomicI64,
@@ -97,6 +104,17 @@ struct State {
     /// What came while the list was being read; `None`: it is not being read.
     journal: Option<Vec<Change>>,
     ended: bool,
+}
+
+/// What the store does not have yet. It stays here until it is written, whatever fails meanwhile.
+#[derive(Debug, Default)]
+struct Unwritten {
+    /// Whose rows are not what is in memory.
+    changed: HashSet<Entry>,
+    /// All rows go first.
+    whole: bool,
+    /// Somebody is writing.
+    writing: bool,
 }
 
 /// What is on a list, by what it is compared with.
@@ -151,11 +169,12 @@ impl Entries {
         self.hashes.len() + self.domains.len()
     }
 
-    fn has(&self, entry: &Entry) -> bool {
+    fn reason_of(&self, entry: &Entry) -> Option<&str> {
         match entry {
-            Entry::Hash(hash) => self.hashes.contains_key(hash),
-            Entry::Domain(domain) => self.domains.contains_key(domain),
+            Entry::Hash(hash) => self.hashes.get(hash),
+            Entry::Domain(domain) => self.domains.get(domain),
         }
+        .map(|reason| &**reason)
     }
 
     pub(super) fn add(&mut self, entry: Entry, reason: Box<str>) {
@@ -298,6 +317,8 @@ impl List {
             run_time,
             entries: RwLock::default(),
             state: Mutex::new(State { words: "not asked yet".into(), ..State::default() }),
+            unwritten: Mutex::default(),
+            turn: tokio::sync::Mutex::new(()),
             hits: AtomicU64::new(0),
             changed_at: AtomicI64::new(0),
             wake: Notify::new(),
@@ -324,76 +345,136 @@ impl List {
         }
     }
 
-    /// Carries out changes that an event brought; what was new in them, for the store.
-    fn apply(&self, changes: &[Change]) -> Vec<Statement> {
+    /// Carries out changes that an event brought; how many were new. The store is to have them.
+    fn apply(&self, changes: &[Change]) -> usize {
         let mut entries = self.entries.write();
-        let mut statements = Vec::new();
+        let mut changed = Vec::new();
+        let mut purged = 0;
         for change in changes {
             match change {
                 Change::Add(entry, reason) => {
-                    if !entries.has(entry) && entries.len() >= MOST_ENTRIES {
+                    let known = entries.reason_of(entry);
+                    if known == Some(&**reason) || known.is_none() && entries.len() >= MOST_ENTRIES {
                         continue;
                     }
                     entries.add(entry.clone(), reason.clone());
-                    statements.push(insert(&self.name, entry, reason));
+                    changed.push(entry.clone());
                 }
                 Change::Remove(entry) => {
                     if entries.remove(entry) {
-                        statements.push(delete(&self.name, entry));
+                        changed.push(entry.clone());
                     }
                 }
                 Change::Purge => {
                     *entries = Entries::default();
-                    statements.push(clear(&self.name));
+                    purged += 1;
+                    self.unwritten.lock().whole = true;
                 }
             }
         }
-        statements
+        let count = changed.len() + purged;
+        self.note(changed);
+        count
     }
 
-    /// Puts what was read in place of what is there, with what came meanwhile; the difference, for the store.
-    fn replace(&self, read: HashMap<Entry, Box<str>>) -> Vec<Statement> {
+    /// Puts what was read in place of what is there, with what came meanwhile; how much differs.
+    fn replace(&self, read: HashMap<Entry, Box<str>>) -> usize {
         // The journal is taken and the entries are replaced under the state's lock: no event falls in between.
         let mut state = self.state.lock();
+        // It was taken off meanwhile; another list may have its name by now.
+        if state.ended {
+            return 0;
+        }
         let journal = state.journal.take().unwrap_or_default();
-        let mut statements = Vec::new();
+        let mut changed = Vec::new();
         {
             let mut entries = self.entries.write();
-            for (entry, _) in entries.iter().filter(|(entry, _)| !read.contains_key(entry)) {
-                statements.push(delete(&self.name, &entry));
-            }
+            let gone = entries.iter().map(|(entry, _)| entry).filter(|entry| !read.contains_key(entry));
+            changed.extend(gone);
             let mut fresh = Entries::default();
             for (entry, reason) in read {
-                if !entries.has(&entry) {
-                    statements.push(insert(&self.name, &entry, &reason));
+                if entries.reason_of(&entry) != Some(&*reason) {
+                    changed.push(entry.clone());
                 }
                 fresh.add(entry, reason);
             }
             *entries = fresh;
         }
-        statements.extend(self.apply(&journal));
+        let count = changed.len();
+        self.note(changed);
+        let count = count + self.apply(&journal);
         state.words = match self.entries.read().len() {
             MOST_ENTRIES => format!("subscribed, full: {MOST_ENTRIES} entries are taken at most"),
             _ => "subscribed".into(),
         };
-        statements
+        count
+    }
+
+    /// The store is to have these as they are in memory.
+    fn note(&self, changed: Vec<Entry>) {
+        let mut unwritten = self.unwritten.lock();
+        unwritten.changed.extend(changed);
+        if unwritten.changed.len() > MOST_UNWRITTEN {
+            unwritten.changed = HashSet::new();
+            unwritten.whole = true;
+        }
+    }
+
+    /// The next of what is unwritten. `None`: it was everything, and who writes has ended.
+    fn take_unwritten(&self) -> Option<Taken> {
+        let entries = self.entries.read();
+        let mut unwritten = self.unwritten.lock();
+        let whole = std::mem::take(&mut unwritten.whole);
+        if whole {
+            unwritten.changed = entries.iter().map(|(entry, _)| entry).collect();
+        }
+        let some: Vec<Entry> = unwritten.changed.iter().take(BATCH).cloned().collect();
+        if some.is_empty() && !whole {
+            unwritten.changed = HashSet::new();
+            unwritten.writing = false;
+            return None;
+        }
+        let mut batch = Batch::new(Lane::Outside);
+        if whole {
+            batch.push(sql("DELETE FROM list_entries WHERE list = ?1").bind(self.name.as_str()));
+        }
+        for entry in &some {
+            unwritten.changed.remove(entry);
+            batch.push(match entries.reason_of(entry) {
+                Some(reason) => self.insert(entry, reason),
+                None => sql("DELETE FROM list_entries WHERE list = ?1 AND entry = ?2")
+                    .bind(self.name.as_str())
+                    .bind(entry.id()),
+            });
+        }
+        let changed_at = self.changed_at.load(Ordering::Relaxed);
+        batch.push(
+            sql("UPDATE lists SET changed_at = ?2 WHERE name = ?1").bind(self.name.as_str()).bind(changed_at),
+        );
+        Some(Taken { batch, entries: some, whole })
+    }
+
+    /// It was not written.
+    fn give_back(&self, entries: Vec<Entry>, whole: bool) {
+        self.unwritten.lock().whole |= whole;
+        self.note(entries);
+        self.unwritten.lock().writing = false;
+    }
+
+    fn insert(&self, entry: &Entry, reason: &str) -> Statement {
+        sql("INSERT INTO list_entries (list, entry, reason) SELECT name, ?2, ?3 FROM lists WHERE name = ?1 \
+             ON CONFLICT (list, entry) DO UPDATE SET reason = excluded.reason")
+        .bind(self.name.as_str())
+        .bind(entry.id())
+        .bind(reason)
     }
 }
 
-fn insert(list: &str, entry: &Entry, reason: &str) -> Statement {
-    sql("INSERT INTO list_entries (list, entry, reason) SELECT name, ?2, ?3 FROM lists WHERE name = ?1 \
-         ON CONFLICT (list, entry) DO UPDATE SET reason = excluded.reason")
-    .bind(list)
-    .bind(entry.id())
-    .bind(reason)
-}
-
-fn delete(list: &str, entry: &Entry) -> Statement {
-    sql("DELETE FROM list_entries WHERE list = ?1 AND entry = ?2").bind(list).bind(entry.id())
-}
-
-fn clear(list: &str) -> Statement {
-    sql("DELETE FROM list_entries WHERE list = ?1").bind(list)
+/// Rows of a list on their way to the store. A small batch: one from outside must not hold the writer for long.
+struct Taken {
+    batch: Batch,
+    entries: Vec<Entry>,
+    whole: bool,
 }
 
 /// The changes in an event (XEP-0060 s.7.1.2, s.7.2.2.1, s.8.5.2), by node.
@@ -431,7 +512,7 @@ impl Exchange {
             let mut expected = false;
             for list in followed.values().filter(|list| list.service == *from && list.node == node) {
                 expected = true;
-                let statements = {
+                let changed = {
                     let mut state = list.state.lock();
                     if let Some(journal) = &mut state.journal {
                         // What does not fit is seen at the next reading.
@@ -440,9 +521,9 @@ impl Exchange {
                     }
                     list.apply(&changes)
                 };
-                if !statements.is_empty() {
+                if changed > 0 {
                     list.changed_at.store(self.clock().now(), Ordering::Relaxed);
-                    self.store_entries(list, statements);
+                    self.store_entries(list);
                 }
             }
             if !expected {
@@ -458,11 +539,28 @@ impl Exchange {
         true
     }
 
-    /// In memory it is so already; if the store fails, the next reading of the list mends it.
-    fn store_entries(&self, list: &List, statements: Vec<Statement>) {
-        for batch in batches(list, statements) {
-            self.db.submit(batch, not_stored);
+    /// Writes what the store does not have yet: one batch after the other, for one list never two at a time. What
+    /// fails is tried again with the next change or reading of the list.
+    fn store_entries(self: &Arc<Self>, list: &Arc<List>) {
+        if std::mem::replace(&mut list.unwritten.lock().writing, true) {
+            return;
         }
+        let (exchange, list) = (Arc::clone(self), Arc::clone(list));
+        self.spawn(async move {
+            loop {
+                let _turn = list.turn.lock().await;
+                // Its rows went with it; those of that name are another list's.
+                if list.state.lock().ended {
+                    return;
+                }
+                let Some(Taken { batch, entries, whole }) = list.take_unwritten() else { return };
+                if let Err(error) = exchange.db.run(batch).await {
+                    tracing::warn!(list = %list.name, %error, "entries of a list could not be stored");
+                    list.give_back(entries, whole);
+                    return;
+                }
+            }
+        });
     }
 
     /// Reads the lists from the store and begins to follow them.
@@ -541,6 +639,7 @@ impl Exchange {
                         pause / 2
                     }
                 };
+                exchange.store_entries(&list);
                 drop(exchange);
                 let _ = tokio::time::timeout(wait, list.wake.notified()).await;
             }
@@ -571,57 +670,27 @@ impl Exchange {
         if subscription.is_some_and(|state| state != "subscribed") {
             return Err(AskError::Odd(format!("{} has not approved the subscription and", list.service)));
         }
-        let mut read: HashMap<Entry, Box<str>> = HashMap::new();
-        let mut after: Option<String> = None;
-        // Each page has one item at least, so this ends.
-        while read.len() < MOST_ENTRIES {
-            let answer = self.ask(question(IqType::Get, items_query(&list.node, after.as_deref()))).await?;
+        let mut reading = Reading::default();
+        loop {
+            let query = items_query(&list.node, reading.after.as_deref());
+            let answer = self.ask(question(IqType::Get, query)).await?;
             let Some(page) = Page::read(&answer, &list.node) else {
                 return Err(AskError::Odd(list.service.to_string()));
             };
-            let before = read.len();
-            for (entry, reason) in page.items {
-                if read.len() < MOST_ENTRIES || read.contains_key(&entry) {
-                    read.insert(entry, reason);
-                }
-            }
-            // A page that brings nothing new is the end, whatever it says.
-            if page.last.is_none() || page.last == after || read.len() == before {
+            if !reading.take(page) {
                 break;
             }
-            after = page.last;
-        }
-        let statements = list.replace(read);
-        if !statements.is_empty() {
-            list.changed_at.store(self.clock().now(), Ordering::Relaxed);
-            for batch in batches(list, statements) {
-                self.db.ready(Lane::Outside).await;
-                self.db.submit(batch, not_stored);
+            if reading.pages >= MOST_PAGES {
+                return Err(AskError::Odd(format!(
+                    "{} gave {MOST_PAGES} pages of the list and",
+                    list.service
+                )));
             }
         }
-        Ok(())
-    }
-}
-
-/// Small ones: a batch from outside must not hold the writer for long.
-fn batches(list: &List, statements: Vec<Statement>) -> impl Iterator<Item = Batch> {
-    let (name, changed_at) = (list.name.clone(), list.changed_at.load(Ordering::Relaxed));
-    let mut statements = statements.into_iter().peekable();
-    std::iter::from_fn(move || {
-        statements.peek()?;
-        let mut batch = Batch::new(Lane::Outside);
-        for statement in statements.by_ref().take(BATCH) {
-            batch.push(statement);
+        if list.replace(reading.read) > 0 {
+            list.changed_at.store(self.clock().now(), Ordering::Relaxed);
         }
-        Some(batch.with(
-            sql("UPDATE lists SET changed_at = ?2 WHERE name = ?1").bind(name.as_str()).bind(changed_at),
-        ))
-    })
-}
-
-fn not_stored(result: Result<Vec<Rows>, StoreError>) {
-    if let Err(error) = result {
-        tracing::warn!(%error, "entries of a list could not be stored");
+        Ok(())
     }
 }
 
@@ -636,6 +705,14 @@ fn configured(config: &Config) -> Batch {
     );
     for (name, list) in config.federation.lists.iter().take(MOST_LISTS) {
         let action = list.action();
+        // What another service or node said is not what this one says.
+        batch.push(
+            sql("DELETE FROM list_entries WHERE list = ?1 AND EXISTS \
+                 (SELECT 1 FROM lists WHERE name = ?1 AND (service <> ?2 OR node <> ?3))")
+            .bind(name.as_str())
+            .bind(list.service.as_str())
+            .bind(list.node.as_str()),
+        );
         batch.push(
             sql("INSERT INTO lists (name, service, node, action, run_time) VALUES (?1, ?2, ?3, ?4, 0) \
                  ON CONFLICT (name) DO UPDATE SET service = excluded.service, node = excluded.node, \
@@ -662,9 +739,35 @@ fn items_query(node: &str, after: Option<&str>) -> Vec<u8> {
     w.finish()
 }
 
+/// What was read of a list so far.
+#[derive(Default)]
+struct Reading {
+    read: HashMap<Entry, Box<str>>,
+    after: Option<String>,
+    pages: usize,
+}
+
+impl Reading {
+    /// With one page more. True: there may be others behind it.
+    fn take(&mut self, page: Page) -> bool {
+        self.pages += 1;
+        for (entry, reason) in page.items {
+            if self.read.len() < MOST_ENTRIES || self.read.contains_key(&entry) {
+                self.read.insert(entry, reason);
+            }
+        }
+        // Items that can't be read or are known already are no end: others may follow.
+        let end = page.all == 0 || page.last.is_none() || page.last == self.after;
+        self.after = page.last;
+        !end && self.read.len() < MOST_ENTRIES
+    }
+}
+
 /// A page of items.
 struct Page {
     items: Vec<(Entry, Box<str>)>,
+    /// How many it had, those that can't be read included.
+    all: usize,
     /// From where to go on; `None`: it was everything.
     last: Option<String>,
 }
@@ -676,15 +779,16 @@ impl Page {
         if items.attr("node").is_some_and(|of| of != node) {
             return None;
         }
-        let all = items.children().filter(|item| item.is(ns::PUBSUB, "item"));
+        let found = || items.children().filter(|item| item.is(ns::PUBSUB, "item"));
+        let all = found().count();
         let items =
-            all.filter_map(|item| Some((Entry::parse(&item.attr("id")?)?, reason_of(item)))).collect();
+            found().filter_map(|item| Some((Entry::parse(&item.attr("id")?)?, reason_of(item)))).collect();
         let last = pubsub
             .child(ns::RSM, "set")
             .and_then(|set| set.child(ns::RSM, "last"))
             .map(|last| last.text().into_owned())
             .filter(|last| last.len() <= 1024);
-        Some(Page { items, last })
+        Some(Page { items, all, last })
     }
 }
 
@@ -877,6 +981,16 @@ async fn unsubscribe(
     if !list.run_time {
         return Err(OpError::NotPossible(format!("{name} stands in the configuration: take it out there")));
     }
+    // Nobody adds a rule that names it, or writes its rows, until it is gone.
+    let _writes = exchange.control.policy.held().await;
+    let named = exchange.control.policy.rules_on(name);
+    if !named.is_empty() {
+        return Err(OpError::NotPossible(format!(
+            "{} asks for this list: change or remove it first",
+            named.join(", ")
+        )));
+    }
+    let _turn = list.turn.lock().await;
     let before = serde_json::to_string(&list.view()).ok();
     let batch = Batch::new(Lane::Inside)
         .with(sql("DELETE FROM lists WHERE name = ?1").bind(name))
@@ -933,6 +1047,8 @@ async fn items(exchange: &Exchange, name: &str, after: Option<&str>) -> Result<O
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::Clock;
+    use crate::serve::{Parts, Server};
 
     fn list() -> Arc<List> {
         List::new("l", "rtbl.example".parse().unwrap(), "n", (None, true))
@@ -1009,11 +1125,11 @@ mod tests {
         list.state.lock().journal = Some(during.to_vec());
         list.apply(&during);
         let read = ["kept.example", "gone.example"].map(|name| (domain(name), Box::from("")));
-        let statements = list.replace(HashMap::from(read));
+        let changed = list.replace(HashMap::from(read));
         let mut left: Vec<String> = list.entries.read().iter().map(|(entry, _)| entry.id()).collect();
         left.sort();
         assert_eq!(left, ["kept.example", "new.example"]);
-        assert!(statements.len() >= 4, "old goes, kept and gone come, gone goes: {statements:?}");
+        assert!(changed >= 4, "old goes, kept and gone come, gone goes: {changed}");
         assert_eq!(list.state.lock().words, "subscribed");
     }
 
@@ -1025,8 +1141,9 @@ mod tests {
         list.apply(&many);
         assert_eq!(list.entries.read().len(), MOST_ENTRIES);
         // Whoever is on it can still be changed.
-        assert_eq!(list.apply(&[add(3)]).len(), 1);
-        assert!(list.apply(&[add(MOST_ENTRIES)]).is_empty());
+        let again = Change::Add(Entry::Domain("d3".into()), "worse".into());
+        assert_eq!(list.apply(&[again]), 1);
+        assert_eq!(list.apply(&[add(MOST_ENTRIES)]), 0);
     }
 
     #[test]
@@ -1045,5 +1162,70 @@ mod tests {
         assert_eq!((page.items.len(), page.last.as_deref()), (1, Some("x")));
         assert_eq!(Page::read(&answer(""), "n").unwrap().last, None);
         assert!(Page::read(&answer(""), "other").is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_that_moved_begins_with_nothing() {
+        let config = |service: &str, node: &str| {
+            let text = format!(
+                "domain = \"north.example\"\ndata_dir = \"/nonexistent\"\n\
+                 [federation.lists.spam]\nservice = \"{service}\"\nnode = \"{node}\"\n"
+            );
+            Config::parse(&text, std::path::Path::new("trunkline.toml")).unwrap()
+        };
+        let first = config("lists.example", "n");
+        let parts = Parts { clock: Clock::virtual_now(), in_memory: true, ..Parts::default() };
+        let server = Server::start(first, parts).await.unwrap();
+        let db = &server.exchange().db;
+        for (service, node, left) in
+            [("lists.example", "n", 1), ("lists.example", "m", 0), ("elsewhere.example", "m", 0)]
+        {
+            let entry = sql("INSERT OR IGNORE INTO list_entries (list, entry, reason) \
+                             VALUES ('spam', 'bad.example', '')");
+            db.run(Batch::new(Lane::Inside).with(entry)).await.unwrap();
+            db.run(configured(&config(service, node))).await.unwrap();
+            let rows = db.read(sql("SELECT entry FROM list_entries")).await.unwrap();
+            assert_eq!(rows.iter().count(), left, "{service} {node}");
+        }
+    }
+
+    #[test]
+    fn unreadable_and_known_items_do_not_end_a_reading() {
+        let page = |ids: &[&str], all: usize, last: &str| {
+            let items = ids.iter().filter_map(|id| Some((Entry::parse(id)?, Box::from("")))).collect();
+            Page { items, all, last: Some(last.to_owned()) }
+        };
+        let mut reading = Reading::default();
+        assert!(reading.take(page(&[], 3, "a")), "none can be read");
+        assert!(reading.take(page(&["one.example"], 1, "b")));
+        assert!(reading.take(page(&["one.example"], 1, "c")), "known");
+        assert!(reading.take(page(&["two.example"], 1, "d")));
+        assert_eq!(reading.read.len(), 2);
+        assert!(!reading.take(page(&["three.example"], 1, "d")), "it does not go on");
+        assert!(!Reading::default().take(page(&[], 0, "e")), "no items at all");
+    }
+
+    #[test]
+    fn a_reading_that_ends_too_late_changes_nothing() {
+        let list = list();
+        list.state.lock().ended = true;
+        let read = HashMap::from([(Entry::Domain("late.example".into()), Box::from(""))]);
+        assert_eq!(list.replace(read), 0);
+        assert!(list.take_unwritten().is_none(), "nothing for the rows of another list of that name");
+    }
+
+    #[test]
+    fn a_changed_reason_is_written_and_what_was_not_written_is_tried_again() {
+        let list = list();
+        let read = |reason: &str| HashMap::from([(Entry::Domain("bad.example".into()), Box::from(reason))]);
+        assert_eq!(list.replace(read("old")), 1);
+        let taken = list.take_unwritten().unwrap();
+        assert!(list.take_unwritten().is_none());
+        list.give_back(taken.entries, taken.whole);
+        assert_eq!(list.replace(read("old")), 0);
+        assert_eq!(list.take_unwritten().unwrap().entries.len(), 1, "it was given back");
+        assert!(list.take_unwritten().is_none());
+        assert_eq!(list.replace(read("new")), 1);
+        assert_eq!(list.take_unwritten().unwrap().entries.len(), 1);
     }
 }

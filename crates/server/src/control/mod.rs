@@ -172,6 +172,7 @@ impl Control {
 
     fn configured(&self, config: &Config) {
         self.policy.configured(config, self.now());
+        self.policy.tell_of_missing(&self.lists);
         self.breaker.configured(config, self.now());
     }
 

@@ -17,6 +17,7 @@ use super::audit;
 use super::blocks::{self, Block, MOST_BLOCKS};
 use super::breaker::above;
 use super::judge::{Armed, Blocked, Case, Verdict, is_below};
+use super::lists::Lists;
 use super::rule::{self, Action, Conditions, Direction, Relation, Rule};
 use crate::admin::actor::{Actor, Face};
 use crate::admin::{OpError, Outcome};
@@ -239,6 +240,28 @@ impl Policy {
             by_domain || by_address
         };
         standing.rules().into_iter().flatten().filter(names).map(|armed| armed.view()).collect()
+    }
+
+    /// Until what this gives is dropped, no rule comes or goes.
+    pub(super) async fn held(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.writes.lock().await
+    }
+
+    /// The rules that ask for the list of that name, in words.
+    pub(super) fn rules_on(&self, list: &str) -> Vec<String> {
+        let standing = self.standing.load();
+        let asks = |armed: &&Arc<Armed>| armed.rule.when.listed_in.as_deref() == Some(list);
+        standing.rules().into_iter().flatten().filter(asks).map(|armed| armed.name().to_string()).collect()
+    }
+
+    /// Tells of rules that ask for a list that is not there (any more): they never match.
+    pub(super) fn tell_of_missing(&self, lists: &Lists) {
+        for armed in self.standing.load().rules().into_iter().flatten() {
+            let missing = armed.rule.when.listed_in.as_deref().filter(|list| !lists.exists(list));
+            if let Some(list) = missing {
+                tracing::error!(rule = %armed.name(), list, "the rule never matches: that list is not followed");
+            }
+        }
     }
 
     /// As it is.
@@ -607,6 +630,15 @@ impl Desk<'_> {
         let rule = rule.checked().map_err(|error| OpError::NotPossible(error.to_string()))?;
         if rule.has_ended(self.now()) {
             return Err(OpError::NotPossible("until: that time is over".into()));
+        }
+        // It would never match, and nobody would notice.
+        if let Some(list) =
+            rule.when.listed_in.as_deref().filter(|list| !self.exchange.control.lists.exists(list))
+        {
+            return Err(OpError::NotPossible(format!(
+                "when.listed_in: no list \"{}\" is followed: subscribe to it first, or use \"own\"",
+                list.escape_debug()
+            )));
         }
         Ok(rule)
     }

@@ -309,6 +309,7 @@ async fn wrong_rules_are_refused_and_the_old_ones_stay() {
         (r#"{"then":{"do":"mark","text":" "}}"#, "then.text"),
         (r#"{"direction":"out","then":{"do":"hold"}}"#, "then"),
         (r#"{"then":{"do":"drop"},"until":5}"#, "until"),
+        (r#"{"when":{"listed_in":"nowhere"},"then":{"do":"drop"}}"#, "when.listed_in"),
     ] {
         let rule: Rule = serde_json::from_str(rule).unwrap();
         let refused = north.policy(PolicyOp::Add { rule: rule.clone(), position: None }).await.unwrap_err();

@@ -11,6 +11,7 @@ use crate::admin::actor::Actor;
 use crate::admin::{Admin as _, OpError, Operation, Outcome};
 use crate::control::asking::{AskError, Question};
 use crate::control::lists::{ListView, ListsOp};
+use crate::control::policy::PolicyOp;
 use crate::control::reports::{ReportAction, ReportView, ReportsOp};
 use crate::control::rule::Action;
 use crate::operations::Operator;
@@ -306,6 +307,45 @@ async fn a_list_is_followed_and_takes_effect_at_once() {
     assert!(!lists.lists("theirs", "second.example"));
     let rows = north.exchange().db.read(sql("SELECT COUNT(*) FROM list_subscribers")).await.unwrap();
     assert_eq!(rows.first().unwrap().int(0), 0, "the service knows");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_a_rule_asks_for_stays() {
+    let (_world, _north, south) = pair(&[]).await;
+    follow(&south, "spam_source_domains", None).await;
+    let rule = serde_json::from_str(r#"{"when":{"listed_in":"theirs"},"then":{"do":"drop"}}"#).unwrap();
+    ask(&south, Operation::Policy(PolicyOp::Add { rule, position: None })).await.unwrap();
+    let off = || Operation::Lists(ListsOp::Unsubscribe { name: "theirs".into(), why: String::new() });
+    let refused = ask(&south, off()).await;
+    assert!(
+        matches!(&refused, Err(OpError::NotPossible(text)) if text.starts_with("rule 1 ")),
+        "{refused:?}"
+    );
+    assert!(south.exchange().control.lists.exists("theirs"));
+    ask(&south, Operation::Policy(PolicyOp::Remove { id: 1, why: String::new() })).await.unwrap();
+    ask(&south, off()).await.unwrap();
+    assert!(!south.exchange().control.lists.exists("theirs"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_store_did_not_take_is_written_at_the_next_reading() {
+    let (_world, north, south) = pair(&[]).await;
+    follow(&south, "spam_source_domains", None).await;
+    let db = &south.exchange().db;
+    let run = |text: &'static str| {
+        db.run(trunkline_store::Batch::new(trunkline_store::Lane::Inside).with(sql(text)))
+    };
+    run("CREATE TRIGGER broken BEFORE INSERT ON list_entries BEGIN SELECT RAISE(ABORT, 'no'); END")
+        .await
+        .unwrap();
+    publish(&north, "bad.example").await;
+    settle().await;
+    assert!(south.exchange().control.lists.lists("theirs", "bad.example"), "in memory it is so");
+    run("DROP TRIGGER broken").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3700)).await;
+    settle().await;
+    let rows = db.read(sql("SELECT entry FROM list_entries")).await.unwrap();
+    assert_eq!(rows.iter().map(|row| row.text(0)).collect::<Vec<_>>(), ["bad.example"]);
 }
 
 #[tokio::test(start_paused = true)]
