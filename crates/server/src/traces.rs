@@ -4,7 +4,7 @@
 //! Spans are made here and nowhere else, so what they can say stands on this page. Switched off, each costs a load and a
 //! branch. Log lines are not exported with them: those name addresses.
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -178,7 +178,9 @@ impl HttpClient for Collector {
         stream.write_all(head.as_bytes())?;
         stream.write_all(body)?;
         let mut answer = Vec::new();
-        stream.take(ANSWER).read_to_end(&mut answer)?;
+        // The head is all that matters, and a collector may keep the connection open behind its answer.
+        let mut lines = BufReader::new(stream.take(ANSWER));
+        while lines.read_until(b'\n', &mut answer)? > 0 && !answer.ends_with(b"\r\n\r\n") {}
         // RFC 9112 s.4: `HTTP/1.1 200 OK`. What the collector says beside it is of no use to us.
         let status = std::str::from_utf8(answer.get(9..12).unwrap_or_default())?.parse::<u16>()?;
         Ok(Response::builder().status(status).body(Bytes::new())?)
@@ -188,6 +190,24 @@ impl HttpClient for Collector {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_collector_that_does_not_hang_up_is_not_waited_for() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/v1/traces", listener.local_addr().unwrap());
+        let collector = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut asked = Vec::new();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            while reader.read_until(b'\n', &mut asked).unwrap() > 0 && !asked.ends_with(b"\r\n\r\n") {}
+            stream.write_all(b"HTTP/1.1 202 Accepted\r\nContent-Length: 100\r\n\r\n").unwrap();
+            stream
+        });
+        let request = Request::builder().uri(url).body(Bytes::from_static(b"x")).unwrap();
+        let answer = Collector.send_bytes(request).await.unwrap();
+        assert_eq!(answer.status(), 202);
+        drop(collector.join().unwrap());
+    }
 
     #[test]
     fn endpoints() {

@@ -86,6 +86,12 @@ impl Drop for Place<'_> {
 }
 
 impl Asking {
+    /// Requests without an answer yet.
+    #[cfg(test)]
+    pub(crate) fn in_flight(&self) -> usize {
+        self.waiting.lock().len()
+    }
+
     /// An IQ result or error came for one of our domains: whoever waits for it gets it.
     pub(crate) fn answered(&self, stanza: &Stanza) {
         let (Some(id), Some(from)) = (stanza.head.id.as_deref(), stanza.head.from.as_ref()) else { return };

@@ -226,6 +226,37 @@ impl Policy {
         self.standing.load().blocked(domain, now).is_some()
     }
 
+    /// Blocks that hold for `domain` or something below it: no more than `most`, those of the domain first.
+    pub(super) fn blocks_about(&self, domain: &str, now: i64, most: usize) -> Vec<Block> {
+        let standing = self.standing.load();
+        let all = standing.configured_blocks.values().chain(standing.blocks.values());
+        let concerns = |set: &&Arc<SetBlock>| {
+            let name = set.block.domain.as_str();
+            let covers = name == domain || (set.block.subdomains && is_below(domain, name));
+            set.holds(now) && (covers || is_below(name, domain))
+        };
+        let mut blocks: Vec<Block> = all.filter(concerns).map(|set| set.block.clone()).collect();
+        blocks.sort_by(|a, b| a.domain.len().cmp(&b.domain.len()).then_with(|| a.domain.cmp(&b.domain)));
+        blocks.truncate(most);
+        blocks
+    }
+
+    /// The block for `domain` that was set at run time, with the operator's reason, unless the configuration blocks it.
+    pub(crate) fn reasoned_block(&self, domain: &str, now: i64) -> Option<Block> {
+        let standing = self.standing.load();
+        let holding = |blocks: &HashMap<String, Arc<SetBlock>>| {
+            let mut names = above(domain);
+            names.find_map(|name| {
+                let set = blocks.get(name)?;
+                ((name == domain || set.block.subdomains) && set.holds(now)).then(|| set.block.clone())
+            })
+        };
+        match holding(&standing.configured_blocks) {
+            Some(_) => None,
+            None => holding(&standing.blocks),
+        }
+    }
+
     /// Rules that name `domain` or a domain above it, in their order.
     pub fn naming(&self, domain: &str) -> Vec<RuleView> {
         let standing = self.standing.load();

@@ -32,6 +32,36 @@ const MOST_LETTERS: usize = 300;
 #[derive(Debug, Default)]
 pub struct Profiles {
     known: Mutex<HashMap<String, Known>>,
+    /// Held by who asks a domain: one question at a time to each. No more entries than askers.
+    turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// A place among those who want to ask one domain.
+struct Turn<'a> {
+    profiles: &'a Profiles,
+    domain: &'a str,
+    /// `None` only while it is dropped.
+    lock: Option<Arc<tokio::sync::Mutex<()>>>,
+}
+
+impl Turn<'_> {
+    async fn comes(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        match &self.lock {
+            Some(lock) => Some(lock.lock().await),
+            None => None,
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut turns = self.profiles.turns.lock();
+        self.lock = None;
+        // The table's own is the last one.
+        if turns.get(self.domain).is_some_and(|lock| Arc::strong_count(lock) == 1) {
+            turns.remove(self.domain);
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -121,6 +151,11 @@ impl Profiles {
         known.get(domain).filter(|known| known.is_good(now)).map(|known| known.said.clone())
     }
 
+    fn turn<'a>(&'a self, domain: &'a str) -> Turn<'a> {
+        let lock = Arc::clone(self.turns.lock().entry(domain.to_owned()).or_default());
+        Turn { profiles: self, domain, lock: Some(lock) }
+    }
+
     fn remember(&self, domain: &str, now: i64, said: Result<Arc<Profile>, AskError>) {
         let mut known = self.known.lock();
         if known.len() >= MOST && !known.contains_key(domain) {
@@ -156,6 +191,12 @@ impl Exchange {
         domain: &Jid,
     ) -> Result<Arc<Profile>, AskError> {
         let profiles = &self.control.profiles;
+        if let Some(said) = profiles.fresh(domain.as_str(), self.clock().now()) {
+            return said;
+        }
+        let turn = profiles.turn(domain.as_str());
+        let _now = turn.comes().await;
+        // Somebody else may have asked meanwhile.
         if let Some(said) = profiles.fresh(domain.as_str(), self.clock().now()) {
             return said;
         }

@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use trunkline_xml::Writer;
-use trunkline_xmpp::error::{Condition, StanzaError};
+use trunkline_xmpp::error::{Condition, ErrorType, StanzaError};
 use trunkline_xmpp::forms::{Field, Form};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::ns;
 
+use super::blocks::Block;
 use super::breaker::{BreakerOp, Level};
 use super::policy::PolicyOp;
 use super::rule::{Action, Rule};
@@ -32,26 +33,55 @@ const MOST_ASKED: u32 = 10;
 const WINDOW: i64 = 60 * 60 * 1000;
 /// Domains whose asking is counted.
 const MOST_DOMAINS: usize = 10_000;
-/// Questions that are being answered at once.
-const MOST_AT_ONCE: usize = 64;
+/// Questions that are being answered at once: of everybody, and of one domain.
+const MOST_AT_ONCE: u32 = 64;
+const MOST_OF_DOMAIN: u32 = 2;
 /// Sanctions that are listed.
 const MOST_SANCTIONS: usize = 100;
 
 /// Which domains asked lately.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Standings {
     /// By domain: since when, and how often.
     asked: Mutex<HashMap<String, (i64, u32)>>,
-    places: Arc<tokio::sync::Semaphore>,
+    /// By domain: questions that are being answered. Never more than [`MOST_AT_ONCE`] domains.
+    busy: Arc<Mutex<HashMap<String, u32>>>,
 }
 
-impl Default for Standings {
-    fn default() -> Standings {
-        Standings { asked: Mutex::default(), places: Arc::new(tokio::sync::Semaphore::new(MOST_AT_ONCE)) }
+/// A question that is being answered.
+#[derive(Debug)]
+struct Place {
+    busy: Arc<Mutex<HashMap<String, u32>>>,
+    domain: String,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut busy = self.busy.lock();
+        if let Some(count) = busy.get_mut(&self.domain) {
+            *count -= 1;
+            if *count == 0 {
+                busy.remove(&self.domain);
+            }
+        }
     }
 }
 
 impl Standings {
+    /// `None`: too many questions are being answered, of this domain or of all.
+    fn enter(&self, domain: &str) -> Option<Place> {
+        let mut busy = self.busy.lock();
+        if busy.values().sum::<u32>() >= MOST_AT_ONCE {
+            return None;
+        }
+        let own = busy.entry(domain.to_owned()).or_insert(0);
+        if *own >= MOST_OF_DOMAIN {
+            return None;
+        }
+        *own += 1;
+        Some(Place { busy: Arc::clone(&self.busy), domain: domain.to_owned() })
+    }
+
     /// False: this domain has asked enough.
     fn permit(&self, domain: &str, now: i64) -> bool {
         let mut asked = self.asked.lock();
@@ -79,8 +109,12 @@ pub fn forbidden() -> StanzaError {
 /// the same way as the question did.
 pub fn answer(request: &Request) {
     let exchange = Arc::clone(&request.exchange);
-    let Ok(place) = Arc::clone(&exchange.control.standings.places).try_acquire_owned() else {
-        exchange.bounce(&request.stanza, &forbidden());
+    let Some(place) = exchange.control.standings.enter(request.from.domain()) else {
+        // Before it is known who asks: everybody gets this.
+        let (peer, detail) = (request.from.domain(), "too many questions for a standing at once");
+        exchange.refusals.report(crate::logging::Refusal { name: "standing-busy", peer, conn: 0, detail });
+        let busy = StanzaError::new(Condition::ResourceConstraint).kind(ErrorType::Wait);
+        exchange.bounce(&request.stanza, &busy);
         return;
     };
     let (stanza, from, host) = (request.stanza.clone(), request.from.clone(), Arc::clone(&request.host));
@@ -137,6 +171,8 @@ async fn describe(exchange: &Arc<Exchange>, domain: &str) -> Form {
         let named = policy.rules.iter().filter(|view| is_about(&view.rule, domain) && !view.rule.shadow);
         sanctions.extend(named.take(MOST_SANCTIONS).filter_map(|view| sanction(&view.rule)));
     }
+    let blocks = exchange.control.policy.blocks_about(domain, exchange.clock().now(), MOST_SANCTIONS);
+    sanctions.extend(blocks.iter().map(blocked));
     if let Ok(Outcome::Breaker(breaker)) = super::breaker::run(exchange, &actor, BreakerOp::Show).await {
         let own = breaker.domains.iter().filter(|level| level.domain.as_deref() == Some(domain));
         for level in own.chain([&breaker.all]).filter(|level| level.level != Level::Normal) {
@@ -191,6 +227,12 @@ fn sanction(rule: &Rule) -> Option<String> {
     Some(ended(format!("{whom}{what}{why}"), rule.until))
 }
 
+fn blocked(block: &Block) -> String {
+    let below = if block.subdomains { " and what is below it" } else { "" };
+    let why = if block.reason.is_empty() { String::new() } else { format!(" ({})", block.reason) };
+    ended(format!("{}{below}: blocked{why}", block.domain), block.until)
+}
+
 fn ended(text: String, until: Option<i64>) -> String {
     match until {
         Some(until) => format!("{text}, until {}", trunkline_xmpp::time::format_millis(until)),
@@ -216,6 +258,21 @@ mod tests {
             standings.permit(&format!("d{n}"), WINDOW);
         }
         assert_eq!(standings.asked.lock().len(), MOST_DOMAINS);
+    }
+
+    #[test]
+    fn places_are_bounded_by_domain_and_in_all() {
+        let standings = Standings::default();
+        let mut places: Vec<Place> = (0..2).map(|_| standings.enter("a.example").unwrap()).collect();
+        assert!(standings.enter("a.example").is_none());
+        let others = (0..62).map(|n| standings.enter(&format!("d{}.example", n / 2)).unwrap());
+        places.extend(others);
+        assert!(standings.enter("z.example").is_none());
+        assert_eq!(standings.busy.lock().len(), 32, "who is refused takes no room");
+        places.remove(0);
+        assert!(standings.enter("a.example").is_some(), "it gives its own place back at once");
+        places.clear();
+        assert!(standings.busy.lock().is_empty());
     }
 
     #[test]

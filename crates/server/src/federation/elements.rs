@@ -101,11 +101,30 @@ impl Line {
         if !self.shared.may_talk(domain.as_str()) {
             self.refused("peer-blocked", &format!("{domain} is blocked"));
             return Err(End::Error(
-                StreamError::new(StreamCondition::PolicyViolation)
-                    .text("This server does not talk to your domain."),
+                StreamError::new(StreamCondition::PolicyViolation).text(self.why_refused(domain)),
             ));
         }
         Ok(())
+    }
+
+    /// What a refused domain is told: a blocked one can't ask for its standing. Nobody learns about another domain, so
+    /// why and until when is said only to who has shown a certificate for it.
+    fn why_refused(&self, domain: &Jid) -> String {
+        let mut text = "This server does not talk to your domain.".to_owned();
+        if !self.verdict(domain).is_valid() {
+            return text;
+        }
+        let exchange = &self.shared.exchange;
+        let block = exchange.control.policy.reasoned_block(domain.as_str(), exchange.clock().now());
+        if let Some(block) = block {
+            if !block.reason.is_empty() {
+                text.push_str(&format!(" Why: {}.", block.reason.trim_end_matches('.')));
+            }
+            if let Some(until) = block.until {
+                text.push_str(&format!(" Until: {}.", trunkline_xmpp::time::format_millis(until)));
+            }
+        }
+        text
     }
 
     /// THE TABLE of what an incoming stream is offered.

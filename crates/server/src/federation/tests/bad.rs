@@ -4,6 +4,7 @@ use trunkline_store::{Batch, Lane, sql};
 use trunkline_xml::Limits;
 
 use super::stage::{HELLO, Rogue, Site, World, auth, dates, leaf, settle};
+use crate::admin::Admin as _;
 use crate::federation::wire::Wire;
 use crate::net::pki::Leaf;
 use crate::net::{Side, Transport};
@@ -293,6 +294,28 @@ async fn blocked_domains_are_not_let_in() {
     let mut romeo = here.person("romeo@here.example/a").await;
     romeo.send("<message to='a@rogue.example' type='chat'><body>x</body></message>").await;
     assert!(romeo.arrived().await.iter().any(|xml| xml.contains("policy-violation")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blocked_domain_is_told_why_and_nobody_else_is() {
+    let (world, here) = here(&[]).await;
+    let op = crate::control::policy::PolicyOp::Block {
+        domain: "rogue.example".into(),
+        subdomains: false,
+        reason: "pills for everybody".into(),
+        until: Some(4_102_444_800_000),
+    };
+    let operator = crate::operations::Operator(here.exchange().clone());
+    let actor = crate::admin::actor::Actor::command_line();
+    operator.run(&actor, crate::admin::Operation::Policy(op)).await.unwrap();
+    for (name, told) in [("rogue.example", true), ("other.example", false)] {
+        let certs = world.certs(name, &leaf(name));
+        let mut rogue = Rogue::connect(&world, &here, &certs, ("rogue.example", "here.example")).await;
+        let rest = rogue.rest().await;
+        assert!(rest.contains("policy-violation"), "{rest}");
+        assert_eq!(rest.contains("pills for everybody"), told, "{rest}");
+        assert_eq!(rest.contains("2100-01-01T00:00:00"), told, "{rest}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

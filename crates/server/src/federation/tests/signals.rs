@@ -442,6 +442,7 @@ async fn a_peer_asks_for_its_standing_and_for_nobody_elses() {
         text.contains("iago@south.example: limited to 6 stanzas a minute (pills), until 2027-01-15"),
         "{text}"
     );
+    assert!(text.contains("x.south.example: blocked (pills), without an end"), "{text}");
     assert!(!text.contains("secret"), "{text}");
 
     let mut portia = south.person("portia@south.example/a").await;
@@ -461,6 +462,29 @@ async fn a_peer_asks_for_its_standing_and_for_nobody_elses() {
         matches!(&enough, Err(AskError::Refused { condition, .. }) if condition == "resource-constraint"),
         "{enough:?}"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_domain_is_asked_about_itself_one_question_at_a_time() {
+    let (_world, north, south) = pair(&[]).await;
+    let ask = |_| {
+        let exchange = std::sync::Arc::clone(north.exchange());
+        tokio::spawn(async move {
+            let (from, to) = ("north.example".parse().unwrap(), "south.example".parse().unwrap());
+            exchange.profile(&from, &to).await
+        })
+    };
+    let asked = [(); 3].map(ask);
+    let mut most = 0;
+    while !asked.iter().all(|one| one.is_finished()) {
+        most = most.max(north.exchange().control.asking.in_flight());
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(most, 1);
+    for one in asked {
+        assert!(one.await.unwrap().is_ok());
+    }
+    drop(south);
 }
 
 #[tokio::test(start_paused = true)]
