@@ -28,6 +28,8 @@ const SETTLED: i64 = 24 * 3600 * 1000;
 const MOST_NAMES: usize = 128;
 /// Peer domains with a series of their own in the metrics.
 pub const MOST_SERIES: usize = 20;
+/// A domain with a series that twice as many are busier than loses it after so many minutes.
+const SERIES_QUIET: u8 = 5;
 /// Milliseconds of silence after which a domain's series can become another's.
 const SERIES_IDLE: i64 = 3600 * 1000;
 /// Peer domains whose last hour is remembered in steps of ten seconds.
@@ -234,6 +236,8 @@ pub(crate) struct Row {
     /// The last hour: begin of the step, and what was in it; empty ones are left out.
     pub(crate) recent: VecDeque<(i64, Point)>,
     pub(super) series: Option<Box<Series>>,
+    /// Minutes on end that it was far from the busiest, while it has a series.
+    pub(super) quiet: u8,
     /// Since when the store does not know all of it; 0: it does.
     pub(crate) dirty: i64,
     /// The store has a row.
@@ -487,6 +491,11 @@ impl Traffic {
         gone.split_off(from)
     }
 
+    /// The store has not forgotten them.
+    pub(super) fn put_gone(&self, domains: Vec<String>) {
+        self.gone.lock().extend(domains);
+    }
+
     /// Ten seconds are over. `counters` are stanzas since the start: from local users, from outside, to the outside, to
     /// local users.
     pub fn tick(&self, counters: [u64; 4]) {
@@ -570,20 +579,29 @@ impl Traffic {
         busy
     }
 
-    /// Gives the busiest domains series of their own in the metrics. A domain keeps its series until it is silent, so
-    /// that no counter ever goes back.
+    /// Gives the busiest domains series of their own in the metrics; once a minute. A domain loses its series when it
+    /// was silent for long, or far from the busiest for some minutes: one bad minute moves nobody. Series begin and
+    /// end; no counter ever goes back.
     pub(super) fn choose_series(&self) {
         let now = self.now();
         let rows = self.rows();
+        let rate = |row: &mut Row| row.rates(now).into_iter().map(u64::from).sum::<u64>();
+        let mut rates: Vec<u64> = rows.iter().map(|(_, row)| rate(&mut row.lock())).collect();
+        rates.sort_unstable_by_key(|rate| std::cmp::Reverse(*rate));
         let mut held = 0;
         for (_, row) in &rows {
             let mut row = row.lock();
-            if row.series.is_some() {
-                if now - row.last_seen >= SERIES_IDLE {
-                    row.series = None;
-                } else {
-                    held += 1;
-                }
+            if row.series.is_none() {
+                continue;
+            }
+            let own = rate(&mut row);
+            let busier = rates.partition_point(|rate| *rate > own);
+            row.quiet = if busier >= 2 * MOST_SERIES { row.quiet + 1 } else { 0 };
+            if now - row.last_seen >= SERIES_IDLE || row.quiet >= SERIES_QUIET {
+                row.series = None;
+                row.quiet = 0;
+            } else {
+                held += 1;
             }
         }
         if held >= MOST_SERIES {
@@ -759,6 +777,40 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_busier_domain_takes_the_place_of_one_far_below() {
+        let traffic = traffic();
+        let named =
+            || -> Vec<String> { traffic.series().into_iter().filter_map(|(domain, ..)| domain).collect() };
+        let busy = |who: std::ops::Range<usize>, much: usize| {
+            for n in who {
+                traffic.proved(&format!("d{n}.example"), None, Vec::new());
+                (0..much).for_each(|_| traffic.count(&format!("d{n}.example"), STANZA));
+            }
+        };
+        busy(0..MOST_SERIES, 1);
+        traffic.choose_series();
+        let first = named();
+        assert_eq!(first.len(), MOST_SERIES);
+        for minute in 1..=SERIES_QUIET {
+            pass(60).await;
+            busy(0..MOST_SERIES, 1);
+            // One less than twice as many: nobody moves.
+            busy(MOST_SERIES..3 * MOST_SERIES - 1, 5);
+            traffic.choose_series();
+            assert_eq!(named(), first, "minute {minute}");
+        }
+        for minute in 1..=SERIES_QUIET {
+            pass(60).await;
+            busy(0..MOST_SERIES, 1);
+            busy(MOST_SERIES..3 * MOST_SERIES, 5);
+            traffic.choose_series();
+            assert_eq!(named() == first, minute < SERIES_QUIET, "minute {minute}");
+        }
+        assert_eq!(named().len(), MOST_SERIES);
+        assert!(!named().iter().any(|name| first.contains(name)));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn the_busiest_have_series_of_their_own_and_no_counter_goes_back() {
         let traffic = traffic();
         let sum = |traffic: &Traffic| {
@@ -783,7 +835,7 @@ mod tests {
         };
         assert_eq!(of(Some("d99.example")).tally.stanzas(Direction::In), 1);
         assert_eq!(of(None).names.get(&("refused", "peer-rate")), Some(&1));
-        // Others get a series only when one has been silent for an hour.
+        // Others get a series only when there is room: here when one has been silent for an hour.
         pass(600).await;
         (0..500).for_each(|_| traffic.count("d1.example", STANZA));
         traffic.choose_series();

@@ -51,6 +51,17 @@ struct Stored {
     certificate: Vec<String>,
 }
 
+/// What left memory for a batch; it comes back if that fails.
+#[derive(Default)]
+struct Taken {
+    total: Point,
+    inside: Point,
+    points: Vec<(Point, Arc<Mutex<Row>>)>,
+    gone: Vec<String>,
+    /// Since when each was unsaved, and whether the store had a row.
+    saved: Vec<(i64, bool, Arc<Mutex<Row>>)>,
+}
+
 impl Traffic {
     /// Reads what was known before the start.
     pub(crate) async fn load(&self, db: &Db) -> Result<(), StoreError> {
@@ -78,7 +89,7 @@ impl Traffic {
     }
 
     /// What is written now that a minute is over: its points, what has changed, what has become too old.
-    fn minute(&self, now: i64) -> Batch {
+    fn minute(&self, now: i64) -> (Batch, Taken) {
         let at = now - now.rem_euclid(MINUTE) - MINUTE;
         let mut batch = Batch::new(Lane::Outside);
         let (minute, inside) = {
@@ -90,19 +101,22 @@ impl Traffic {
             batch.push(insert(INSIDE, at, &inside));
         }
         let rows = self.rows();
-        let mut busy: Vec<(Point, &str)> = rows
+        let mut busy: Vec<(Point, &str, &Arc<Mutex<Row>>)> = rows
             .iter()
-            .map(|(domain, row)| (std::mem::take(&mut row.lock().minute), domain.as_str()))
-            .filter(|(point, _)| !point.is_empty())
+            .map(|(domain, row)| (std::mem::take(&mut row.lock().minute), domain.as_str(), row))
+            .filter(|(point, ..)| !point.is_empty())
             .collect();
         busy.sort_by(|a, b| b.0.weight().cmp(&a.0.weight()).then_with(|| a.1.cmp(b.1)));
-        for (point, domain) in busy.iter().take(BUSIEST) {
+        for (point, domain, _) in busy.iter().take(BUSIEST) {
             batch.push(insert(domain, at, point));
         }
-        for domain in self.take_gone(ROWS) {
-            batch.push(sql("DELETE FROM peer_domains WHERE domain = ?1").bind(domain));
+        let points = busy.into_iter().map(|(point, _, row)| (point, Arc::clone(row))).collect();
+        let gone = self.take_gone(ROWS);
+        for domain in &gone {
+            batch.push(sql("DELETE FROM peer_domains WHERE domain = ?1").bind(domain.as_str()));
         }
-        self.save_into(&mut batch, &rows);
+        let mut taken = Taken { total: minute, inside, points, gone, saved: Vec::new() };
+        self.save_into((&mut batch, &mut taken), &rows);
         for (finer, step) in [(MINUTE, TEN_MINUTES), (TEN_MINUTES, HOUR)] {
             if now.rem_euclid(step) < MINUTE {
                 batch.push(roll_up(finer, step, now - now.rem_euclid(step)));
@@ -117,19 +131,47 @@ impl Traffic {
                 .bind(PRUNED),
             );
         }
-        batch
+        (batch, taken)
+    }
+
+    /// Writes the minute that is over. If that fails, all of it is written with the next one.
+    async fn write_minute(&self, db: &Db) -> Result<(), StoreError> {
+        let (batch, taken) = self.minute(self.now());
+        db.run(batch).await.map(drop).inspect_err(|_| self.give_back(taken))
+    }
+
+    fn give_back(&self, taken: Taken) {
+        {
+            let mut total = self.total.lock();
+            total.minute.merge(&taken.total);
+            total.inside_minute.merge(&taken.inside);
+        }
+        for (point, row) in taken.points {
+            row.lock().minute.merge(&point);
+        }
+        for (dirty, stored, row) in taken.saved {
+            let mut row = row.lock();
+            // The older of the two: who has waited for longest goes first.
+            row.dirty = dirty;
+            row.stored = stored;
+        }
+        self.put_gone(taken.gone);
     }
 
     /// The rows of domains that have changed, those first that have waited for longest. False: there are more.
-    fn save_into(&self, batch: &mut Batch, rows: &[(String, Arc<Mutex<Row>>)]) -> bool {
+    fn save_into(
+        &self,
+        (batch, taken): (&mut Batch, &mut Taken),
+        rows: &[(String, Arc<Mutex<Row>>)],
+    ) -> bool {
         let mut changed: Vec<(i64, &String, &Arc<Mutex<Row>>)> = rows
             .iter()
             .map(|(domain, row)| (row.lock().dirty, domain, row))
             .filter(|(dirty, ..)| *dirty != 0)
             .collect();
         changed.sort_by_key(|(dirty, ..)| *dirty);
-        for (_, domain, row) in changed.iter().take(ROWS) {
-            let mut row = row.lock();
+        for (dirty, domain, of) in changed.iter().take(ROWS) {
+            let mut row = of.lock();
             let stored = Stored {
                 tally: row.tally,
                 authentication: row.authentication,
@@ -144,6 +186,7 @@ impl Traffic {
                 .bind(row.last_seen)
                 .bind(facts),
             );
+            taken.saved.push((*dirty, row.stored, Arc::clone(of)));
             row.dirty = 0;
             row.stored = true;
         }
@@ -155,9 +198,10 @@ impl Traffic {
         let rows = self.rows();
         loop {
             let mut batch = Batch::new(Lane::Outside);
-            let done = self.save_into(&mut batch, &rows);
+            let mut taken = Taken::default();
+            let done = self.save_into((&mut batch, &mut taken), &rows);
             if !batch.is_empty() {
-                db.run(batch).await?;
+                db.run(batch).await.inspect_err(|_| self.give_back(taken))?;
             }
             if done {
                 return Ok(());
@@ -180,8 +224,8 @@ pub(crate) async fn keep(exchange: Arc<Exchange>) {
         }
         minute = now.div_euclid(MINUTE);
         traffic.choose_series();
-        if let Err(error) = exchange.db.run(traffic.minute(now)).await {
-            tracing::warn!(%error, "the traffic of the last minute was not written");
+        if let Err(error) = traffic.write_minute(&exchange.db).await {
+            tracing::warn!(%error, "the traffic of the last minute was not written: it goes with the next");
         }
     }
 }
@@ -345,7 +389,7 @@ mod tests {
             traffic.count("south.example", STANZA);
             tokio::time::advance(Duration::from_secs(60)).await;
             traffic.tick([0; 4]);
-            exchange.db.run(traffic.minute(traffic.now())).await.unwrap();
+            traffic.write_minute(&exchange.db).await.unwrap();
         }
     }
 
@@ -401,7 +445,7 @@ mod tests {
         for (step, kept) in [(TEN_MINUTES, 7i64), (HOUR, 30)] {
             tokio::time::advance(Duration::from_millis(u64::try_from(kept * DAY).unwrap())).await;
             for _ in 0..3 {
-                exchange.db.run(traffic.minute(traffic.now())).await.unwrap();
+                traffic.write_minute(&exchange.db).await.unwrap();
             }
             let oldest = rows(exchange, step).await.into_iter().map(|row| row.1).min();
             assert!(oldest.is_none_or(|oldest| oldest >= traffic.now() - kept * DAY), "{step}");
@@ -423,7 +467,7 @@ mod tests {
             }
             tokio::time::advance(Duration::from_secs(60)).await;
             traffic.tick(exchange.metrics.traffic());
-            exchange.db.run(traffic.minute(traffic.now())).await.unwrap();
+            traffic.write_minute(&exchange.db).await.unwrap();
         }
         for (hours, of) in [(1, 59..=60), (3, 150..=150), (26, 150..=150), (200, 150..=150)] {
             let (_, points) = history(exchange, None, hours).await.unwrap();
@@ -435,6 +479,33 @@ mod tests {
             let (_, points) = history(exchange, Some("south.example"), hours).await.unwrap();
             assert!(points.iter().all(|point| point.inside_in == 0), "not of a domain");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_minute_that_was_not_written_goes_with_the_next() {
+        let server = server().await;
+        let exchange = server.exchange();
+        let traffic = &exchange.control.traffic;
+        traffic.proved("south.example", None, Vec::new());
+        let run = |text: &'static str| exchange.db.run(Batch::new(Lane::Inside).with(sql(text)));
+        run("CREATE TRIGGER broken BEFORE INSERT ON traffic_history BEGIN SELECT RAISE(ABORT, 'no'); END")
+            .await
+            .unwrap();
+        for broken in [true, false] {
+            traffic.count("south.example", STANZA);
+            tokio::time::advance(Duration::from_secs(60)).await;
+            traffic.tick([0; 4]);
+            assert_eq!(traffic.write_minute(&exchange.db).await.is_err(), broken);
+            if broken {
+                run("DROP TRIGGER broken").await.unwrap();
+                assert!(!traffic.row("south.example").unwrap().lock().stored);
+            }
+        }
+        let sums: Vec<(String, i64)> =
+            rows(exchange, MINUTE).await.into_iter().map(|(domain, _, sum)| (domain, sum)).collect();
+        assert_eq!(sums, [(String::new(), 2), ("south.example".to_owned(), 2)]);
+        let known = sql("SELECT COUNT(*) FROM peer_domains WHERE domain = 'south.example'");
+        assert_eq!(exchange.db.read(known).await.unwrap().first().unwrap().int(0), 1);
     }
 
     #[tokio::test(start_paused = true)]
@@ -476,7 +547,7 @@ mod tests {
         }
         tokio::time::advance(Duration::from_secs(60)).await;
         traffic.tick([0; 4]);
-        let batch = traffic.minute(traffic.now());
+        let (batch, _) = traffic.minute(traffic.now());
         assert!(batch.len() <= 1 + BUSIEST + 2 * ROWS + 2 + KEPT.len(), "{}", batch.len());
         exchange.db.run(batch).await.unwrap();
         let minutes = rows(exchange, MINUTE).await;
@@ -485,7 +556,7 @@ mod tests {
         assert_eq!(minutes[0].2, (1..=1000).sum::<i64>(), "all together counts those without a row too");
         // Turn by turn all of them are written.
         for _ in 0..4 {
-            exchange.db.run(traffic.minute(traffic.now())).await.unwrap();
+            traffic.write_minute(&exchange.db).await.unwrap();
         }
         let count = exchange.db.read(sql("SELECT COUNT(*) FROM peer_domains")).await.unwrap();
         assert_eq!(count.first().unwrap().int(0), 1000);
