@@ -500,6 +500,21 @@ enum ListsCommand {
         #[command(flatten)]
         common: Common,
     },
+    /// Who follows your own list, and until when unless it is renewed
+    Subscribers {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// End the subscriptions of an address or of a whole domain
+    RemoveSubscriber {
+        /// An address or a domain
+        address: String,
+        /// For the audit log
+        #[arg(long, default_value = "")]
+        why: String,
+        #[command(flatten)]
+        common: Common,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -689,6 +704,10 @@ fn lists(command: ListsCommand) -> Result<(), CliError> {
         ListsCommand::Items { name, after, common } => (common, ListsOp::Items { name, after }),
         ListsCommand::Publish { entry, reason, common } => (common, ListsOp::Publish { entry, reason }),
         ListsCommand::Retract { entry, why, common } => (common, ListsOp::Retract { entry, why }),
+        ListsCommand::Subscribers { common } => (common, ListsOp::Subscribers),
+        ListsCommand::RemoveSubscriber { address, why, common } => {
+            (common, ListsOp::RemoveSubscriber { address, why })
+        }
     };
     ask(&common, Operation::Lists(op))
 }

@@ -29,7 +29,7 @@ use thiserror::Error;
 use crate::config::Reload;
 use crate::control::audit::{AuditEntry, AuditOp};
 use crate::control::breaker::{BreakerOp, BreakerView};
-use crate::control::lists::{ListEntry, ListView, ListsOp};
+use crate::control::lists::{ListEntry, ListView, ListsOp, Subscriber};
 use crate::control::policy::{PolicyOp, PolicyView, TestResult};
 use crate::control::reports::{ReportView, ReportsOp};
 use crate::control::requests::{RequestView, RequestsOp};
@@ -255,6 +255,11 @@ pub enum Outcome {
         items: Vec<ListEntry>,
         /// Whether there are more.
         more: bool,
+    },
+    /// Who follows our own list.
+    ListSubscribers {
+        /// By domain.
+        subscribers: Vec<Subscriber>,
     },
     /// This moment.
     Now(Box<NowView>),

@@ -7,7 +7,7 @@ use jiff::tz::TimeZone;
 
 use super::tokens::TokenView;
 use super::{FederationStatus, Outcome, PeerStatus, Status, StreamStatus, User, output_policy};
-use crate::control::lists::{ListEntry, ListView};
+use crate::control::lists::{ListEntry, ListView, Subscriber};
 use crate::control::reports::ReportView;
 use crate::control::requests::RequestView;
 use crate::control::traffic::{DomainDetail, DomainSummary, HistoryPoint, NowView};
@@ -55,6 +55,7 @@ pub fn human(outcome: &Outcome, now: i64) -> String {
         Outcome::Report(report) => report_text(report),
         Outcome::Lists { lists } => list_table(lists, now),
         Outcome::ListItems { items, more } => item_table(items, *more),
+        Outcome::ListSubscribers { subscribers } => subscriber_table(subscribers, now),
     }
 }
 
@@ -319,6 +320,18 @@ fn list_table(lists: &[ListView], now: i64) -> String {
             list.changed_at.map_or("-".into(), |at| format!("{} ago", span(now - at))),
             printable(&list.state),
         ]);
+    }
+    table(&rows)
+}
+
+fn subscriber_table(subscribers: &[Subscriber], now: i64) -> String {
+    if subscribers.is_empty() {
+        return "Nobody follows it.\n".into();
+    }
+    let mut rows = vec![["ADDRESS", "NODE", "OF", "ENDS IN"].map(str::to_owned).to_vec()];
+    for one in subscribers {
+        let ends = span((one.until - now).max(0));
+        rows.push(vec![printable(&one.address), printable(&one.node), printable(&one.host), ends]);
     }
     table(&rows)
 }
@@ -724,6 +737,16 @@ mod tests {
                 "spam  lists.example  muc_bans_sha256  drop    3        2     5 s ago  subscribed\n"
             ),
             "{text}"
+        );
+        let subscribers = vec![Subscriber {
+            address: "south.example".into(),
+            node: "n".into(),
+            host: "north.example".into(),
+            until: NOW + 5000,
+        }];
+        assert_eq!(
+            human(&Outcome::ListSubscribers { subscribers }, NOW),
+            "ADDRESS        NODE  OF             ENDS IN\nsouth.example  n     north.example  5 s\n"
         );
         let items = vec![ListEntry { entry: "bad.example".into(), reason: "why".into() }];
         assert_eq!(human(&Outcome::ListItems { items, more: false }, NOW), "bad.example  why\n");

@@ -110,6 +110,13 @@ pub const TABLE: &[Row] = &[
     get(("lists", "items"), "/lists/items", Read, "What is on a list"),
     post(("lists", "publish"), "/lists/publish", Moderate, "Put somebody on our own list"),
     post(("lists", "retract"), "/lists/retract", Moderate, "Take somebody off our own list"),
+    get(("lists", "subscribers"), "/lists/subscribers", Moderate, "Who follows our own list"),
+    post(
+        ("lists", "remove-subscriber"),
+        "/lists/remove-subscriber",
+        Moderate,
+        "End subscriptions of our own list",
+    ),
     get(("domains", "now"), "/now", Read, "Inside and outside at this moment"),
     get(("domains", "list"), "/domains", Read, "Peer domains"),
     get(("domains", "show"), "/domains/show", Read, "All about one domain"),

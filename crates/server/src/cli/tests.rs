@@ -69,6 +69,8 @@ const COMMANDS: &[&str] = &[
     "federation lists items l",
     "federation lists publish a.example r",
     "federation lists retract a.example",
+    "federation lists subscribers",
+    "federation lists remove-subscriber a.example",
     "audit",
 ];
 

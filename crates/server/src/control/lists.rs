@@ -841,6 +841,28 @@ pub enum ListsOp {
         /// For the audit log.
         why: String,
     },
+    /// Who follows our own list.
+    Subscribers,
+    /// Ends subscriptions of our own list.
+    RemoveSubscriber {
+        /// Of this address, or of everybody at this domain.
+        address: String,
+        /// For the audit log.
+        why: String,
+    },
+}
+
+/// Who follows our own list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Subscriber {
+    /// Who is told.
+    pub address: String,
+    /// Which node.
+    pub node: String,
+    /// Of which of our domains.
+    pub host: String,
+    /// When it ends unless it is renewed, milliseconds since 1970.
+    pub until: i64,
 }
 
 /// A list.
@@ -887,6 +909,8 @@ pub async fn run(exchange: &Arc<Exchange>, actor: &Actor, op: ListsOp) -> Result
         ListsOp::Items { name, after } => items(exchange, &name, after.as_deref()).await,
         ListsOp::Publish { entry, reason } => exchange.publish(actor, &entry, &reason).await,
         ListsOp::Retract { entry, why } => exchange.retract(actor, &entry, &why).await,
+        ListsOp::Subscribers => exchange.subscribers().await,
+        ListsOp::RemoveSubscriber { address, why } => exchange.remove_subscriber(actor, &address, &why).await,
     }
 }
 

@@ -14,7 +14,7 @@ use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::{Kind, MessageType, Stanza};
 
-use super::lists::{Entry, ListEntry};
+use super::lists::{Entry, ListEntry, Subscriber};
 use crate::admin::actor::Actor;
 use crate::admin::{OpError, Outcome};
 use crate::exchange::Exchange;
@@ -38,6 +38,10 @@ const CURRENT: &str = "current";
 const MOST_SUBSCRIBERS: i64 = 1000;
 /// Subscriptions of one domain's addresses.
 const MOST_OF_DOMAIN: i64 = 10;
+/// Milliseconds after which a subscription ends that nobody renewed: by subscribing again or by reading the list.
+const LASTS: i64 = 30 * 24 * 60 * 60 * 1000;
+/// Milliseconds for which a renewed one is not renewed again.
+const RENEWED: i64 = 24 * 60 * 60 * 1000;
 /// Entries of our own list.
 const MOST_PUBLISHED: i64 = 50_000;
 /// Characters of a reason.
@@ -162,6 +166,7 @@ async fn retrieve(request: &Request, wanted: Wanted) -> Result<Vec<u8>, StanzaEr
         return Ok(w.finish());
     }
     let hashes = i64::from(wanted.node == HASHES);
+    let now = request.exchange.clock().now();
     let most = i64::try_from(wanted.most).unwrap_or(i64::MAX);
     // Ids of hashes are 64 hex digits; a domain is never that (its labels have 63 characters at most).
     let statements = vec![
@@ -172,6 +177,14 @@ async fn retrieve(request: &Request, wanted: Wanted) -> Result<Vec<u8>, StanzaEr
         .bind(most),
         sql("SELECT COUNT(*) FROM own_list WHERE (LENGTH(item) = 64 AND item NOT LIKE '%.%') = ?1")
             .bind(hashes),
+        sql("SELECT COUNT(*) FROM list_subscribers WHERE host = ?1 AND node = ?2 AND jid IN (?3, ?4) \
+             AND at BETWEEN ?5 AND ?6")
+        .bind(request.host.domain.as_str())
+        .bind(wanted.node)
+        .bind(request.from.as_str())
+        .bind(request.from.bare_str())
+        .bind(now - LASTS)
+        .bind(now - RENEWED),
     ];
     let results = request
         .exchange
@@ -179,6 +192,10 @@ async fn retrieve(request: &Request, wanted: Wanted) -> Result<Vec<u8>, StanzaEr
         .read_all(request.lane(), statements)
         .await
         .map_err(|error| store_trouble(&error))?;
+    if results.get(2).and_then(Rows::first).is_some_and(|row| row.int(0) > 0) {
+        let renewed = request.exchange.renew(request, wanted.node, now).await;
+        renewed.map_err(|error| store_trouble(&error))?;
+    }
     let rows = results.first().ok_or_else(|| StanzaError::new(Condition::InternalServerError))?;
     let count = results.get(1).and_then(Rows::first).map_or(0, |row| row.int(0));
     let (mut first, mut last) = (None, None);
@@ -249,10 +266,11 @@ async fn subscriptions(request: &Request) -> Result<Vec<u8>, StanzaError> {
         .db
         .read_in(
             request.lane(),
-            sql("SELECT node, jid FROM list_subscribers WHERE host = ?1 AND jid IN (?2, ?3)")
+            sql("SELECT node, jid FROM list_subscribers WHERE host = ?1 AND jid IN (?2, ?3) AND at >= ?4")
                 .bind(request.host.domain.as_str())
                 .bind(request.from.as_str())
-                .bind(request.from.bare_str()),
+                .bind(request.from.bare_str())
+                .bind(request.exchange.clock().now() - LASTS),
         )
         .await
         .map_err(|error| store_trouble(&error))?;
@@ -325,36 +343,98 @@ impl Exchange {
     async fn take_follower(&self, request: &Request, node: &str, jid: &Jid) -> Result<bool, StoreError> {
         let _one_by_one = self.control.publication.changing.lock().await;
         let host = request.host.domain.as_str();
+        let now = self.clock().now();
         let rows = self
             .db
             .read_in(
                 request.lane(),
-                sql("SELECT (SELECT COUNT(*) FROM list_subscribers), \
-                     (SELECT COUNT(*) FROM list_subscribers WHERE domain = ?1), \
-                     (SELECT COUNT(*) FROM list_subscribers WHERE host = ?2 AND node = ?3 AND jid = ?4)")
+                sql("SELECT (SELECT COUNT(*) FROM list_subscribers WHERE at >= ?5), \
+                     (SELECT COUNT(*) FROM list_subscribers WHERE domain = ?1 AND at >= ?5), \
+                     (SELECT COUNT(*) FROM list_subscribers \
+                      WHERE host = ?2 AND node = ?3 AND jid = ?4 AND at >= ?5)")
                 .bind(jid.domain())
                 .bind(host)
                 .bind(node)
-                .bind(jid.as_str()),
+                .bind(jid.as_str())
+                .bind(now - LASTS),
             )
             .await?;
         let (all, own, known) = rows.first().map_or((0, 0, 0), |row| (row.int(0), row.int(1), row.int(2)));
-        if known > 0 {
-            return Ok(true);
-        }
-        if all >= MOST_SUBSCRIBERS || own >= MOST_OF_DOMAIN {
+        // Our own users answer to us: one share for all of them would be soon used up.
+        let share = if self.host(jid.domain()).is_some() { MOST_SUBSCRIBERS } else { MOST_OF_DOMAIN };
+        if known == 0 && (all >= MOST_SUBSCRIBERS || own >= share) {
             return Ok(false);
         }
+        let over = sql("DELETE FROM list_subscribers WHERE at < ?1").bind(now - LASTS);
         let insert =
             sql("INSERT INTO list_subscribers (host, node, jid, domain, at) VALUES (?1, ?2, ?3, ?4, ?5) \
-                          ON CONFLICT DO NOTHING")
+                          ON CONFLICT (host, node, jid) DO UPDATE SET at = excluded.at")
             .bind(host)
             .bind(node)
             .bind(jid.as_str())
             .bind(jid.domain())
-            .bind(self.clock().now());
-        self.db.run(Batch::new(request.lane()).with(insert)).await?;
+            .bind(now);
+        self.db.run(Batch::new(request.lane()).with(over).with(insert)).await?;
         Ok(true)
+    }
+
+    /// Who reads the list goes on being subscribed.
+    async fn renew(&self, request: &Request, node: &str, now: i64) -> Result<(), StoreError> {
+        let update =
+            sql("UPDATE list_subscribers SET at = ?1 WHERE host = ?2 AND node = ?3 AND jid IN (?4, ?5) \
+                          AND at >= ?6")
+            .bind(now)
+            .bind(request.host.domain.as_str())
+            .bind(node)
+            .bind(request.from.as_str())
+            .bind(request.from.bare_str())
+            .bind(now - LASTS);
+        self.db.run(Batch::new(request.lane()).with(update)).await?;
+        Ok(())
+    }
+
+    /// Who follows our list; there are never more than [`MOST_SUBSCRIBERS`].
+    pub(super) async fn subscribers(&self) -> Result<Outcome, OpError> {
+        let rows = self
+            .db
+            .read(
+                sql("SELECT jid, node, host, at FROM list_subscribers WHERE at >= ?1 ORDER BY domain, jid, node")
+                    .bind(self.clock().now() - LASTS),
+            )
+            .await
+            .map_err(|error| OpError::Store(error.to_string()))?;
+        let subscribers = rows.iter().map(|row| Subscriber {
+            address: row.text(0).to_owned(),
+            node: row.text(1).to_owned(),
+            host: row.text(2).to_owned(),
+            until: row.int(3) + LASTS,
+        });
+        Ok(Outcome::ListSubscribers { subscribers: subscribers.collect() })
+    }
+
+    /// Ends the subscriptions of an address, or of everybody at a domain.
+    pub(super) async fn remove_subscriber(
+        &self,
+        actor: &Actor,
+        who: &str,
+        why: &str,
+    ) -> Result<Outcome, OpError> {
+        let jid = Jid::parse(who.trim())
+            .map_err(|error| OpError::BadAddress(format!("{}: {error}", who.escape_debug())))?;
+        let change = (Some(serde_json::json!({"address": jid.as_str()}).to_string()), None);
+        let batch = Batch::new(Lane::Inside)
+            .with(
+                sql("DELETE FROM list_subscribers WHERE jid = ?1 OR (?2 AND domain = ?1)")
+                    .bind(jid.as_str())
+                    .bind(i64::from(jid.is_domain()))
+                    .must_change(),
+            )
+            .with(self.control.audit.entry(actor, "lists remove-subscriber", why, change));
+        self.db.run(batch).await.map_err(|error| match error {
+            StoreError::Conflict => OpError::NotFound(format!("{jid} among the subscribers")),
+            error => OpError::Store(error.to_string()),
+        })?;
+        Ok(Outcome::Done { text: format!("{jid} is not subscribed any more.") })
     }
 
     /// How many subscriptions ended.
@@ -488,8 +568,14 @@ impl Exchange {
         node: &str,
         write: impl Fn(&mut Writer),
     ) -> Result<usize, StoreError> {
-        let rows =
-            self.db.read(sql("SELECT host, jid FROM list_subscribers WHERE node = ?1").bind(node)).await?;
+        let rows = self
+            .db
+            .read(
+                sql("SELECT host, jid FROM list_subscribers WHERE node = ?1 AND at >= ?2")
+                    .bind(node)
+                    .bind(self.clock().now() - LASTS),
+            )
+            .await?;
         let mut w = Writer::new();
         w.open("event").attr("xmlns", ns::PUBSUB_EVENT).open("items").attr("node", node);
         write(&mut w);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use trunkline_store::sql;
+use trunkline_store::{Batch, Lane, sql};
 use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::IqType;
 
@@ -346,6 +346,66 @@ async fn what_the_store_did_not_take_is_written_at_the_next_reading() {
     settle().await;
     let rows = db.read(sql("SELECT entry FROM list_entries")).await.unwrap();
     assert_eq!(rows.iter().map(|row| row.text(0)).collect::<Vec<_>>(), ["bad.example"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn subscriptions_end_unless_renewed_and_operators_can_end_them() {
+    const DAY: i64 = 24 * 60 * 60 * 1000;
+    let (_world, north, south) = pair(&[]).await;
+    let mut iago = south.person("iago@south.example/5").await;
+    let mut romeo = north.person("romeo@north.example/a").await;
+    let age = async |days: i64| {
+        let older = sql("UPDATE list_subscribers SET at = at - ?1").bind(days * DAY);
+        north.exchange().db.run(Batch::new(Lane::Inside).with(older)).await.unwrap();
+    };
+    let pubsub = "<pubsub xmlns='http://jabber.org/protocol/pubsub'>";
+    let wish = |jid: &str, n: usize| {
+        format!(
+            "<iq to='north.example' type='set' id='s{n}'>{pubsub}<subscribe node='spam_source_domains' \
+             jid='{jid}/{n}'/></pubsub></iq>"
+        )
+    };
+    // Ours have no share: many subscribe. Of another domain only ten do.
+    for n in 0..11 {
+        romeo.send(&wish("romeo@north.example", n)).await;
+        assert!(romeo.arrived().await.iter().any(|xml| xml.contains("type='result'")), "{n}");
+        iago.send(&wish("iago@south.example", n)).await;
+        let taken = iago.arrived().await.iter().any(|xml| xml.contains("type='result'"));
+        assert_eq!(taken, n < 10, "{n}");
+    }
+    let subscribers = async || match ask(&north, Operation::Lists(ListsOp::Subscribers)).await.unwrap() {
+        Outcome::ListSubscribers { subscribers } => subscribers,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(subscribers().await.len(), 21);
+    age(20).await;
+    // By reading and by subscribing again.
+    iago.send(&wish("iago@south.example", 3)).await;
+    let read = format!(
+        "<iq to='north.example' type='get' id='r'>{pubsub}<items node='spam_source_domains'/></pubsub></iq>"
+    );
+    iago.send(&read).await;
+    assert_eq!(iago.arrived().await.len(), 2);
+    age(20).await;
+    let left: Vec<String> = subscribers().await.into_iter().map(|one| one.address).collect();
+    assert_eq!(left, ["iago@south.example/3", "iago@south.example/5"]);
+    publish(&north, "bad.example").await;
+    settle().await;
+    assert!(iago.arrived().await.iter().any(|xml| xml.contains("bad.example")));
+    assert!(romeo.arrived().await.is_empty(), "what has ended is not told");
+    // The places of those that ended are free.
+    iago.send(&wish("iago@south.example", 12)).await;
+    assert!(iago.arrived().await.iter().any(|xml| xml.contains("type='result'")));
+
+    let remove = |address: &str| {
+        Operation::Lists(ListsOp::RemoveSubscriber { address: address.into(), why: "w".into() })
+    };
+    ask(&north, remove("iago@south.example/3")).await.unwrap();
+    assert_eq!(subscribers().await.len(), 2);
+    ask(&north, remove("south.example")).await.unwrap();
+    assert_eq!(subscribers().await, []);
+    assert!(matches!(ask(&north, remove("south.example")).await, Err(OpError::NotFound(_))));
+    assert_eq!(audited(&north, "lists remove-subscriber").await, 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -108,6 +108,11 @@ fn changes() -> Vec<((&'static str, &'static str), Value, Value)> {
             json!({ "entry": "bad@a.example", "why": "w" }),
             json!({ "entry": "good@a.example", "why": "w" }),
         ),
+        (
+            ("lists", "remove-subscriber"),
+            json!({ "address": "a.example", "why": "w" }),
+            json!({ "address": "b.example", "why": "w" }),
+        ),
     ]
 }
 
@@ -126,6 +131,8 @@ impl Desk {
             "INSERT INTO reports (at, reporter, origin, affiliation, about, domain, reason, words, stanza_ids, \
              messages, may_forward, may_share, state, actions) VALUES (0, 'romeo@north.example', 'user', '', \
              'x@spam.example', 'spam.example', 'spam', '', '[]', '[]', 0, 0, 'open', '[]')",
+            "INSERT INTO list_subscribers (host, node, jid, domain, at) \
+             VALUES ('north.example', 'spam_source_domains', 'x@a.example', 'a.example', 9000000000000000)",
         ] {
             self.put(sql(text)).await;
         }
