@@ -51,6 +51,8 @@ const MOST_BYTES: usize = 64 * 1024;
 const MOST_BYTES_OUTSIDE: usize = 16 * 1024;
 /// Milliseconds after which a handled report has its copies no longer.
 const COPIES_FOR: i64 = 30 * DAY;
+/// How long a report of another provider waits for a moderator.
+const OUTSIDE_FOR: i64 = 90 * DAY;
 /// Characters that a reporter can write.
 const MOST_TEXT: usize = 2000;
 /// Reports in one request.
@@ -74,6 +76,8 @@ pub struct Reports {
     lately: Lately,
     /// Held while a report of another provider is counted and stored, so that its bounds hold.
     outside: tokio::sync::Mutex<()>,
+    /// Held while a moderator decides.
+    deciding: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -595,7 +599,7 @@ impl Lately {
     }
 }
 
-/// Deletes handled reports that are old or too many, again and again.
+/// Deletes reports that are old or too many, again and again.
 pub(crate) async fn keep(exchange: Arc<Exchange>) {
     loop {
         tokio::time::sleep(Duration::from_secs(3600)).await;
@@ -619,6 +623,11 @@ pub(crate) async fn tidy(exchange: &Exchange) -> Result<(), StoreError> {
             sql("UPDATE reports SET messages = '[]' WHERE id IN (SELECT id FROM reports WHERE state = 'handled' AND \
                  at < ?1 AND messages <> '[]' LIMIT 200)")
             .bind(now - COPIES_FOR),
+        )
+        .with(
+            sql("DELETE FROM reports WHERE id IN (SELECT id FROM reports WHERE state = 'open' AND \
+                 origin = 'outside' AND at < ?1 ORDER BY id LIMIT 200)")
+            .bind(now - OUTSIDE_FOR),
         );
     exchange.db.run(batch).await.map(drop)
 }
@@ -718,6 +727,12 @@ struct Decision {
 }
 
 async fn decide(exchange: &Arc<Exchange>, actor: &Actor, wish: Decision) -> Result<Outcome, OpError> {
+    // Of two moderators at once the second is to find the report handled, before a rule is made. To forward asks
+    // another domain, and claims the report by itself before it acts.
+    let _one_by_one = match wish.action {
+        ReportAction::Forward => None,
+        _ => Some(exchange.control.reports.deciding.lock().await),
+    };
     let report = find(exchange, wish.id).await?;
     let about = Jid::parse(&report.about).map_err(|error| OpError::BadRequest(error.to_string()))?;
     if report.state != "open" && wish.action != ReportAction::Forward {
@@ -845,6 +860,12 @@ async fn note(exchange: &Exchange, actor: &Actor, noted: Noted<'_>) -> Result<()
     })
 }
 
+/// One of the two domains is the other or lies under it.
+fn are_kin(a: &str, b: &str) -> bool {
+    let is_under = |a: &str, b: &str| a.strip_suffix(b).is_some_and(|rest| rest.ends_with('.'));
+    a == b || is_under(a, b) || is_under(b, a)
+}
+
 /// Sends a report to the provider of whom it is about.
 async fn forward(
     exchange: &Arc<Exchange>,
@@ -892,6 +913,17 @@ async fn forward(
             None => about.domain_jid(),
         },
     };
+    if exchange.host(to.domain()).is_some() {
+        return no(format!("{} names {to}, which is of this server, as its abuse address", about.domain()));
+    }
+    // Who is not the accused's own provider is a third party, whoever names it (s.5).
+    if !report.may_share && !are_kin(about.domain(), to.domain()) {
+        return no(format!(
+            "{} wants reports at {to}, which is another provider: the reporter did not agree that third parties are \
+             told (XEP-0377 third-party)",
+            about.domain()
+        ));
+    }
     let done = format!("forwarded to {to}");
     note(exchange, actor, Noted { report: &report, done: &done, why: &why, forwarded_to: Some(&to) }).await?;
     exchange.deliver(Mail::inside(forwarded(exchange, &report, (from, to)))).await;

@@ -207,7 +207,7 @@ impl Shared {
         let decision = self.exchange.control.judge(&case);
         let refused = |name| {
             self.exchange.metrics.refused(name);
-            self.exchange.control.traffic.count(domain.as_str(), Event::Refused(name));
+            self.exchange.control.traffic.count(domain.as_str(), Event::Withheld(name));
         };
         match decision.verdict {
             Verdict::Reject(error) => {

@@ -99,7 +99,7 @@ impl Shared {
             }
             if !waits {
                 self.exchange.metrics.refused(failure.label());
-                self.exchange.control.traffic.count(domain.as_str(), Event::Refused(failure.label()));
+                self.exchange.control.traffic.count(domain.as_str(), Event::Withheld(failure.label()));
                 return Err(failure.stanza_error());
             }
         }

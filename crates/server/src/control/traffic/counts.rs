@@ -55,6 +55,8 @@ pub enum Event {
     },
     /// A stanza or stream of it was refused, by the name of the refusal.
     Refused(&'static str),
+    /// A stanza of ours to it was refused, by the name of the refusal: that says nothing about the domain.
+    Withheld(&'static str),
     /// A first contact is held for consent.
     Held,
     /// A first contact was accepted.
@@ -94,7 +96,7 @@ impl Tally {
                 self.stanzas[kind as usize][direction as usize] += 1;
                 self.bytes[kind as usize][direction as usize] += bytes as u64;
             }
-            Event::Refused(_) => self.refused += 1,
+            Event::Refused(_) | Event::Withheld(_) => self.refused += 1,
             Event::Held => self.held += 1,
             Event::Accepted => self.accepted += 1,
             Event::Declined => self.declined += 1,
@@ -127,7 +129,7 @@ impl Point {
                 self.stanzas[direction as usize] += 1;
                 self.bytes[direction as usize] += bytes as u64;
             }
-            Event::Refused(_) => self.refused += 1,
+            Event::Refused(_) | Event::Withheld(_) => self.refused += 1,
             Event::Held => self.held += 1,
             Event::Reported => self.reported += 1,
             _ => {}
@@ -202,7 +204,7 @@ pub(crate) type Names = BTreeMap<(&'static str, &'static str), u64>;
 
 fn name(names: &mut Names, event: Event) {
     let key = match event {
-        Event::Refused(name) => ("refused", name),
+        Event::Refused(name) | Event::Withheld(name) => ("refused", name),
         Event::Failed(name) => ("failed", name),
         _ => return,
     };
@@ -227,7 +229,7 @@ pub(crate) struct Row {
     pub(crate) names: Names,
     pub(crate) latencies: Latencies,
     pub(super) window: Window,
-    /// Refusals, in the same steps.
+    /// What was refused of its own, in the same steps.
     pub(super) refusals: Window,
     /// Since the last tick.
     pub(super) tick: Point,
@@ -352,7 +354,7 @@ impl Traffic {
     /// Counts something that `domain` (canonical) did or that was done to it.
     pub fn count(&self, domain: &str, event: Event) {
         let now = self.now();
-        if let Event::Refused(name) = event {
+        if let Event::Refused(name) | Event::Withheld(name) = event {
             let mut refused = self.refused.lock();
             refused.turn(now / TICK);
             *refused.steps[0].entry(name).or_default() += 1;
@@ -686,6 +688,18 @@ mod tests {
 
     fn pass(seconds: u64) -> impl Future<Output = ()> {
         tokio::time::advance(Duration::from_secs(seconds))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_a_domain_did_counts_in_the_share_of_its_refusals() {
+        let traffic = traffic();
+        traffic.proved("south.example", None, Vec::new());
+        for _ in 0..3 {
+            traffic.count("south.example", Event::Withheld("policy-rejected"));
+        }
+        assert_eq!(traffic.last_minute(), [("south.example".to_owned(), 0, 0)]);
+        traffic.count("south.example", Event::Refused("policy-rejected"));
+        assert_eq!(traffic.last_minute(), [("south.example".to_owned(), 0, 1)]);
     }
 
     #[tokio::test(start_paused = true)]

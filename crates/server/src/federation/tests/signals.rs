@@ -63,7 +63,17 @@ fn stanza_id(xml: &str) -> String {
 
 /// Iago of the south has written to Juliet of the north, who reports him.
 async fn reported(options: &str) -> (World, Site, Site, super::stage::Person, super::stage::Person) {
-    let (world, north, south) = pair(&[]).await;
+    reported_with(options, &[]).await
+}
+
+/// The same, with settings for the south.
+async fn reported_with(
+    options: &str,
+    settings: &[&str],
+) -> (World, Site, Site, super::stage::Person, super::stage::Person) {
+    let world = World::new(NAMES);
+    let north = world.site("north.example", &[]).await;
+    let south = world.site("south.example", settings).await;
     let mut juliet = north.person("juliet@north.example/b").await;
     let mut iago = south.person("iago@south.example/a").await;
     // Who is written to may answer.
@@ -136,6 +146,87 @@ async fn without_the_reporters_consent_nothing_is_forwarded() {
     settle().await;
     assert!(reports(&south).await.is_empty());
     assert!(report(&north, 1).await.may_share);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_third_party_is_told_only_with_consent_and_we_ourselves_never() {
+    let abuse = |domain: &str| format!("contact.abuse=[\"xmpp:abuse@{domain}\"]");
+    for (options, domain, refusal) in [
+        ("<report-origin/>", "third.example", Some("third parties")),
+        ("<report-origin/><third-party/>", "third.example", None),
+        ("<report-origin/>", "help.south.example", None),
+        ("<report-origin/>", "south.example", None),
+        ("<report-origin/>", "notsouth.example", Some("third parties")),
+        ("<report-origin/><third-party/>", "north.example", Some("of this server")),
+    ] {
+        let (_world, north, _south, _juliet, _iago) = reported_with(options, &[&abuse(domain)]).await;
+        let decided = decide(&north, 1, ReportAction::Forward).await;
+        let forwarded_to = report(&north, 1).await.forwarded_to;
+        match refusal {
+            Some(words) => {
+                assert!(
+                    matches!(&decided, Err(OpError::NotPossible(text)) if text.contains(words)),
+                    "{domain}: {decided:?}"
+                );
+                assert_eq!(forwarded_to, None, "{domain}");
+            }
+            None => assert_eq!(forwarded_to, Some(format!("abuse@{domain}")), "{decided:?}"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_moderators_at_once_one_decides() {
+    let (_world, north, _south, _juliet, _iago) = reported("").await;
+    let (one, other) = tokio::join!(
+        decide(&north, 1, ReportAction::BlockSender),
+        decide(&north, 1, ReportAction::BlockSender)
+    );
+    assert_eq!(usize::from(one.is_ok()) + usize::from(other.is_ok()), 1, "{one:?} {other:?}");
+    assert_eq!(audited(&north, "reports decide").await, 1);
+    let view = north.exchange().control.policy.view(north.exchange().clock().now());
+    let rules = serde_json::to_string(&view).unwrap();
+    assert_eq!(rules.matches("iago@south.example").count(), 1, "{rules}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_our_users_may_not_send_does_not_count_against_who_would_get_it() {
+    let (_world, north, _south) = pair(&[]).await;
+    let control = &north.exchange().control;
+    let mut juliet = north.person("juliet@north.example/b").await;
+    juliet.send("<message to='iago@south.example' type='chat'><body>yes?</body></message>").await;
+    settle().await;
+    let rule = crate::control::rule::Rule {
+        when: crate::control::rule::Conditions { domain: Some("south.example".into()), ..Default::default() },
+        direction: crate::control::rule::Direction::Out,
+        then: Action::Reject { condition: None, text: None },
+        reason: String::new(),
+        until: None,
+        shadow: false,
+    };
+    let refused = async |site: &Site| {
+        let op = crate::control::traffic::DomainsOp::Show { domain: "south.example".into() };
+        match ask(site, Operation::Domains(op)).await.unwrap() {
+            Outcome::Domain(domain) => domain.summary.refused,
+            other => panic!("{other:?}"),
+        }
+    };
+    ask(&north, Operation::Policy(PolicyOp::Add { rule, position: None })).await.unwrap();
+    let block = PolicyOp::Block {
+        domain: "south.example".into(),
+        subdomains: false,
+        reason: String::new(),
+        until: None,
+    };
+    for expected in [30, 60] {
+        for _ in 0..30 {
+            juliet.send("<message to='iago@south.example' type='chat'><body>so?</body></message>").await;
+        }
+        settle().await;
+        assert_eq!(refused(&north).await, expected, "they are counted");
+        assert_eq!(control.reputation.score("south.example"), 50);
+        ask(&north, Operation::Policy(block.clone())).await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -249,6 +340,9 @@ async fn old_reports_go_when_they_are_handled() {
     let left = reports(&north).await;
     assert_eq!(left.len(), 5);
     assert!(left.iter().all(|report| report.state == "open"));
+    fill(&north, 3, "outside", "open").await;
+    crate::control::reports::tidy(north.exchange()).await.unwrap();
+    assert_eq!(reports(&north).await.len(), 5, "what another provider reported waits for three months");
 }
 
 async fn follow(site: &Site, node: &str, action: Option<Action>) {
