@@ -163,6 +163,8 @@ impl Field {
             // What is measured are answers, not brakes: each sample is held by a user who is there.
             ("limits.enabled", "false".into()),
             ("consent.domain_requests", "1000000".into()),
+            ("consent.intake_stanzas", "1000000".into()),
+            ("consent.intake_peer_stanzas", "1000000".into()),
             ("log.level", "error".into()),
         ] {
             presets.set(&format!("{key}={value}")).unwrap();
