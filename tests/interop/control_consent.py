@@ -104,21 +104,37 @@ async def answered(pair):
 
 
 async def unknowable(pair):
-    """A stranger gets the same answers for an address that exists and for one that does not."""
+    """A stranger gets the same answers for addresses that are online, missing, offline and that block the stranger."""
     async with strangers(pair, "kim", "leo") as (kim, leo):
+        left = pair.left
+        for name in ("kit", "ken"):
+            await left.add_user(name, "secret")
+        ken = Client(left, "ken")
+        await ken.login()
+        answer = await ken.iq(ken.boundjid.bare, f"<block xmlns='urn:xmpp:blocking'><item jid='{leo.boundjid.bare}'/>"
+                              "</block>", "set")
+        assert answer.get("type") == "result", condition(answer)
+        there = [kim.boundjid.bare, kim.boundjid.full, ken.boundjid.bare]
+        addresses = there + [f"kit@{left.domain}", f"nobody@{left.domain}"]
         seen = []
-        for to in (kim.boundjid.bare, kim.boundjid.full, f"nobody@{pair.left.domain}"):
-            answers = []
+        for to in addresses:
+            account, answers = to.partition("/")[0], []
             for payload in ("<query xmlns='http://jabber.org/protocol/disco#info'/>", "<vCard xmlns='vcard-temp'/>",
                             "<query xmlns='jabber:iq:last'/>", "<query xmlns='jabber:iq:version'/>",
                             "<ping xmlns='urn:xmpp:ping'/>"):
                 answer = await leo.iq(to, payload, timeout=PATIENCE)
                 answers.append((answer.get("type"), condition(answer)))
-            leo.send_presence(pto=to.partition("/")[0], ptype="probe")
-            answers.append(leo.say(to, "hello") and kind(await leo.iq(pair.left.domain, "<ping xmlns='urn:xmpp:ping'/>")))
+            leo.send_presence(pto=account, ptype="probe")
+            probed = await leo.expect("an answer to the probe", presence(account, "unsubscribed"), PATIENCE)
+            answers.append((probed.get("from"), len(probed)) == (account, 0))
+            leo.say(to, "hello")
+            # What follows a ping to the server is behind whatever the message is answered with.
+            await leo.iq(left.domain, "<ping xmlns='urn:xmpp:ping'/>")
+            await leo.absent("an answer to a message", lambda x: (x.get("from") or "").partition("/")[0] == account, 1)
             seen.append(answers)
-        assert seen[0] == seen[1] == seen[2], seen
-        assert set(seen[0][:5]) == {("error", "service-unavailable")}, seen[0]
+        await ken.logout()
+        for to, answers in zip(addresses, seen):
+            assert answers == [("error", "service-unavailable")] * 5 + [True], (to, answers)
 
 
 ALL = [accepted, asked, declined, blocked, answered, unknowable]

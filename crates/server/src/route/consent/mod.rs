@@ -99,8 +99,10 @@ impl Exchange {
         let head = &mail.stanza.head;
         let (Some(to), Some(from)) = (&head.to, &head.from) else { return Threshold::Cross(mail) };
         let is_answer = matches!(head.kind, Kind::Iq(IqType::Result | IqType::Error));
-        let is_report =
-            matches!(head.kind, Kind::Message(_)) && mail.stanza.child(ns::REPORTING, "report").is_some();
+        // Reports come from domains; what a user calls a report is a message like others.
+        let is_report = matches!(head.kind, Kind::Message(_))
+            && from.is_domain()
+            && mail.stanza.child(ns::REPORTING, "report").is_some();
         let host = self.host(to.domain()).filter(|_| to.local().is_some() && !is_answer && !is_report);
         let Some(host) = host else { return Threshold::Cross(mail) };
         // A store that is behind is waited for in the crossing.
