@@ -33,6 +33,8 @@ use super::text;
 
 /// Domains that one limit counts one by one. Those beyond share one more place.
 const MOST_LIMITED: usize = 10_000;
+/// How long after one search for places in a full table the next may come, in milliseconds.
+const SWEEP_EVERY: u64 = 1000;
 
 /// What is to be judged.
 #[derive(Clone, Copy, Debug)]
@@ -549,7 +551,14 @@ const TOGETHER: &str = "";
 /// What passes in a minute, for each domain or for all together: a bucket that holds a minute's worth and fills steadily.
 #[derive(Debug, Default)]
 struct Limiter {
-    buckets: Mutex<HashMap<String, Bucket>>,
+    table: Mutex<Buckets>,
+}
+
+#[derive(Debug, Default)]
+struct Buckets {
+    of: HashMap<String, Bucket>,
+    /// When the full table was last looked through, in milliseconds since 1970.
+    swept: i64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -567,8 +576,13 @@ impl Limiter {
             let passed = u64::try_from(now.saturating_sub(bucket.at)).unwrap_or(0);
             bucket.left.saturating_add(passed.saturating_mul(u64::from(per_minute)) / 60).min(full)
         };
-        let mut buckets = self.buckets.lock();
-        if buckets.len() >= MOST_LIMITED && !buckets.contains_key(domain) {
+        let mut table = self.table.lock();
+        let Buckets { of: buckets, swept } = &mut *table;
+        // A crowd of domains must not make every one of its stanzas a walk through the whole table, under a lock that
+        // our own users' stanzas take too. A clock that is set back doesn't end the sweeping.
+        let is_due = now.abs_diff(*swept) >= SWEEP_EVERY;
+        if is_due && buckets.len() >= MOST_LIMITED && !buckets.contains_key(domain) {
+            *swept = now;
             // Who is full again is as one who was never here.
             buckets.retain(|_, bucket| filled(bucket) < full);
         }

@@ -294,10 +294,25 @@ fn a_limit_has_places_for_a_bounded_number_of_domains() {
     for n in 0..MOST_LIMITED + 50 {
         limiter.take(&format!("d{n}.example"), 1, NOW);
     }
-    assert!(limiter.buckets.lock().len() <= MOST_LIMITED + 1);
+    assert!(limiter.table.lock().of.len() <= MOST_LIMITED + 1);
     // Those beyond share one place: it is used up.
     assert!(!limiter.take("late.example", 1, NOW));
     assert!(limiter.take("late.example", 1, NOW + 60_000), "and are let in when others have come to rest");
+}
+
+#[test]
+fn a_full_table_is_searched_once_a_second() {
+    let limiter = Limiter::default();
+    let held = || limiter.table.lock().of.len();
+    for n in 0..=MOST_LIMITED {
+        limiter.take(&format!("d{n}.example"), 600, NOW);
+    }
+    assert_eq!(held(), MOST_LIMITED + 1, "all have used something, and the last is in the shared place");
+    // After half a second all are full again, but it was just searched.
+    limiter.take("early.example", 600, NOW + 500);
+    assert_eq!(held(), MOST_LIMITED + 1);
+    limiter.take("later.example", 600, NOW + 1000);
+    assert_eq!(held(), 1);
 }
 
 #[test]
