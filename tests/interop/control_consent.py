@@ -124,9 +124,7 @@ async def unknowable(pair):
                             "<ping xmlns='urn:xmpp:ping'/>"):
                 answer = await leo.iq(to, payload, timeout=PATIENCE)
                 answers.append((answer.get("type"), condition(answer)))
-            leo.send_presence(pto=account, ptype="probe")
-            probed = await leo.expect("an answer to the probe", presence(account, "unsubscribed"), PATIENCE)
-            answers.append((probed.get("from"), len(probed)) == (account, 0))
+            # Probes are the plays' matter: Prosody's users neither send them nor see their answers.
             leo.say(to, "hello")
             # What follows a ping to the server is behind whatever the message is answered with.
             await leo.iq(left.domain, "<ping xmlns='urn:xmpp:ping'/>")
@@ -134,7 +132,7 @@ async def unknowable(pair):
             seen.append(answers)
         await ken.logout()
         for to, answers in zip(addresses, seen):
-            assert answers == [("error", "service-unavailable")] * 5 + [True], (to, answers)
+            assert answers == [("error", "service-unavailable")] * 5, (to, answers)
 
 
 ALL = [accepted, asked, declined, blocked, answered, unknowable]
