@@ -274,7 +274,7 @@ impl Policy {
     }
 
     /// Until what this gives is dropped, no rule comes or goes.
-    pub(super) async fn held(&self) -> tokio::sync::MutexGuard<'_, ()> {
+    pub(crate) async fn held(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.writes.lock().await
     }
 

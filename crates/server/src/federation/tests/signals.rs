@@ -178,9 +178,15 @@ async fn a_third_party_is_told_only_with_consent_and_we_ourselves_never() {
 #[tokio::test(start_paused = true)]
 async fn of_two_moderators_at_once_one_decides() {
     let (_world, north, _south, _juliet, _iago) = reported("").await;
-    let (one, other) = tokio::join!(
+    // The store of this test answers at once: the policy is held so that both have read the report before one acts.
+    let holds = north.exchange().control.policy.held().await;
+    let (one, other, ()) = tokio::join!(
         decide(&north, 1, ReportAction::BlockSender),
-        decide(&north, 1, ReportAction::BlockSender)
+        decide(&north, 1, ReportAction::BlockSender),
+        async {
+            settle().await;
+            drop(holds);
+        }
     );
     assert_eq!(usize::from(one.is_ok()) + usize::from(other.is_ok()), 1, "{one:?} {other:?}");
     assert_eq!(audited(&north, "reports decide").await, 1);
