@@ -76,6 +76,38 @@ async fn strangers_take_nothing_of_the_inside() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_could_be_neither_kept_nor_answered_is_not_acknowledged() {
+    const ROOM: &str =
+        "<message from='iago@evil.example/x' to='juliet@here.example' type='groupchat' id='g'/>";
+    let second = says("m2", "too much");
+    // At the threshold, and inside.
+    for crosses in [false, true] {
+        for last in [ROOM, SUBSCRIBE, &second] {
+            // No answer to the peer fits, and of strangers one stanza is taken in.
+            let settings = &["federation.queue_memory=0", "consent.intake_peer_stanzas=1"];
+            let (_world, here, _juliet, mut iago) = juliet_and_iago(settings).await;
+            if crosses {
+                let (ours, theirs) = ("juliet@here.example", "iago@evil.example");
+                let (ours, theirs): (Jid, Jid) = (ours.parse().unwrap(), theirs.parse().unwrap());
+                here.exchange().direct(&ours, &theirs);
+                here.exchange().undirect(&ours, &theirs);
+            }
+            let iq = "<iq from='iago@evil.example/x' to='juliet@here.example' type='get' id='q'><q xmlns='q'/></iq>";
+            iago.send(&format!("{}{iq}", says("m1", "hello"))).await;
+            settle().await;
+            assert!(here.refusals("peer-queue-full") >= 1, "nobody promised an answer to IQ");
+            iago.send(last).await;
+            settle().await;
+            iago.send("<r xmlns='urn:xmpp:sm:3'/>").await;
+            let rest = iago.rest().await;
+            assert!(rest.contains("resource-constraint"), "{last}: {rest}");
+            assert!(rest.contains("h='2'") && !rest.contains("h='3'"), "{last}: {rest}");
+            assert_eq!((here.refusals("stanza-unanswered"), here.refusals("stanza-lost")), (1, 0), "{last}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_is_let_in_by_a_rule_is_judged_once() {
     let (_world, here, mut juliet, mut evil) = juliet_and_iago(&["federation.preset=open"]).await;
     let rule = "{\"when\":{\"relation\":[\"stranger\"]},\"then\":{\"do\":\"limit\",\"per_minute\":2}}";
