@@ -226,9 +226,9 @@ impl Line {
             }
         };
         let mail = Mail { stanza, origin: Origin::Outside, receipt };
-        let threshold = match peer.stanzas() {
-            0 => self.shared.exchange.meet_at_threshold(mail),
-            _ => Threshold::Cross(mail),
+        let threshold = match peer.has(&mail.stanza) {
+            false => self.shared.exchange.meet_at_threshold(mail),
+            true => Threshold::Cross(mail),
         };
         let pushed = match threshold {
             // Promise 1: what was neither kept nor answered ends the stream before anything else is taken from it.

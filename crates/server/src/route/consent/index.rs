@@ -105,6 +105,10 @@ impl<K: std::hash::Hash + Eq + Copy, V: Copy> Halves<K, V> {
         self.young.insert(key, value);
     }
 
+    fn contains(&self, key: &K) -> bool {
+        self.young.contains_key(key) || self.old.contains_key(key)
+    }
+
     fn take(&mut self, key: &K) -> Option<V> {
         let young = self.young.remove(key);
         let old = self.old.remove(key);
@@ -405,6 +409,14 @@ impl Index {
             let request = self.request((from, to), id);
             self.asked.lock().put(request, what);
         }
+    }
+
+    /// A request of our client's waits for this IQ result or error. One lock, for one look.
+    pub(crate) fn is_asked(&self, stanza: &Stanza) -> bool {
+        let head = &stanza.head;
+        let (Some(from), Some(to), Some(id)) = (&head.from, &head.to, &head.id) else { return false };
+        let request = self.request((to, from), id);
+        self.asked.lock().contains(&request)
     }
 
     /// An IQ result or error from outside is the answer to a request of our client's. Each request has one answer.
@@ -708,10 +720,13 @@ mod tests {
         };
         index.asks(&request("juliet@north.example/a", "evil.example", "1", IqType::Get), Asked::Plain);
         let answer = |from, id| index.answered(&request(from, "juliet@north.example/a", id, IqType::Result));
+        let asked = |from, id| index.is_asked(&request(from, "juliet@north.example/a", id, IqType::Error));
+        assert!(asked("evil.example", "1") && !asked("evil.example", "2") && !asked("other.example", "1"));
         assert_eq!(answer("other.example", "1"), None);
         assert_eq!(answer("evil.example", "2"), None);
         assert_eq!(answer("evil.example", "1"), Some(Asked::Plain));
         assert_eq!(answer("evil.example", "1"), None);
+        assert!(!asked("evil.example", "1"), "once");
     }
 
     #[test]

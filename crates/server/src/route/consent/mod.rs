@@ -94,11 +94,12 @@ impl Exchange {
 
     /// The gate for those who are certainly strangers: asked by federation's threads, before the crossing, so that a flood
     /// of strangers is none of the inside's work. It looks at no account and waits for nothing. Only where nothing
-    /// of the sender's domain is crossing: nobody overtakes their own words.
+    /// of the same pair is crossing: nobody overtakes their own words.
     pub(crate) fn meet_at_threshold(self: &Arc<Self>, mail: Mail) -> Threshold {
         let head = &mail.stanza.head;
         let (Some(to), Some(from)) = (&head.to, &head.from) else { return Threshold::Cross(mail) };
-        let is_answer = matches!(head.kind, Kind::Iq(IqType::Result | IqType::Error));
+        let is_answer = matches!(head.kind, Kind::Iq(IqType::Result | IqType::Error))
+            && self.consents().is_asked(&mail.stanza);
         // Reports come from domains; what a user calls a report is a message like others.
         let is_report = matches!(head.kind, Kind::Message(_))
             && from.is_domain()
