@@ -4,7 +4,7 @@
 //! on the inside's threads take them out. Order is kept for each pair of addresses, because a pair always
 //! uses the same track and a track is served by one worker. When there is no room, streams are not read.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -55,9 +55,34 @@ pub(super) struct Ticket(Arc<AtomicBool>);
 pub(super) struct Load {
     stanzas: AtomicUsize,
     bytes: AtomicUsize,
+    /// Pairs of addresses whose stanzas are crossing, counted: as many as stanzas at most.
+    pairs: Mutex<HashMap<u64, usize>>,
 }
 
 impl Load {
+    /// Something is crossing from there and for them: what comes later must not overtake it.
+    pub(super) fn has(&self, stanza: &Stanza) -> bool {
+        self.stanzas() > 0 && self.pairs.lock().contains_key(&pair_of(stanza))
+    }
+
+    fn enter(&self, pair: u64, size: usize) {
+        self.stanzas.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(size, Ordering::Relaxed);
+        *self.pairs.lock().entry(pair).or_default() += 1;
+    }
+
+    fn leave(&self, pair: u64, size: usize) {
+        self.stanzas.fetch_sub(1, Ordering::SeqCst);
+        self.bytes.fetch_sub(size, Ordering::SeqCst);
+        let mut pairs = self.pairs.lock();
+        if let Some(count) = pairs.get_mut(&pair) {
+            *count -= 1;
+            if *count == 0 {
+                pairs.remove(&pair);
+            }
+        }
+    }
+
     pub(super) fn stanzas(&self) -> usize {
         self.stanzas.load(Ordering::SeqCst)
     }
@@ -93,6 +118,7 @@ struct Crosser {
     mail: Mail,
     /// The gate has let it through.
     through: bool,
+    pair: u64,
     size: usize,
     load: Arc<Load>,
 }
@@ -100,6 +126,7 @@ struct Crosser {
 /// Gives the room back, whatever happens to the stanza.
 struct Leaving<'a> {
     crossing: &'a Crossing,
+    pair: u64,
     size: usize,
     load: Arc<Load>,
     receipt: Option<Receipt>,
@@ -107,7 +134,7 @@ struct Leaving<'a> {
 
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
-        self.crossing.leave(self.size, &self.load);
+        self.crossing.leave((self.pair, self.size), &self.load);
         // Promise 1: what a bug has lost is not acknowledged. Its stream ends, and the peer still has it.
         if std::thread::panicking()
             && let Some(receipt) = self.receipt.take()
@@ -195,10 +222,10 @@ impl Crossing {
         let size = mail.stanza.size();
         self.stanzas.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(size, Ordering::Relaxed);
-        load.stanzas.fetch_add(1, Ordering::Relaxed);
-        load.bytes.fetch_add(size, Ordering::Relaxed);
-        let track = &self.tracks[self.track_of(&mail.stanza)];
-        track.queue.lock().push_back(Crosser { mail, through, size, load: Arc::clone(load) });
+        let pair = pair_of(&mail.stanza);
+        load.enter(pair, size);
+        let track = &self.tracks[self.track_of(pair)];
+        track.queue.lock().push_back(Crosser { mail, through, pair, size, load: Arc::clone(load) });
         track.filled.notify_one();
         Ok(())
     }
@@ -208,12 +235,8 @@ impl Crossing {
         (self.stanzas.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
     }
 
-    fn track_of(&self, stanza: &Stanza) -> usize {
-        let mut hasher = DefaultHasher::new();
-        for jid in [&stanza.head.from, &stanza.head.to] {
-            jid.as_ref().map(|jid| jid.bare_str()).hash(&mut hasher);
-        }
-        usize::try_from(hasher.finish() % self.tracks.len() as u64).unwrap_or(0)
+    fn track_of(&self, pair: u64) -> usize {
+        usize::try_from(pair % self.tracks.len() as u64).unwrap_or(0)
     }
 
     async fn work(&self, track: usize, exchange: &Arc<Exchange>) {
@@ -232,7 +255,8 @@ impl Crossing {
             }
             let receipt = next.mail.receipt.clone();
             let is_message = matches!(next.mail.stanza.head.kind, Kind::Message(_));
-            let mut leaving = Leaving { crossing: self, size: next.size, load: next.load, receipt };
+            let (pair, size) = (next.pair, next.size);
+            let mut leaving = Leaving { crossing: self, pair, size, load: next.load, receipt };
             if next.through {
                 exchange.deliver_through(next.mail).await;
             } else {
@@ -262,11 +286,10 @@ impl Crossing {
         }
     }
 
-    fn leave(&self, size: usize, load: &Load) {
+    fn leave(&self, (pair, size): (u64, usize), load: &Load) {
         let left = self.stanzas.fetch_sub(1, Ordering::SeqCst) - 1;
         self.bytes.fetch_sub(size, Ordering::SeqCst);
-        load.stanzas.fetch_sub(1, Ordering::SeqCst);
-        load.bytes.fetch_sub(size, Ordering::SeqCst);
+        load.leave(pair, size);
         if !self.is_awaited.load(Ordering::SeqCst) {
             return;
         }
@@ -289,6 +312,15 @@ impl Crossing {
             waker.wake();
         }
     }
+}
+
+/// Names who writes to whom. Two pairs that meet by chance wait for each other, and that is all.
+fn pair_of(stanza: &Stanza) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for jid in [&stanza.head.from, &stanza.head.to] {
+        jid.as_ref().map(|jid| jid.bare_str()).hash(&mut hasher);
+    }
+    hasher.finish()
 }
 
 /// How long the inside may work for itself after it has `worked` for the outside, whose share this is, in per cent.
@@ -371,7 +403,7 @@ mod tests {
         let waits = poll_fn(|cx| Poll::Ready(fourth.as_mut().poll(cx).is_pending())).await;
         assert!(waits);
         let gone = crossing.tracks[0].queue.lock().pop_front().unwrap();
-        crossing.leave(gone.size, &gone.load);
+        crossing.leave((gone.pair, gone.size), &gone.load);
         fourth.await;
         assert_eq!(crossing.waiting().0, 3);
     }
@@ -404,7 +436,7 @@ mod tests {
         assert_eq!(crossing.waiting.lock().len(), 10);
         let leave = || {
             let gone = crossing.tracks[0].queue.lock().pop_front().unwrap();
-            crossing.leave(gone.size, &gone.load);
+            crossing.leave((gone.pair, gone.size), &gone.load);
         };
         leave();
         assert_eq!((woken(), crossing.waiting.lock().len()), (WOKEN, 10 - WOKEN), "the first in the line");
@@ -429,7 +461,8 @@ mod tests {
             let next = crossing.tracks[0].queue.lock().pop_front().unwrap();
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 let receipt = next.mail.receipt.clone();
-                let _leaving = Leaving { crossing: &crossing, size: next.size, load: next.load, receipt };
+                let (pair, size) = (next.pair, next.size);
+                let _leaving = Leaving { crossing: &crossing, pair, size, load: next.load, receipt };
                 let _handled = next.mail;
                 assert!(!bug, "a bug in a handler");
             }));
@@ -462,7 +495,7 @@ mod tests {
         assert!(crossing.push(&flood, mail("a@b.example")).is_err());
         assert!(crossing.push(&other, mail("a@c.example")).is_ok());
         let gone = crossing.tracks[0].queue.lock().pop_front().unwrap();
-        crossing.leave(gone.size, &gone.load);
+        crossing.leave((gone.pair, gone.size), &gone.load);
         assert!(crossing.has_room(&flood));
     }
 
@@ -470,8 +503,29 @@ mod tests {
     fn a_pair_of_addresses_stays_in_its_track() {
         let crossing = Crossing::new(BOUNDS, 8);
         assert_eq!(crossing.tracks.len(), 4);
-        let track = crossing.track_of(&mail("a@b.example/one").stanza);
-        assert_eq!(track, crossing.track_of(&mail("a@b.example/two").stanza));
-        assert_eq!(track, crossing.track_of(&mail("a@b.example").stanza));
+        let track = |from| crossing.track_of(pair_of(&mail(from).stanza));
+        assert_eq!(track("a@b.example/one"), track("a@b.example/two"));
+        assert_eq!(track("a@b.example/one"), track("a@b.example"));
+    }
+
+    #[test]
+    fn pairs_are_remembered_while_they_cross() {
+        let crossing = Crossing::new(BOUNDS, 1);
+        let load = Arc::new(Load::default());
+        for from in ["a@b.example/one", "a@b.example/two", "c@b.example"] {
+            assert!(crossing.push(&load, mail(from)).is_ok());
+        }
+        let has = |from| load.has(&mail(from).stanza);
+        let leave = || {
+            let gone = crossing.tracks[0].queue.lock().pop_front().unwrap();
+            crossing.leave((gone.pair, gone.size), &gone.load);
+        };
+        assert!(has("a@b.example") && has("c@b.example/x") && !has("d@b.example"));
+        leave();
+        assert!(has("a@b.example"), "one of two");
+        leave();
+        assert!(!has("a@b.example") && has("c@b.example"));
+        leave();
+        assert!(load.pairs.lock().is_empty(), "nothing is left behind");
     }
 }

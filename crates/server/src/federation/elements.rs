@@ -226,12 +226,13 @@ impl Line {
             }
         };
         let mail = Mail { stanza, origin: Origin::Outside, receipt };
-        let threshold = match peer.stanzas() {
-            0 => self.shared.exchange.meet_at_threshold(mail),
-            _ => Threshold::Cross(mail),
+        let threshold = match peer.has(&mail.stanza) {
+            false => self.shared.exchange.meet_at_threshold(mail),
+            true => Threshold::Cross(mail),
         };
         let pushed = match threshold {
-            Threshold::Done => return Ok(()),
+            // Promise 1: what was neither kept nor answered ends the stream before anything else is taken from it.
+            Threshold::Done => return self.check_lost(),
             Threshold::Cross(mail) => self.shared.crossing.push(&peer, mail),
             Threshold::Through(mail) => self.shared.crossing.push_through(&peer, mail),
         };
@@ -294,7 +295,7 @@ impl Line {
 /// Ends the stream, with a stanza that the peer still has to have.
 fn lose(receipt: Option<Receipt>) -> Result<(), End> {
     if let Some(receipt) = receipt {
-        receipt.lose();
+        receipt.turn_away();
     }
     Err(StreamCondition::ResourceConstraint.into())
 }

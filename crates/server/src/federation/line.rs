@@ -40,7 +40,7 @@ use crate::exchange::Host;
 use crate::logging::Refusal;
 use crate::metrics::{Direction, Link, Side, StanzaKind};
 use crate::net::{TlsInfo, Transport};
-use crate::session::ledger::Ledger;
+use crate::session::ledger::{Ledger, Loss};
 
 /// Bytes read at once; the buffer belongs to the thread.
 const READ: usize = 16 * 1024;
@@ -212,11 +212,7 @@ impl Line {
         for command in self.handle.take_commands() {
             self.command(command);
         }
-        if self.ledger.as_ref().is_some_and(|ledger| ledger.has_lost()) {
-            self.refused("stanza-lost", "a bug in this server has lost a stanza of this stream");
-            self.note_faults();
-            return Err(StreamCondition::InternalServerError.into());
-        }
+        self.check_lost()?;
         self.acknowledge_when_due(now);
         self.check_clocks(now)?;
         self.write_held(now);
@@ -618,6 +614,22 @@ impl Line {
     fn note_faults(&self) {
         let now = self.shared.now();
         self.proved.iter().for_each(|proved| proved.peer.faults.lock().note(now));
+    }
+
+    /// Ends the stream if a stanza of it was lost: what is not acknowledged the peer still has.
+    pub(super) fn check_lost(&mut self) -> Result<(), End> {
+        match self.ledger.as_ref().and_then(|ledger| ledger.loss()) {
+            None => Ok(()),
+            Some(Loss::NoRoom) => {
+                self.refused("stanza-unanswered", "a stanza could be neither taken nor answered");
+                Err(StreamCondition::ResourceConstraint.into())
+            }
+            Some(Loss::Bug) => {
+                self.refused("stanza-lost", "a bug in this server has lost a stanza of this stream");
+                self.note_faults();
+                Err(StreamCondition::InternalServerError.into())
+            }
+        }
     }
 
     fn has_undelivered(&self) -> bool {

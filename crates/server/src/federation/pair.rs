@@ -113,7 +113,8 @@ impl Pair {
     /// Takes a stanza. Never waits.
     pub(super) fn enqueue(self: &Arc<Self>, shared: &Arc<Shared>, mail: Mail) -> Result<(), StanzaError> {
         let keep = keeps(&mail);
-        let presence = matches!(mail.stanza.head.kind, Kind::Presence(_));
+        // Who refuses a subscription has to know whether the refusal is on its way.
+        let presence = matches!(mail.stanza.head.kind, Kind::Presence(kind) if kind != PresenceType::Error);
         let bounds = shared.queue_bounds();
         let now = shared.now();
         let mut state = self.state.lock();

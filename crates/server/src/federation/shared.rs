@@ -113,9 +113,11 @@ impl Shared {
         peer.pair(&local).enqueue(self, mail)
     }
 
-    /// Answers a peer's stanza that is not let in. False: there is no room for the answer either.
+    /// Answers a peer's stanza that is not let in. False: there is no room for the answer either. Presence is not worth
+    /// a stream: its answer may get lost.
     pub(super) fn reply(self: &Arc<Self>, answer: Stanza) -> bool {
-        self.send(Mail::answer(answer)).is_ok()
+        let is_presence = matches!(answer.head.kind, Kind::Presence(_));
+        self.send(Mail::answer(answer)).is_ok() || is_presence
     }
 
     /// The peer, if there is room for another among `most`.

@@ -301,7 +301,7 @@ impl Exchange {
         let stranger = mail.is_strange_to(&guard);
         drop(guard);
         if stranger {
-            self.answer_stranger(&mail.stanza);
+            self.answer_stranger(mail);
         } else {
             self.bounce(&mail.stanza, error);
         }

@@ -244,13 +244,18 @@ impl Exchange {
 
     /// Like [`Exchange::bounce`]. False: the error is for another provider, and there is no room for it.
     pub(crate) fn tell(self: &Arc<Self>, stanza: &Stanza, error: &StanzaError) -> bool {
-        let Some(answer) = stanza.error(error) else { return true };
+        self.try_bounce(stanza, error).is_ok()
+    }
+
+    /// Like [`Exchange::bounce`]; fails with the reason why the other provider does not get the error.
+    fn try_bounce(self: &Arc<Self>, stanza: &Stanza, error: &StanzaError) -> Result<(), StanzaError> {
+        let Some(answer) = stanza.error(error) else { return Ok(()) };
         let away = answer.head.to.as_ref().is_some_and(|to| !self.serves(to.domain()));
         match self.remote.get() {
-            Some(remote) if away => remote.send(self, Mail::answer(answer)).is_ok(),
+            Some(remote) if away => remote.send(self, Mail::answer(answer)),
             _ => {
                 self.answer_with(answer);
-                true
+                Ok(())
             }
         }
     }
@@ -267,7 +272,7 @@ impl Exchange {
             Origin::Known => state.is_some(),
             _ => true,
         };
-        if known { self.bounce(&mail.stanza, error) } else { self.answer_stranger(&mail.stanza) }
+        if known { self.bounce(&mail.stanza, error) } else { self.answer_stranger(mail) }
     }
 }
 

@@ -30,8 +30,17 @@ struct State {
     wanted: Option<(u32, u32)>,
     /// A clock runs that ends with [`Ledger::late`].
     ticking: bool,
-    /// A stanza was lost by a bug: it and what is after it are never handled.
-    lost: bool,
+    /// A stanza was lost: it and what is after it are never handled.
+    lost: Option<Loss>,
+}
+
+/// Why a stanza will never be handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// By a bug.
+    Bug,
+    /// It could be neither taken nor answered.
+    NoRoom,
 }
 
 /// Held by everything that still works on one received stanza. Dropped by a panic, it takes the stanza with it: what a
@@ -87,6 +96,11 @@ impl Ledger {
 
     /// A stanza was received that will never be handled: the stream has to end, so that the peer sends it again.
     pub fn has_lost(&self) -> bool {
+        self.loss().is_some()
+    }
+
+    /// Why, if [`Ledger::has_lost`].
+    pub fn loss(&self) -> Option<Loss> {
         self.state.lock().lost
     }
 
@@ -121,14 +135,14 @@ impl Ledger {
         state.received
     }
 
-    fn lose(&self) {
-        self.state.lock().lost = true;
+    fn lose(&self, why: Loss) {
+        self.state.lock().lost.get_or_insert(why);
         (self.grown)();
     }
 
     fn complete(&self, number: u32, generation: u32) {
         let mut state = self.state.lock();
-        if state.generation != generation || state.lost {
+        if state.generation != generation || state.lost.is_some() {
             return;
         }
         let place = number.wrapping_sub(state.handled()).wrapping_sub(1) as usize;
@@ -172,14 +186,24 @@ impl Receipt {
 
     /// The stanza is lost by a bug: it must not be acknowledged.
     pub fn lose(self) {
-        self.0.ledger.lose();
+        self.0.ledger.lose(Loss::Bug);
+    }
+
+    /// The stanza could be neither taken nor answered: it must not be acknowledged, so that its sender still has it.
+    pub fn turn_away(self) {
+        self.0.ledger.lose(Loss::NoRoom);
+    }
+
+    /// A stanza of its stream was lost, maybe this one.
+    pub fn is_lost(&self) -> bool {
+        self.0.ledger.has_lost()
     }
 }
 
 impl Drop for Receipt {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.ledger.lose();
+            self.0.ledger.lose(Loss::Bug);
         }
     }
 }
@@ -276,6 +300,10 @@ mod tests {
         drop(after);
         assert!(ledger.has_lost());
         assert_eq!((ledger.handled(), calls.load(Ordering::Relaxed)), (1, 1));
+        assert_eq!(ledger.loss(), Some(Loss::Bug));
+        let ledger = Ledger::new(0, || {});
+        ledger.receive().turn_away();
+        assert_eq!((ledger.handled(), ledger.loss()), (0, Some(Loss::NoRoom)));
     }
 
     #[test]

@@ -60,19 +60,89 @@ async fn strangers_take_nothing_of_the_inside() {
         for kind in KINDS {
             let xml = kind.replace("NAME", to).replacen(" to=", " from='iago@evil.example/x' to=", 1);
             let met = at_threshold(&here, &xml);
-            // Whether somebody asked is known inside.
-            let is_answer = xml.starts_with("<iq") && (xml.contains("'result'") || xml.contains("'error'"));
-            let right =
-                if is_answer { matches!(met, Threshold::Cross(_)) } else { matches!(met, Threshold::Done) };
-            assert!(right, "{xml}: {met:?}");
+            assert!(matches!(met, Threshold::Done), "{xml}: {met:?}");
         }
     }
     assert!(!stanzas(&mut evil).await.is_empty(), "they are answered all the same");
+    juliet.send("<iq to='iago@evil.example/x' type='get' id='asked'><q xmlns='q'/></iq>").await;
+    settle().await;
+    let answer = "<iq from='iago@evil.example/x' to='juliet@here.example/b' type='result' id='asked'/>";
+    assert!(matches!(at_threshold(&here, answer), Threshold::Cross(_)), "somebody asked");
     let domain = "<message from='iago@evil.example/x' to='here.example' id='2'><body>hi</body></message>";
     assert!(matches!(at_threshold(&here, domain), Threshold::Cross(_)));
     juliet.send("<message to='iago@evil.example' type='chat' id='j1'><body>hi</body></message>").await;
     settle().await;
     assert!(matches!(at_threshold(&here, &says("m1", "hello")), Threshold::Cross(_)), "no stranger any more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_be_neither_kept_nor_answered_is_not_acknowledged() {
+    const ROOM: &str =
+        "<message from='iago@evil.example/x' to='juliet@here.example' type='groupchat' id='g'/>";
+    let second = says("m2", "too much");
+    // At the threshold, and inside.
+    for crosses in [false, true] {
+        for last in [ROOM, SUBSCRIBE, &second] {
+            // No answer to the peer fits, and of strangers one stanza is taken in.
+            let settings = &["federation.queue_memory=0", "consent.intake_peer_stanzas=1"];
+            let (_world, here, _juliet, mut iago) = juliet_and_iago(settings).await;
+            if crosses {
+                let (ours, theirs) = ("juliet@here.example", "iago@evil.example");
+                let (ours, theirs): (Jid, Jid) = (ours.parse().unwrap(), theirs.parse().unwrap());
+                here.exchange().direct(&ours, &theirs);
+                here.exchange().undirect(&ours, &theirs);
+            }
+            let iq = "<iq from='iago@evil.example/x' to='juliet@here.example' type='get' id='q'><q xmlns='q'/></iq>";
+            iago.send(&format!("{}{iq}", says("m1", "hello"))).await;
+            settle().await;
+            assert!(here.refusals("peer-queue-full") >= 1, "nobody promised an answer to IQ");
+            iago.send(last).await;
+            settle().await;
+            iago.send("<r xmlns='urn:xmpp:sm:3'/>").await;
+            let rest = iago.rest().await;
+            assert!(rest.contains("resource-constraint"), "{last}: {rest}");
+            assert!(rest.contains("h='2'") && !rest.contains("h='3'"), "{last}: {rest}");
+            assert_eq!((here.refusals("stanza-unanswered"), here.refusals("stanza-lost")), (1, 0), "{last}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_a_pair_that_crosses_keeps_a_stranger_from_the_threshold() {
+    let (_world, here, mut juliet, mut evil) = juliet_and_iago(&[]).await;
+    juliet.send("<message to='iago@evil.example' type='chat' id='j1'><body>hi</body></message>").await;
+    juliet.send("<iq to='emilia@evil.example/x' type='get' id='asked'><q xmlns='q'/></iq>").await;
+    settle().await;
+    juliet.arrived().await;
+    let peer = here.federation.shared.peers.get("evil.example").unwrap();
+    // Whoever changes the account holds up iago's request, and what crosses behind it.
+    let account = here.exchange().accounts.online(&"juliet@here.example".parse().unwrap()).unwrap();
+    let writing = account.writes.lock().await;
+    let answer = "<iq from='emilia@evil.example/x' to='juliet@here.example/b' type='result' id='asked'/>";
+    let (emilia, roderigo) =
+        (says("e1", "hello").replace("iago", "emilia"), says("r1", "me").replace("iago", "roderigo"));
+    for (xml, crossing, taken) in
+        [(SUBSCRIBE, 1, 0), (answer, 2, 0), (&emilia, 3, 0), (&roderigo, 3, 1), (answer, 4, 1)]
+    {
+        evil.send(xml).await;
+        settle().await;
+        assert_eq!((peer.load.stanzas(), count(&here, "intake").await), (crossing, taken), "{xml}");
+    }
+    drop(writing);
+    tokio::time::sleep(std::time::Duration::from_secs(20)).await;
+    let seen = juliet.arrived().await.join("");
+    for xml in [
+        "from='iago@evil.example'",
+        "id='asked'",
+        "from='emilia@evil.example'",
+        "from='roderigo@evil.example'",
+    ] {
+        assert!(seen.contains(xml), "{xml}: {seen}");
+    }
+    assert_eq!(peer.load.stanzas(), 0);
+    evil.send(answer).await;
+    settle().await;
+    assert!(!juliet.arrived().await.join("").contains("id='asked'"), "each request has one answer");
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 //! The table `consents` is the truth; before it stand a cache of answers, positive and negative alike, and what lives
 //! in memory only: directed presence, and the requests that our clients have sent.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 use std::mem;
 
@@ -29,6 +29,8 @@ const HALF: usize = 2048;
 const LOADED: i64 = 10_000;
 /// Requests remembered in one half; there are two.
 const ASKED: usize = 16 * 1024;
+/// Of one user: the oldest go, and nobody else's.
+const ASKED_EACH: usize = 1024;
 /// Gateways that one user may be registered with.
 const MOST_GATEWAYS: i64 = 100;
 /// Nodes elsewhere that one user may be subscribed to.
@@ -97,12 +99,19 @@ impl<K: std::hash::Hash + Eq + Copy, V: Copy> Halves<K, V> {
         Some(value)
     }
 
-    fn put(&mut self, key: K, value: V) {
+    /// True: the older half is gone.
+    fn put(&mut self, key: K, value: V) -> bool {
         self.old.remove(&key);
-        if self.young.len() >= self.most && !self.young.contains_key(&key) {
+        let full = self.young.len() >= self.most && !self.young.contains_key(&key);
+        if full {
             self.old = mem::take(&mut self.young);
         }
         self.young.insert(key, value);
+        full
+    }
+
+    fn contains(&self, key: &K) -> bool {
+        self.young.contains_key(key) || self.old.contains_key(key)
     }
 
     fn take(&mut self, key: &K) -> Option<V> {
@@ -114,6 +123,46 @@ impl<K: std::hash::Hash + Eq + Copy, V: Copy> Halves<K, V> {
     fn clear(&mut self) {
         self.young.clear();
         self.old.clear();
+    }
+}
+
+/// What our clients have asked, and nobody has answered.
+#[derive(Debug)]
+struct Requests {
+    asked: Halves<u64, Asked>,
+    /// Whose they are, the oldest first.
+    of: HashMap<u64, VecDeque<u64>>,
+}
+
+impl Requests {
+    fn put(&mut self, user: u64, request: u64, what: Asked) {
+        let theirs = self.of.entry(user).or_default();
+        if !theirs.contains(&request) {
+            if theirs.len() >= ASKED_EACH
+                && let Some(oldest) = theirs.pop_front()
+            {
+                self.asked.take(&oldest);
+            }
+            theirs.push_back(request);
+        }
+        if self.asked.put(request, what) {
+            let asked = &self.asked;
+            self.of.retain(|_, theirs| {
+                theirs.retain(|request| asked.contains(request));
+                !theirs.is_empty()
+            });
+        }
+    }
+
+    fn take(&mut self, user: u64, request: u64) -> Option<Asked> {
+        let asked = self.asked.take(&request)?;
+        if let Some(theirs) = self.of.get_mut(&user) {
+            theirs.retain(|other| *other != request);
+            if theirs.is_empty() {
+                self.of.remove(&user);
+            }
+        }
+        Some(asked)
     }
 }
 
@@ -134,7 +183,7 @@ pub(crate) struct Index {
     directed: Mutex<HashMap<Key, u32>>,
     /// Pairs of which something that was held is being delivered, counted.
     releasing: Mutex<HashMap<Key, u32>>,
-    asked: Mutex<Halves<u64, Asked>>,
+    asked: Mutex<Requests>,
     hasher: RandomState,
 }
 
@@ -146,7 +195,7 @@ impl Default for Index {
             shards: (0..SHARDS).map(|_| shard()).collect(),
             directed: Mutex::default(),
             releasing: Mutex::default(),
-            asked: Mutex::new(Halves::new(ASKED)),
+            asked: Mutex::new(Requests { asked: Halves::new(ASKED), of: HashMap::new() }),
             hasher: RandomState::new(),
         }
     }
@@ -395,6 +444,10 @@ impl Index {
         Batch::new(Lane::Inside).with(row).with(self.granted(grant))
     }
 
+    fn user(&self, ours: &Jid) -> u64 {
+        self.hasher.hash_one(ours.bare_str())
+    }
+
     fn request(&self, (ours, theirs): (&Jid, &Jid), id: &str) -> u64 {
         self.hasher.hash_one((ours.as_str(), theirs.as_str(), id))
     }
@@ -403,15 +456,23 @@ impl Index {
     pub(crate) fn asks(&self, stanza: &Stanza, what: Asked) {
         if let (Some(from), Some(to), Some(id)) = (&stanza.head.from, &stanza.head.to, &stanza.head.id) {
             let request = self.request((from, to), id);
-            self.asked.lock().put(request, what);
+            self.asked.lock().put(self.user(from), request, what);
         }
+    }
+
+    /// A request of our client's waits for this IQ result or error. One lock, for one look.
+    pub(crate) fn is_asked(&self, stanza: &Stanza) -> bool {
+        let head = &stanza.head;
+        let (Some(from), Some(to), Some(id)) = (&head.from, &head.to, &head.id) else { return false };
+        let request = self.request((to, from), id);
+        self.asked.lock().asked.contains(&request)
     }
 
     /// An IQ result or error from outside is the answer to a request of our client's. Each request has one answer.
     pub(crate) fn answered(&self, stanza: &Stanza) -> Option<Asked> {
         let (from, to, id) = (stanza.head.from.as_ref()?, stanza.head.to.as_ref()?, stanza.head.id.as_ref()?);
         let request = self.request((to, from), id);
-        self.asked.lock().take(&request)
+        self.asked.lock().take(self.user(to), request)
     }
 }
 
@@ -708,10 +769,37 @@ mod tests {
         };
         index.asks(&request("juliet@north.example/a", "evil.example", "1", IqType::Get), Asked::Plain);
         let answer = |from, id| index.answered(&request(from, "juliet@north.example/a", id, IqType::Result));
+        let asked = |from, id| index.is_asked(&request(from, "juliet@north.example/a", id, IqType::Error));
+        assert!(asked("evil.example", "1") && !asked("evil.example", "2") && !asked("other.example", "1"));
         assert_eq!(answer("other.example", "1"), None);
         assert_eq!(answer("evil.example", "2"), None);
         assert_eq!(answer("evil.example", "1"), Some(Asked::Plain));
         assert_eq!(answer("evil.example", "1"), None);
+        assert!(!asked("evil.example", "1"), "once");
+    }
+
+    #[test]
+    fn one_user_who_asks_much_leaves_room_for_the_answers_of_others() {
+        let index = Index::default();
+        let iq = |from: &str, to: &str, id: usize, kind| {
+            Stanza::build(Kind::Iq(kind)).from(jid(from)).to(jid(to)).id(id.to_string()).done()
+        };
+        let ask = |who: &str, id| index.asks(&iq(who, "evil.example", id, IqType::Get), Asked::Plain);
+        let answered = |who: &str, id| index.answered(&iq("evil.example", who, id, IqType::Result)).is_some();
+        let (juliet, romeo) = ("juliet@north.example/a", "romeo@north.example/a");
+        ask(romeo, 0);
+        for id in 0..2 * ASKED + 10 {
+            ask(if id % 2 == 0 { juliet } else { "juliet@north.example/b" }, id);
+        }
+        assert!(answered(romeo, 0));
+        let last = 2 * ASKED + 8;
+        assert!(!answered(juliet, last - ASKED_EACH) && answered(juliet, last));
+        assert_eq!(index.asked.lock().of.values().map(VecDeque::len).sum::<usize>(), ASKED_EACH - 1);
+        for id in 0..2 * ASKED + 10 {
+            answered(juliet, id);
+            answered("juliet@north.example/b", id);
+        }
+        assert!(index.asked.lock().of.is_empty(), "nothing is left behind");
     }
 
     #[test]

@@ -231,7 +231,7 @@ impl Exchange {
             self.first_contact_refused(name, from.domain());
             let error =
                 StanzaError::new(Condition::ResourceConstraint).text("Too much at once. Try again later.");
-            return self.bounce(&mail.stanza, &error);
+            return self.turn_away(&mail, &error);
         }
         let row = sql("INSERT INTO intake (id, stanza) VALUES (?1, ?2)").bind(id.0).bind(bytes);
         let exchange = Arc::clone(self);

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use trunkline_store::{Batch, Lane, StoreError, sql};
 use trunkline_xml::Node;
 use trunkline_xmpp::classify::classify;
-use trunkline_xmpp::error::{Condition, StanzaError};
+use trunkline_xmpp::error::{Condition, ErrorType, StanzaError};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::{IqType, Kind, MessageType, PresenceType, Stanza};
@@ -84,7 +84,7 @@ impl Exchange {
         Routed::Later(Box::pin(async move {
             let relation = match exchange.consents().read(&exchange.db, &pair).await {
                 Ok(relation) => relation,
-                Err(error) => return exchange.bounce(&mail.stanza, &store_trouble(&error)),
+                Err(error) => return exchange.turn_away(&mail, &store_trouble(&error)),
             };
             if let Routed::Later(later) = exchange.let_in(&pair, relation, mail) {
                 later.await;
@@ -94,11 +94,12 @@ impl Exchange {
 
     /// The gate for those who are certainly strangers: asked by federation's threads, before the crossing, so that a flood
     /// of strangers is none of the inside's work. It looks at no account and waits for nothing. Only where nothing
-    /// of the sender's domain is crossing: nobody overtakes their own words.
+    /// of the same pair is crossing: nobody overtakes their own words.
     pub(crate) fn meet_at_threshold(self: &Arc<Self>, mail: Mail) -> Threshold {
         let head = &mail.stanza.head;
         let (Some(to), Some(from)) = (&head.to, &head.from) else { return Threshold::Cross(mail) };
-        let is_answer = matches!(head.kind, Kind::Iq(IqType::Result | IqType::Error));
+        let is_answer = matches!(head.kind, Kind::Iq(IqType::Result | IqType::Error))
+            && self.consents().is_asked(&mail.stanza);
         // Reports come from domains; what a user calls a report is a message like others.
         let is_report = matches!(head.kind, Kind::Message(_))
             && from.is_domain()
@@ -114,7 +115,7 @@ impl Exchange {
         match self.judged(None, mail.stanza.clone()) {
             Passage::Pass(stanza) => return Threshold::Through(Mail { stanza, ..mail }),
             Passage::Refused(error) => {
-                error.iter().for_each(|error| self.bounce(&mail.stanza, error));
+                error.iter().for_each(|error| self.turn_away(&mail, error));
             }
             Passage::Hold(stanza) => self.hold(&pair, Mail { stanza, ..mail }),
         }
@@ -125,8 +126,25 @@ impl Exchange {
     /// After a message from outside was handled: one that was kept waits for its commit, and one that was not must not be
     /// acknowledged sooner.
     pub(crate) fn keep_back(&self, receipt: Option<Receipt>) {
-        if let Some(receipt) = receipt.filter(|receipt| !receipt.has_commit()) {
+        if let Some(receipt) = receipt.filter(|receipt| !receipt.has_commit() && !receipt.is_lost()) {
             self.commit_nothing(receipt);
+        }
+    }
+
+    /// Answers with an error what is not taken. Promise 1: where the error can't be queued, the stanza is not acknowledged
+    /// either, and its stream ends.
+    ///
+    /// What would get the same answer another time comes again only if the way of the answer was full: a peer that we
+    /// can't reach would send it for ever. An IQ request has no promise, and plain presence no answer: they are not worth a
+    /// stream.
+    fn turn_away(self: &Arc<Self>, mail: &Mail, error: &StanzaError) {
+        let Err(why) = self.try_bounce(&mail.stanza, error) else { return };
+        let promised = matches!(mail.stanza.head.kind, Kind::Message(_)) || is_kept(&mail.stanza);
+        let passes = error.kind == ErrorType::Wait
+            || error.condition == Condition::InternalServerError
+            || why.condition == Condition::ResourceConstraint;
+        if promised && passes {
+            mail.receipt.iter().cloned().for_each(Receipt::turn_away);
         }
     }
 
@@ -148,7 +166,7 @@ impl Exchange {
                 self.route_to_account(Mail { stanza, origin, receipt: mail.receipt })
             }
             Passage::Refused(Some(error)) => {
-                self.bounce(&mail.stanza, &error);
+                self.turn_away(&mail, &error);
                 Routed::Done
             }
             Passage::Refused(None) => Routed::Done,
@@ -195,14 +213,15 @@ impl Exchange {
 
     /// A stranger's stanza: the answer that everybody gets, and what is worth a request is kept.
     fn hold(self: &Arc<Self>, pair: &Pair, mail: Mail) {
-        if is_kept(&mail.stanza) { self.take_in(pair, mail) } else { self.answer_stranger(&mail.stanza) }
+        if is_kept(&mail.stanza) { self.take_in(pair, mail) } else { self.answer_stranger(&mail) }
     }
 
     /// THE TABLE of answers to strangers: promise 5.
-    pub(super) fn answer_stranger(self: &Arc<Self>, stanza: &Stanza) {
+    pub(super) fn answer_stranger(self: &Arc<Self>, mail: &Mail) {
+        let stanza = &mail.stanza;
         match stanza.head.kind {
             Kind::Message(MessageType::Groupchat) | Kind::Iq(IqType::Get | IqType::Set) => {
-                self.bounce(stanza, &StanzaError::new(Condition::ServiceUnavailable));
+                self.turn_away(mail, &StanzaError::new(Condition::ServiceUnavailable));
             }
             Kind::Presence(PresenceType::Probe) => {
                 let (to, from) = (stanza.head.to.as_ref(), stanza.head.from.as_ref());
