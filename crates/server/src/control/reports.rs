@@ -840,7 +840,7 @@ enum Weight {
 /// What is dismissed is taken back; what a moderator acts on counts, if no other of its reporter does.
 async fn weigh(exchange: &Exchange, report: &ReportView, action: ReportAction) -> Result<Weight, StoreError> {
     let Ok(about) = Jid::parse(&report.about) else { return Ok(Weight::Stays) };
-    if report.origin != "user" || !exchange.may_count(about.domain()) {
+    if report.origin != "user" {
         return Ok(Weight::Stays);
     }
     let rows = exchange.db.read(sql("SELECT counted_at FROM reports WHERE id = ?1").bind(report.id)).await?;
@@ -848,6 +848,7 @@ async fn weigh(exchange: &Exchange, report: &ReportView, action: ReportAction) -
     Ok(match (action, counted_at) {
         (ReportAction::Dismiss, Some(since)) => Weight::TakenBack(since),
         (ReportAction::Dismiss | ReportAction::Forward, _) | (_, Some(_)) => Weight::Stays,
+        (_, None) if !exchange.may_count(about.domain()) => Weight::Stays,
         (_, None) => match exchange.counted_lately(&report.reporter, about.domain()).await? {
             Some(true) => Weight::Stays,
             Some(false) | None => Weight::Begins,
