@@ -5,6 +5,7 @@ import type { Rule } from '../src/api/types';
 import { diff } from '../src/logic/diff';
 import { ago, bytes, count, duration, fromField, many, rate, toField } from '../src/logic/format';
 import { href, parse } from '../src/logic/place';
+import { choices, isOurs } from '../src/logic/reports';
 import { Ring } from '../src/logic/ring';
 import { EMPTY, blockOf, conditionsInWords, ruleInWords, toForm, toRule } from '../src/logic/rules';
 
@@ -142,4 +143,26 @@ test('a ring begins with what was before', () => {
   ring.push(12, [5]);
   expect(ring.before([[1, [1]], [3, [3]], [11, [4]], [12, [9]]])).toEqual([[3, 11, 12], [3, 4, 5]]);
   expect(new Ring(1, 10).before([[1, [1]], [12, [2]]])).toEqual([[12], [2]]);
+});
+
+describe('reports', () => {
+  const open = { state: 'open', origin: 'user', may_forward: true, forwarded_to: null };
+
+  test('what the server would refuse is not offered', () => {
+    expect(choices(open, false)).toEqual(['dismiss', 'warn', 'limit', 'block-sender', 'block-domain', 'forward']);
+    expect(choices({ ...open, may_forward: false }, false)).not.toContain('forward');
+    expect(choices({ ...open, forwarded_to: 'abuse@bad.example' }, false)).not.toContain('forward');
+    expect(choices({ ...open, state: 'handled' }, false)).toEqual(['forward']);
+    expect(choices({ ...open, state: 'handled', forwarded_to: 'bad.example' }, false)).toEqual([]);
+    expect(choices(open, true)).toEqual(['dismiss', 'warn']);
+    expect(choices({ ...open, origin: 'outside' }, true)).toEqual(['dismiss', 'warn']);
+  });
+
+  test('who is of this server is known', () => {
+    const about = (address: string, origin = 'user') => isOurs({ about: address, origin }, ['a.example', 'b.example']);
+    expect(about('iago@b.example')).toBe(true);
+    expect(about('iago@bad.example')).toBe(false);
+    expect(about('bad.example')).toBe(false);
+    expect(about('iago@old.example', 'outside')).toBe(true);
+  });
 });

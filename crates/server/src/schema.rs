@@ -23,6 +23,7 @@ pub const MIGRATIONS: &[Migration] = &[
     PUSH,
     NODES,
     CONSENT_BOUNDS,
+    REPORT_WEIGHT,
 ];
 
 const ACCOUNTS: Migration = Migration {
@@ -590,5 +591,18 @@ const CONSENT_BOUNDS: Migration = Migration {
         CREATE TRIGGER first_contact_goes AFTER DELETE ON first_contacts BEGIN
             UPDATE first_contact_totals SET contacts = contacts - 1, bytes = bytes - old.bytes;
         END;
+    ",
+};
+
+/// Since when a report counts against the reputation of the domain that it is about, if it does. Until now the first
+/// one of a reporter about a domain counted each day.
+const REPORT_WEIGHT: Migration = Migration {
+    name: "report weight",
+    sql: "
+        ALTER TABLE reports ADD COLUMN counted_at INTEGER;
+        ALTER TABLE reports ADD COLUMN taken_back INTEGER NOT NULL DEFAULT 0;
+        UPDATE reports SET counted_at = at WHERE id IN
+            (SELECT MIN(id) FROM reports WHERE origin = 'user' GROUP BY reporter, domain, at / 86400000);
+        CREATE INDEX reports_counted ON reports (reporter, domain, counted_at) WHERE counted_at IS NOT NULL;
     ",
 };

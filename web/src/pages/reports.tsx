@@ -5,17 +5,13 @@ import { change, get } from '../api/client';
 import type { ReportAction, ReportView, RequestView } from '../api/types';
 import { count, many, moment } from '../logic/format';
 import { type Place, href } from '../logic/place';
+import { choices, domainOf, isOurs } from '../logic/reports';
 import { hurry } from '../live';
 import { Facts, Lamp, Name, Page, Panel, Time, Waiting } from '../parts/basics';
 import { Dialog, Form } from '../parts/dialog';
 import { Check, One, Search, Text, Until } from '../parts/fields';
 import { useLoad } from '../parts/hooks';
 import { Pages, Table } from '../parts/table';
-
-export function domainOf(address: string): string {
-  const bare = address.split('/')[0] ?? '';
-  return bare.slice(bare.indexOf('@') + 1);
-}
 
 /** The queue of reports, and the first contacts that wait. */
 export function Reports(props: { place: Place }) {
@@ -28,7 +24,7 @@ export function Reports(props: { place: Place }) {
     window.location.replace(href('reports', null, { domain, all: all ? 'yes' : '', ...change }));
   };
   return (
-    <Page title="Requests and reports" lead="What people here say about people outside, and who outside waits for an answer.">
+    <Page title="Requests and reports" lead="Who was reported, by people here or by other providers, and who outside waits for an answer.">
       <Panel title={all ? 'All reports' : 'Reports that wait'} aside={(
         <>
           <Search label="Reports about a domain" value={domain} onSearch={(text) => go({ domain: text.trim() })} />
@@ -125,7 +121,7 @@ export function Report(props: { id: number }) {
               ...(it.forwarded_to ? [['Forwarded to', <Name of={it.forwarded_to} />] as [string, ComponentChildren]] : []),
             ]} />
             <h3>Messages ({count(it.messages.length)})</h3>
-            {it.messages.length ? it.messages.map((text, n) => <blockquote key={n} class="message">{text}</blockquote>) : <p class="quiet">None in the reporter’s archive.</p>}
+            {it.messages.length ? it.messages.map((text, n) => <blockquote key={n} class="message">{text}</blockquote>) : <p class="quiet">{it.origin === 'outside' ? 'The provider sent none, or they are no longer kept.' : 'The report names none of the reporter’s archive, or they are no longer kept.'}</p>}
             {it.actions.length > 0 && <><h3>What was done</h3><ol class="plain-list">{it.actions.map((text, n) => <li key={n}>{text}</li>)}</ol></>}
           </Panel>
           <Panel title="What is done about it"><Decide report={it} onDone={() => {
@@ -140,29 +136,49 @@ export function Report(props: { id: number }) {
 
 function Decide(props: { report: ReportView; onDone: () => void }) {
   const { report } = props;
+  const status = useLoad(() => get('status', '/status'), []);
+  return (
+    <Waiting of={status}>{(data) => (
+      <Choose report={report} ours={isOurs(report, data.domains.map((it) => it.name))} onDone={props.onDone} />
+    )}</Waiting>
+  );
+}
+
+const DEFAULT_ENDS: Partial<Record<ReportAction, string>> = { limit: 'in 7 days', 'block-sender': 'in 90 days' };
+
+function Choose(props: { report: ReportView; ours: boolean; onDone: () => void }) {
+  const { report, ours } = props;
   const [action, setAction] = useState<ReportAction | null>(null);
   const [why, setWhy] = useState('');
   const [until, setUntil] = useState<number | null>(null);
   const ends = action === 'limit' || action === 'block-sender' || action === 'block-domain';
-  const options: [ReportAction, string, string][] = [
-    ['dismiss', 'Dismiss', 'Nothing is done.'],
-    ['warn', 'Warn', 'The sender gets a message from this domain.'],
-    ['limit', 'Limit', 'The sender may write a little only.'],
-    ['block-sender', 'Block the sender', `Nothing from ${report.about} reaches anybody here.`],
-    ['block-domain', 'Block the domain', `Nothing passes to or from ${domainOf(report.about)}.`],
-  ];
-  if (report.may_forward) options.push(['forward', 'Forward', 'It is sent to the abuse address of the sender’s provider. The report stays open.']);
+  const words: Record<ReportAction, [string, string]> = {
+    dismiss: ['Dismiss', ours ? 'Nothing is done.' : 'Nothing is done. The report no longer counts against the domain’s reputation.'],
+    warn: ['Warn', `${report.about} gets the reason below as a message from your domain.`],
+    limit: ['Limit', `6 stanzas a minute from ${report.about}.`],
+    'block-sender': [report.about.includes('@') ? 'Block the sender' : 'Block who was reported', `Nothing passes to or from ${report.about}, for everybody here.`],
+    'block-domain': ['Block the domain', `Nothing passes to or from ${domainOf(report.about)}.`],
+    forward: ['Forward', 'It is sent to the abuse address of the sender’s provider. Its state stays as it is.'],
+  };
+  const options = choices(report, ours).map((it): [ReportAction, string, string] => [it, ...words[it]]);
+  const handled = report.state !== 'open';
   return (
-    <Form act="Decide" danger={action === 'block-sender' || action === 'block-domain'} onDone={() => {
-      setAction(null);
-      setWhy('');
-      props.onDone();
-    }} work={() => change('/reports/decide', { id: report.id, action, why: why.trim(), ...(ends && until !== null ? { until } : {}) })}>
-      {report.state !== 'open' && <p class="note">This report is handled. A new decision adds to what was done.</p>}
-      <One label="Decision" name="decision" value={action} onChange={setAction} options={options} />
-      {!report.may_forward && <p class="hint">The reporter does not agree that the sender’s provider is told.</p>}
-      <Text label="Reason" hint="For the audit log, and for whom it concerns." value={why} onInput={setWhy} required />
-      {ends && <Until value={until} onChange={setUntil} />}
-    </Form>
+    <>
+      {handled && <p class="note">This report is handled.{options.length > 0 && ' It can still be forwarded.'}</p>}
+      {ours && !handled && <p class="hint">{report.about} is of this server: limits and blocks are for outsiders.</p>}
+      {!ours && !report.may_forward && <p class="hint">The reporter does not agree that the sender’s provider is told.</p>}
+      {options.length > 0 && (
+        <Form act="Decide" danger={action === 'block-sender' || action === 'block-domain'} onDone={() => {
+          setAction(null);
+          setWhy('');
+          setUntil(null);
+          props.onDone();
+        }} work={() => change('/reports/decide', { id: report.id, action, why: why.trim(), ...(ends && until !== null ? { until } : {}) })}>
+          <One label="Decision" name="decision" value={action} onChange={setAction} options={options} />
+          <Text label="Reason" hint="For the audit log, and for whom it concerns." value={why} onInput={setWhy} required />
+          {ends && <Until key={action} value={until} onChange={setUntil} unsaid={DEFAULT_ENDS[action]} />}
+        </Form>
+      )}
+    </>
   );
 }

@@ -125,16 +125,16 @@ export function One<T extends string>(props: { label: string; name: string; opti
 
 const HOUR = 3_600_000;
 const ENDS: [string, string][] = [
-  ['', 'when it is taken back'], [String(HOUR), 'in 1 hour'], [String(8 * HOUR), 'in 8 hours'], [String(24 * HOUR), 'in 1 day'],
+  [String(HOUR), 'in 1 hour'], [String(8 * HOUR), 'in 8 hours'], [String(24 * HOUR), 'in 1 day'],
   [String(7 * 24 * HOUR), 'in 1 week'], [String(30 * 24 * HOUR), 'in 30 days'], ['at', 'at a time…'],
 ];
 
-/** When something ends: milliseconds since 1970, or nothing. */
-export function Until(props: { value: number | null; onChange: (value: number | null) => void }) {
+/** When something ends: milliseconds since 1970, or nothing; `unsaid` is what nothing means then. */
+export function Until(props: { value: number | null; onChange: (value: number | null) => void; unsaid?: string | undefined }) {
   const [choice, setChoice] = useState(props.value === null ? '' : 'at');
   return (
     <>
-      <Select label="It ends" value={choice} options={ENDS} onChange={(chosen) => {
+      <Select label="It ends" value={choice} options={[['', props.unsaid ?? 'when it is taken back'], ...ENDS]} onChange={(chosen) => {
         setChoice(chosen);
         props.onChange(chosen === '' ? null : Date.now() + (chosen === 'at' ? HOUR : Number(chosen)));
       }} />

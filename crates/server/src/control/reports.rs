@@ -3,7 +3,7 @@
 //! A report comes with a block (XEP-0191) and goes into the queue in the same transaction. It has a copy of the
 //! reported messages from the reporter's own archive: nobody can accuse another of what they were not sent.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,17 +63,20 @@ const MOST_FORWARDED: i64 = 50;
 const PAGE: i64 = 100;
 /// Moderators hear of reports once in this time at most.
 const QUIET: Duration = Duration::from_secs(60);
+/// Milliseconds within which one report of a reporter about a domain counts against the domain's reputation.
+const COUNTS_ONCE_IN: i64 = 30 * DAY;
 /// What somebody with a limit may send.
 const LIMITED: u32 = 6;
 /// How long a limit lasts if nobody says.
 const LIMITED_FOR: i64 = 7 * DAY;
+/// How long the block of an address lasts if nobody says.
+const BLOCKED_FOR: i64 = 90 * DAY;
 const DAY: i64 = 86_400_000;
 
-/// The moderation queue. Its reports are in the store; this is what was told and counted lately.
+/// The moderation queue. Its reports are in the store; this is what was told lately.
 #[derive(Debug, Default)]
 pub struct Reports {
     notice: Mutex<Notice>,
-    lately: Lately,
     /// Held while a report of another provider is counted and stored, so that its bounds hold.
     outside: tokio::sync::Mutex<()>,
     /// Held while a moderator decides.
@@ -117,7 +120,7 @@ pub enum ReportsOp {
         action: ReportAction,
         /// For the audit log, and for whom it concerns.
         why: String,
-        /// When a limit or block ends: milliseconds since 1970.
+        /// When a limit or block ends: milliseconds since 1970. Without it: after 7 days, 90 days, never for a domain.
         #[serde(default)]
         until: Option<i64>,
     },
@@ -262,7 +265,8 @@ impl Complaint {
 pub struct Taken {
     /// For the same batch.
     pub statements: Vec<Statement>,
-    accepted: Vec<Complaint>,
+    /// With what they are about, and whether they count against its reputation.
+    accepted: Vec<(Complaint, bool)>,
     reporter: Option<Jid>,
     refused: Option<&'static str>,
 }
@@ -296,6 +300,7 @@ impl Exchange {
             .await?;
         let (mut own, mut open) = counts.first().map_or((0, 0), |row| (row.int(0), row.int(1)));
         let affiliation = self.affiliation(account).await?;
+        let mut counted = HashSet::new();
         for complaint in complaints {
             let refusal = match () {
                 () if own >= MOST_OF_ONE => Some("report-too-many"),
@@ -311,6 +316,15 @@ impl Exchange {
             own += 1;
             open += 1;
             let copies = self.copies(account, &complaint).await?;
+            let domain = complaint.about.domain();
+            // Without a copy it is a mere claim, until a moderator acts on it.
+            let counts = !copies.is_empty()
+                && self.may_count(domain)
+                && !counted.contains(domain)
+                && self.counted_lately(account.jid.as_str(), domain).await?.is_none();
+            if counts {
+                counted.insert(domain.to_owned());
+            }
             let row = NewReport {
                 at: now,
                 account: Some(account.id),
@@ -319,11 +333,36 @@ impl Exchange {
                 affiliation: affiliation.name,
                 complaint: &complaint,
                 messages: &copies,
+                counted_at: counts.then_some(now),
             };
             taken.statements.push(row.insert());
-            taken.accepted.push(complaint);
+            taken.accepted.push((complaint, counts));
         }
         Ok(taken)
+    }
+
+    /// Reports about `domain` can count: it is another's, and was seen. Who names domains that never spoke with us
+    /// would fill the memory of them otherwise.
+    fn may_count(&self, domain: &str) -> bool {
+        self.host(domain).is_none() && self.control.traffic.first_seen(domain).is_some()
+    }
+
+    /// Of the reports by `reporter` about `domain` one counted within [`COUNTS_ONCE_IN`]: whether it does still, or
+    /// a moderator took it back.
+    async fn counted_lately(&self, reporter: &str, domain: &str) -> Result<Option<bool>, StoreError> {
+        let rows = self
+            .db
+            .read(
+                sql(
+                    "SELECT taken_back FROM reports WHERE reporter = ?1 AND domain = ?2 AND counted_at > ?3 \
+                     ORDER BY taken_back LIMIT 1",
+                )
+                .bind(reporter)
+                .bind(domain)
+                .bind(self.clock().now() - COUNTS_ONCE_IN),
+            )
+            .await?;
+        Ok(rows.first().map(|row| !row.bool(0)))
     }
 
     /// The reported messages: only what the account received from whom it reports.
@@ -354,8 +393,7 @@ impl Exchange {
     /// Reports are stored: moderators and whoever counts hear of them; the reporter hears of what was refused.
     pub fn reports_stored(self: &Arc<Self>, taken: Taken) {
         let Some(reporter) = taken.reporter else { return };
-        let now = self.clock().now();
-        for complaint in taken.accepted {
+        for (complaint, counts) in taken.accepted {
             tracing::info!(about = %complaint.about, reason = %complaint.reason, "a user reported an address");
             self.tell_moderators(&complaint, reporter.as_str());
             let domain = complaint.about.domain();
@@ -363,7 +401,7 @@ impl Exchange {
                 continue;
             }
             self.control.traffic.count(domain, super::traffic::Event::Reported);
-            if self.control.reports.lately.first(domain, reporter.as_str(), now) {
+            if counts {
                 self.control.reputation.note(domain, Sign::Reported);
             }
         }
@@ -424,7 +462,7 @@ impl Exchange {
     ///
     /// The form is that of the servers that forward reports: `<report/>` in a message to an abuse address (XEP-0157),
     /// with the reported address in `<jid xmlns='urn:xmpp:jid:0'/>` or as the sender of a forwarded message. The answer
-    /// is silence, whatever becomes of it.
+    /// is silence, whatever becomes of it. What a person sends to such an address is a message to its account.
     pub(crate) fn take_outside_report(self: &Arc<Self>, mail: &Mail) -> Option<Routed> {
         let stanza = &mail.stanza;
         if !mail.is_outside()
@@ -440,6 +478,10 @@ impl Exchange {
         let refuse = |name: &'static str, detail: &str| {
             self.refusals.report(Refusal { name, peer: from.as_str(), conn: 0, detail });
         };
+        // Somebody who writes to the people behind the address: a message like others.
+        if !from.is_domain() && !to.is_domain() {
+            return None;
+        }
         // Any user of theirs could write otherwise.
         if !from.is_domain() {
             refuse("report-from-user", "a report of another provider comes from its domain");
@@ -524,6 +566,7 @@ impl Exchange {
             affiliation: "outside",
             complaint,
             messages,
+            counted_at: None,
         };
         self.db.run(Batch::new(Lane::Outside).with(row.insert())).await?;
         Ok(None)
@@ -546,14 +589,16 @@ struct NewReport<'a> {
     affiliation: &'static str,
     complaint: &'a Complaint,
     messages: &'a [String],
+    /// Since when it counts against the reputation of whose user it is about.
+    counted_at: Option<i64>,
 }
 
 impl NewReport<'_> {
     fn insert(&self) -> Statement {
         let json = |list: &[String]| serde_json::to_string(list).unwrap_or_else(|_| "[]".into());
         sql("INSERT INTO reports (at, account, reporter, origin, affiliation, about, domain, reason, words, \
-             stanza_ids, messages, may_forward, may_share, state, actions) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, 'open', '[]')")
+             stanza_ids, messages, may_forward, may_share, counted_at, state, actions) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, 'open', '[]')")
         .bind(self.at)
         .bind(self.account)
         .bind(self.reporter)
@@ -567,35 +612,7 @@ impl NewReport<'_> {
         .bind(json(self.messages))
         .bind(i64::from(self.complaint.may_forward))
         .bind(i64::from(self.complaint.may_share))
-    }
-}
-
-/// Who has reported which domain lately, so that one angry person does not make a bad reputation.
-#[derive(Debug, Default)]
-struct Lately(Mutex<HashMap<AboutBy, i64>>);
-
-/// A domain, and who reported it.
-type AboutBy = (Box<str>, Box<str>);
-
-impl Lately {
-    /// Pairs that are remembered; when there is no room, a report does not count against the reputation.
-    const MOST: usize = 50_000;
-
-    /// It is the first report about that domain by that reporter within a day.
-    fn first(&self, domain: &str, reporter: &str, now: i64) -> bool {
-        let mut seen = self.0.lock();
-        if seen.len() >= Lately::MOST {
-            seen.retain(|_, at| now - *at < DAY);
-            if seen.len() >= Lately::MOST {
-                return false;
-            }
-        }
-        let before = seen.entry((domain.into(), reporter.into())).or_insert(i64::MIN);
-        if now.saturating_sub(*before) < DAY {
-            return false;
-        }
-        *before = now;
-        true
+        .bind(self.counted_at)
     }
 }
 
@@ -756,15 +773,18 @@ async fn decide(exchange: &Arc<Exchange>, actor: &Actor, wish: Decision) -> Resu
             )));
         }
         ReportAction::Limit => {
-            let until = wish.until.unwrap_or(now + LIMITED_FOR);
             let action = Action::Limit { per_minute: LIMITED, per: Per::Domain };
-            sanction(exchange, actor, (&about, action, Direction::In, &wish.why, Some(until))).await?;
-            (format!("{about} is limited to {LIMITED} stanzas a minute"), Some(until))
+            let rule = sanction(&about, action, Direction::In);
+            let rule = Rule { until: Some(wish.until.unwrap_or(now + LIMITED_FOR)), ..rule };
+            let until = put_first(exchange, actor, Rule { reason: wish.why.clone(), ..rule }).await?;
+            (format!("{about} is limited to {LIMITED} stanzas a minute"), until)
         }
         ReportAction::BlockSender => {
             let action = Action::Reject { condition: None, text: None };
-            sanction(exchange, actor, (&about, action, Direction::Both, &wish.why, wish.until)).await?;
-            (format!("{about} is blocked"), wish.until)
+            let rule = sanction(&about, action, Direction::Both);
+            let rule = Rule { until: Some(wish.until.unwrap_or(now + BLOCKED_FOR)), ..rule };
+            let until = put_first(exchange, actor, Rule { reason: wish.why.clone(), ..rule }).await?;
+            (format!("{about} is blocked"), until)
         }
         ReportAction::BlockDomain => {
             let op = PolicyOp::Block {
@@ -779,46 +799,95 @@ async fn decide(exchange: &Arc<Exchange>, actor: &Actor, wish: Decision) -> Resu
     };
     let done = match until {
         Some(until) => format!("{done} until {}", trunkline_xmpp::time::format_millis(until)),
-        None => done,
+        None if matches!(wish.action, ReportAction::Dismiss | ReportAction::Warn) => done,
+        None => format!("{done} without an end"),
     };
-    note(exchange, actor, Noted { report: &report, done: &done, why: &wish.why, forwarded_to: None }).await?;
-    match wish.action {
-        ReportAction::Warn => {
-            if let Some(from) = exchange.voice(about.domain()) {
-                exchange.send(
-                    Stanza::build(Kind::Message(MessageType::Normal))
-                        .from(from)
-                        .to(about.clone())
-                        .id(exchange.ids.short())
-                        .body(|w| {
-                            w.text_element("body", wish.why.trim());
-                        })
-                        .done(),
-                );
-            }
-        }
-        // Nothing was found: it does not count against the domain.
-        ReportAction::Dismiss if !ours && report.origin == "user" => {
-            exchange.control.reputation.note(about.domain(), Sign::Acquitted);
-        }
-        _ => {}
+    let weight = weigh(exchange, &report, wish.action).await.map_err(store)?;
+    let noted = Noted { report: &report, done: &done, why: &wish.why, outcome: Handling::Handled(weight) };
+    note(exchange, actor, noted).await?;
+    match weight {
+        Weight::Stays => {}
+        Weight::Begins => exchange.control.reputation.note(about.domain(), Sign::Reported),
+        Weight::TakenBack(since) => exchange.control.reputation.take_back_report(about.domain(), since),
+    }
+    if wish.action == ReportAction::Warn
+        && let Some(from) = exchange.voice(about.domain())
+    {
+        exchange.send(
+            Stanza::build(Kind::Message(MessageType::Normal))
+                .from(from)
+                .to(about.clone())
+                .id(exchange.ids.short())
+                .body(|w| {
+                    w.text_element("body", wish.why.trim());
+                })
+                .done(),
+        );
     }
     Ok(Outcome::Done { text: format!("Report {}: {done}.", wish.id) })
 }
 
-/// A rule on one address, before all others.
-async fn sanction(
-    exchange: &Arc<Exchange>,
-    actor: &Actor,
-    (about, then, direction, why, until): (&Jid, Action, Direction, &str, Option<i64>),
-) -> Result<(), OpError> {
+/// What a decision does to the weight of a report.
+#[derive(Clone, Copy)]
+enum Weight {
+    Stays,
+    /// It counts from now on.
+    Begins,
+    /// It counted since then, and does no longer.
+    TakenBack(i64),
+}
+
+/// What is dismissed is taken back; what a moderator acts on counts, if no other of its reporter does.
+async fn weigh(exchange: &Exchange, report: &ReportView, action: ReportAction) -> Result<Weight, StoreError> {
+    let Ok(about) = Jid::parse(&report.about) else { return Ok(Weight::Stays) };
+    if report.origin != "user" {
+        return Ok(Weight::Stays);
+    }
+    let rows = exchange.db.read(sql("SELECT counted_at FROM reports WHERE id = ?1").bind(report.id)).await?;
+    let counted_at = rows.first().and_then(|row| row.opt_int(0));
+    Ok(match (action, counted_at) {
+        (ReportAction::Dismiss, Some(since)) => Weight::TakenBack(since),
+        (ReportAction::Dismiss | ReportAction::Forward, _) | (_, Some(_)) => Weight::Stays,
+        (_, None) if !exchange.may_count(about.domain()) => Weight::Stays,
+        (_, None) => match exchange.counted_lately(&report.reporter, about.domain()).await? {
+            Some(true) => Weight::Stays,
+            Some(false) | None => Weight::Begins,
+        },
+    })
+}
+
+/// A rule on one address, or on a domain that is reported as a whole.
+fn sanction(about: &Jid, then: Action, direction: Direction) -> Rule {
     let mut when = Conditions::default();
     match about.local() {
         Some(_) => when.address = Some(about.as_str().to_owned()),
         None => when.domain = Some(about.domain().to_owned()),
     }
-    let rule = Rule { when, direction, then, reason: why.to_owned(), until, shadow: false };
-    super::policy::run(exchange, actor, PolicyOp::Add { rule, position: Some(0) }).await.map(drop)
+    Rule { when, direction, then, reason: String::new(), until: None, shadow: false }
+}
+
+/// Puts a rule before all others that are not in the configuration. One that is there already and differs in its end
+/// and reason alone is taken: the later end holds. When it ends.
+async fn put_first(exchange: &Arc<Exchange>, actor: &Actor, rule: Rule) -> Result<Option<i64>, OpError> {
+    let equal =
+        |other: &Rule| Rule { reason: rule.reason.clone(), until: rule.until, ..other.clone() } == rule;
+    let view = exchange.control.policy.view(exchange.clock().now());
+    let own = || view.rules.iter().filter_map(|view| Some((view.id?, &view.rule)));
+    let Some((place, (id, there))) = own().enumerate().find(|(_, (_, there))| equal(there)) else {
+        let until = rule.until;
+        super::policy::run(exchange, actor, PolicyOp::Add { rule, position: Some(0) }).await?;
+        return Ok(until);
+    };
+    let why = rule.reason.clone();
+    let until = there.until.and_then(|end| rule.until.map(|until| until.max(end)));
+    if until != there.until {
+        let rule = Rule { until, ..rule };
+        super::policy::run(exchange, actor, PolicyOp::Replace { id, rule }).await?;
+    }
+    if place > 0 {
+        super::policy::run(exchange, actor, PolicyOp::Move { id, position: 0, why }).await?;
+    }
+    Ok(until)
 }
 
 /// What was done about a report.
@@ -826,12 +895,18 @@ struct Noted<'a> {
     report: &'a ReportView,
     done: &'a str,
     why: &'a str,
-    /// It stays open then.
-    forwarded_to: Option<&'a Jid>,
+    outcome: Handling<'a>,
+}
+
+/// What becomes of a report.
+enum Handling<'a> {
+    /// It stays open.
+    Forwarded(&'a Jid),
+    Handled(Weight),
 }
 
 async fn note(exchange: &Exchange, actor: &Actor, noted: Noted<'_>) -> Result<(), OpError> {
-    let Noted { report, done, why, forwarded_to } = noted;
+    let Noted { report, done, why, outcome } = noted;
     let time = trunkline_xmpp::time::format_millis(exchange.clock().now());
     let reason = if why.trim().is_empty() { String::new() } else { format!(": {}", why.trim()) };
     let mut actions = report.actions.clone();
@@ -839,17 +914,28 @@ async fn note(exchange: &Exchange, actor: &Actor, noted: Noted<'_>) -> Result<()
     let actions = serde_json::to_string(&actions).unwrap_or_else(|_| "[]".into());
     let before = serde_json::json!({"report": report.id, "about": report.about, "state": report.state});
     let after = serde_json::json!({"report": report.id, "about": report.about, "done": done});
-    let what = if forwarded_to.is_some() { "reports forward" } else { "reports decide" };
-    let change = match forwarded_to {
-        Some(to) => sql("UPDATE reports SET actions = ?2, forwarded_to = ?3, forwarded_at = ?4 \
-                         WHERE id = ?1 AND forwarded_to IS NULL")
-        .bind(report.id)
-        .bind(actions)
-        .bind(to.as_str())
-        .bind(exchange.clock().now()),
-        None => sql("UPDATE reports SET actions = ?2, state = 'handled' WHERE id = ?1 AND state = 'open'")
+    let now = exchange.clock().now();
+    let (what, change) = match outcome {
+        Handling::Forwarded(to) => (
+            "reports forward",
+            sql("UPDATE reports SET actions = ?2, forwarded_to = ?3, forwarded_at = ?4 \
+                 WHERE id = ?1 AND forwarded_to IS NULL")
             .bind(report.id)
-            .bind(actions),
+            .bind(actions)
+            .bind(to.as_str())
+            .bind(now),
+        ),
+        Handling::Handled(weight) => (
+            "reports decide",
+            sql(
+                "UPDATE reports SET actions = ?2, state = 'handled', counted_at = COALESCE(counted_at, ?3), \
+                 taken_back = ?4 WHERE id = ?1 AND state = 'open'",
+            )
+            .bind(report.id)
+            .bind(actions)
+            .bind(matches!(weight, Weight::Begins).then_some(now))
+            .bind(i64::from(matches!(weight, Weight::TakenBack(_)))),
+        ),
     };
     let entry =
         exchange.control.audit.entry(actor, what, why, (Some(before.to_string()), Some(after.to_string())));
@@ -925,7 +1011,12 @@ async fn forward(
         ));
     }
     let done = format!("forwarded to {to}");
-    note(exchange, actor, Noted { report: &report, done: &done, why: &why, forwarded_to: Some(&to) }).await?;
+    note(
+        exchange,
+        actor,
+        Noted { report: &report, done: &done, why: &why, outcome: Handling::Forwarded(&to) },
+    )
+    .await?;
     exchange.deliver(Mail::inside(forwarded(exchange, &report, (from, to)))).await;
     Ok(Outcome::Done { text: format!("Report {}: {done}. It stays open.", report.id) })
 }

@@ -38,7 +38,7 @@ pub struct Facts {
     pub accepted: f64,
     /// First contacts that were declined.
     pub declined: f64,
-    /// Reports about its users; of one reporter one a day counts.
+    /// Reports about its users; of one reporter one in 30 days counts.
     pub reports: f64,
     /// Stanzas and streams of it that were refused.
     pub refused: f64,
@@ -57,8 +57,6 @@ pub enum Sign {
     Declined,
     /// One of its users was reported.
     Reported,
-    /// A moderator found nothing in such a report.
-    Acquitted,
     /// Something of it was refused.
     Refused,
     /// A stanza came from it.
@@ -69,11 +67,10 @@ impl Facts {
     /// As they are at `now`: faded.
     #[must_use]
     pub fn faded(mut self, now: i64) -> Facts {
-        let age = now.saturating_sub(self.at);
-        if age <= 0 {
+        if now <= self.at {
             return self;
         }
-        let left = (-(age as f64) / HALF_LIFE).exp2();
+        let left = left_of(self.at, now);
         for fact in
             [&mut self.accepted, &mut self.declined, &mut self.reports, &mut self.refused, &mut self.stanzas]
         {
@@ -88,11 +85,16 @@ impl Facts {
             Sign::Accepted => self.accepted += 1.0,
             Sign::Declined => self.declined += 1.0,
             Sign::Reported => self.reports += 1.0,
-            Sign::Acquitted => self.reports = (self.reports - 1.0).max(0.0),
             Sign::Refused => self.refused += 1.0,
             Sign::Stanza => self.stanzas += 1.0,
         }
     }
+}
+
+/// What is left at `now` of something that counted 1 at `since`.
+fn left_of(since: i64, now: i64) -> f64 {
+    let age = now.saturating_sub(since).max(0);
+    (-(age as f64) / HALF_LIFE).exp2()
 }
 
 /// What the facts come to.
@@ -217,6 +219,16 @@ impl Reputation {
         if !known.changed.contains(domain) {
             known.changed.insert(domain.into());
         }
+    }
+
+    /// A moderator found nothing in a report that counts since `since`: what is left of it goes.
+    pub(super) fn take_back_report(&self, domain: &str, since: i64) {
+        let now = self.clock.now();
+        let mut known = self.part(domain).lock();
+        let Some(facts) = known.domains.get_mut(domain) else { return };
+        *facts = facts.faded(now);
+        facts.reports = (facts.reports - left_of(since, now)).max(0.0);
+        known.changed.insert(domain.into());
     }
 
     fn part(&self, domain: &str) -> &Mutex<Known> {
@@ -423,7 +435,7 @@ mod tests {
             reputation.note("a.example", Sign::Reported);
         }
         assert_eq!(score(), 38);
-        reputation.note("a.example", Sign::Acquitted);
+        reputation.take_back_report("a.example", reputation.clock.now());
         assert_eq!(score(), 48);
         let words = reputation.judgement("a.example").reasons;
         assert_eq!(words[0], (-20, "2 reports about its users".to_owned()));
@@ -431,6 +443,20 @@ mod tests {
         tokio::time::advance(Duration::from_secs(60 * 86_400)).await;
         assert_eq!(score(), 69, "10 for two months, 14 of what was accepted, 5 off for what was reported");
         assert_eq!(reputation.score("other.example"), 50);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_an_old_report_only_what_is_left_is_taken_back() {
+        let reputation = reputation();
+        let first = reputation.clock.now();
+        reputation.note("a.example", Sign::Reported);
+        tokio::time::advance(Duration::from_secs(30 * 86_400)).await;
+        reputation.note("a.example", Sign::Reported);
+        assert_eq!(reputation.score("a.example"), 40, "5 for a month, 15 off");
+        reputation.take_back_report("a.example", first);
+        assert_eq!(reputation.score("a.example"), 45, "the newer one counts as before");
+        reputation.take_back_report("b.example", first);
+        assert_eq!(reputation.part("b.example").lock().domains.get("b.example"), None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -255,22 +255,166 @@ async fn moderators_dismiss_and_warn() {
 #[tokio::test(start_paused = true)]
 async fn moderators_limit_and_block() {
     const CHAT: &str = "<message to='lear@north.example' type='chat'><body>again</body></message>";
-    for (action, passing) in
-        [(ReportAction::Limit, 6), (ReportAction::BlockSender, 0), (ReportAction::BlockDomain, 0)]
-    {
-        let (_world, north, _south, _juliet, mut iago) = reported("").await;
+    for (action, passing, others, words) in [
+        (ReportAction::Limit, 6, 10, "iago@south.example is limited to 6 stanzas a minute until "),
+        (ReportAction::BlockSender, 0, 10, "iago@south.example is blocked until "),
+        (ReportAction::BlockDomain, 0, 0, ": south.example is blocked without an end"),
+    ] {
+        let (_world, north, south, _juliet, mut iago) = reported("").await;
+        let mut emilia = south.person("emilia@south.example/b").await;
         let mut lear = north.person("lear@north.example/c").await;
-        lear.send("<message to='iago@south.example' type='chat'><body>yes?</body></message>").await;
-        iago.arrived().await;
+        for (person, address) in [(&mut iago, "iago"), (&mut emilia, "emilia")] {
+            let hello =
+                format!("<message to='{address}@south.example' type='chat'><body>yes?</body></message>");
+            lear.send(&hello).await;
+            person.arrived().await;
+        }
         decide(&north, 1, action).await.unwrap();
         settle().await;
-        for _ in 0..10 {
-            iago.send(CHAT).await;
+        for (person, passing) in [(&mut iago, passing), (&mut emilia, others)] {
+            for _ in 0..10 {
+                person.send(CHAT).await;
+            }
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            assert_eq!(lear.bodies().await.len(), passing, "{action:?}");
         }
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        assert_eq!(lear.bodies().await.len(), passing, "{action:?}");
-        assert!(report(&north, 1).await.actions[0].contains("iago@south.example") || passing == 0);
+        let actions = report(&north, 1).await.actions;
+        assert!(actions.len() == 1 && actions[0].contains(words), "{action:?}: {actions:?}");
     }
+}
+
+/// `person` blocks `about` so many times, each time with a report that names the stanza `id`.
+async fn complain(person: &mut super::stage::Person, about: &str, id: Option<&str>, times: usize) {
+    let by = "<stanza-id xmlns='urn:xmpp:sid:0' by='x@north.example'";
+    let id = id.map(|id| format!("{by} id='{id}'/>")).unwrap_or_default();
+    for n in 0..times {
+        person
+            .send(&format!(
+                "<iq type='set' id='c{n}'><block xmlns='urn:xmpp:blocking'><item jid='{about}'>\
+                 <report xmlns='urn:xmpp:reporting:1' reason='urn:xmpp:reporting:spam'>{id}</report></item>\
+                 </block></iq>"
+            ))
+            .await;
+    }
+    person.arrived().await;
+}
+
+/// Iago writes to Lear too; the id by which Lear can report it.
+async fn lear_is_written_to(lear: &mut super::stage::Person, iago: &mut super::stage::Person) -> String {
+    lear.send("<message to='iago@south.example' type='chat'><body>yes?</body></message>").await;
+    iago.arrived().await;
+    iago.send("<message to='lear@north.example' type='chat'><body>pills</body></message>").await;
+    let arrived = lear.arrived().await;
+    stanza_id(arrived.iter().find(|xml| xml.contains("pills")).unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_accomplice_whose_reports_are_dismissed_washes_nothing_away() {
+    let (_world, north, _south, _juliet, mut iago) = reported("").await;
+    let mut lear = north.person("lear@north.example/c").await;
+    let id = lear_is_written_to(&mut lear, &mut iago).await;
+    let score = || north.exchange().control.reputation.score("south.example");
+    assert_eq!(score(), 40);
+    complain(&mut lear, "south.example", Some(&id), 50).await;
+    assert_eq!(reports(&north).await.len(), 51);
+    assert_eq!(score(), 30, "of fifty one counts");
+    for id in 2..52 {
+        decide(&north, id, ReportAction::Dismiss).await.unwrap();
+    }
+    assert_eq!(score(), 40, "Juliet's report stands");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_angry_person_counts_once_in_a_month_and_with_proof() {
+    const DAY: i64 = 86_400_000;
+    let (_world, north, _south, _juliet, mut iago) = reported("").await;
+    let mut lear = north.person("lear@north.example/c").await;
+    let id = lear_is_written_to(&mut lear, &mut iago).await;
+    let reputation = &north.exchange().control.reputation;
+    let counted = || {
+        let reasons = reputation.judgement("south.example").reasons;
+        reasons
+            .into_iter()
+            .find(|(_, words)| words.contains("report"))
+            .map_or(String::new(), |(_, words)| words)
+    };
+    complain(&mut lear, "iago@south.example", None, 2).await;
+    assert_eq!(counted(), "1 report about its users", "without a copy it has no weight");
+    decide(&north, 2, ReportAction::BlockSender).await.unwrap();
+    assert_eq!(counted(), "2 reports about its users", "a moderator upheld it");
+    decide(&north, 3, ReportAction::Limit).await.unwrap();
+    complain(&mut lear, "iago@south.example", Some(&id), 1).await;
+    assert_eq!(counted(), "2 reports about its users", "the same reporter within a month");
+    for (days, reports) in [(29, 2), (2, 3)] {
+        let older = sql("UPDATE reports SET counted_at = counted_at - ?1").bind(days * DAY);
+        north.exchange().db.run(Batch::new(Lane::Inside).with(older)).await.unwrap();
+        complain(&mut lear, "iago@south.example", Some(&id), 2).await;
+        assert_eq!(counted(), format!("{reports} reports about its users"), "{days} days later");
+    }
+
+    // Nobody makes a reputation for a name that never spoke with us.
+    complain(&mut lear, "never.example", None, 1).await;
+    let id = reports(&north).await[0].id;
+    assert_eq!(report(&north, id).await.about, "never.example");
+    decide(&north, id, ReportAction::Limit).await.unwrap();
+    assert_eq!(reputation.score("never.example"), 50);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_sanction_twice_is_one_rule_with_the_later_end() {
+    const DAY: i64 = 86_400_000;
+    let (_world, north, _south, _juliet, mut iago) = reported("").await;
+    let mut lear = north.person("lear@north.example/c").await;
+    let id = lear_is_written_to(&mut lear, &mut iago).await;
+    complain(&mut lear, "iago@south.example", Some(&id), 3).await;
+    let block = async |id: i64, days: Option<i64>| {
+        let until = days.map(|days| north.exchange().clock().now() + days * DAY);
+        let why = format!("report {id}");
+        let op = ReportsOp::Decide { id, action: ReportAction::BlockSender, why, until };
+        ask(&north, Operation::Reports(op)).await.unwrap();
+    };
+    let rules = || {
+        let now = north.exchange().clock().now();
+        let days = |until: i64| (until - now + DAY / 2) / DAY;
+        let view = north.exchange().control.policy.view(now);
+        view.rules
+            .into_iter()
+            .map(|view| (view.id.unwrap(), view.rule.until.map(days), view.rule.reason))
+            .collect::<Vec<_>>()
+    };
+    block(1, None).await;
+    assert_eq!(rules(), [(1, Some(90), "report 1".to_owned())]);
+    block(2, Some(10)).await;
+    assert_eq!(rules(), [(1, Some(90), "report 1".to_owned())], "no earlier end");
+    let allow = serde_json::from_str(r#"{"when":{"domain":"south.example"},"then":{"do":"allow"}}"#).unwrap();
+    ask(&north, Operation::Policy(PolicyOp::Add { rule: allow, position: Some(0) })).await.unwrap();
+    block(3, Some(200)).await;
+    assert_eq!(rules(), [(1, Some(200), "report 3".to_owned()), (2, None, String::new())]);
+    decide(&north, 4, ReportAction::Limit).await.unwrap();
+    assert_eq!(rules().len(), 3, "a limit is another rule");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_person_writes_to_the_abuse_address_arrives() {
+    let (_world, north, south) = pair(&["contact.abuse=[\"xmpp:portia@south.example\"]"]).await;
+    let mut portia = south.person("portia@south.example/a").await;
+    let mut romeo = north.person("romeo@north.example/a").await;
+    portia.send("<message to='romeo@north.example' type='chat'><body>yes?</body></message>").await;
+    romeo.arrived().await;
+    let report = |to: &str, text: &str| {
+        format!(
+            "<message to='{to}' type='chat'><body>{text}</body><report xmlns='urn:xmpp:reporting:1' \
+             reason='urn:xmpp:reporting:spam'><jid xmlns='urn:xmpp:jid:0'>iago@south.example</jid></report></message>"
+        )
+    };
+    romeo.send(&report("portia@south.example", "help")).await;
+    settle().await;
+    assert_eq!(portia.bodies().await, ["help"]);
+    assert_eq!(south.refusals("report-from-user"), 0);
+    romeo.send(&report("south.example", "domain")).await;
+    settle().await;
+    assert_eq!(south.refusals("report-from-user"), 1);
+    assert!(reports(&south).await.is_empty(), "only domains fill the queue");
 }
 
 /// So many reports that are there already.
