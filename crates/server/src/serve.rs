@@ -166,6 +166,7 @@ impl Server {
         let _ = exchange.surroundings.set(weak);
         crate::control::Control::start(&exchange).await?;
         exchange.start_consent().await?;
+        crate::modules::bookmarks::adopt(&exchange).await?;
         if !parts.in_memory {
             // Before anything moves: a port that is taken must not cost anybody a session.
             let bound = server.bind(&config)?;

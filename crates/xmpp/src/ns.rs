@@ -321,6 +321,8 @@ pub const PUBSUB_META_DATA: &str = "http://jabber.org/protocol/pubsub#meta-data"
 pub const BOOKMARKS: &str = "urn:xmpp:bookmarks:1";
 /// XEP-0402: feature: the server keeps old and new bookmarks in step.
 pub const BOOKMARKS_COMPAT: &str = "urn:xmpp:bookmarks:1#compat";
+/// XEP-0402: in step with XEP-0048 in PEP.
+pub const BOOKMARKS_COMPAT_PEP: &str = "urn:xmpp:bookmarks:1#compat-pep";
 /// XEP-0411 Bookmarks Conversion.
 pub const BOOKMARKS_CONVERSION: &str = "urn:xmpp:bookmarks-conversion:0";
 /// XEP-0048 Bookmarks, kept in private storage.

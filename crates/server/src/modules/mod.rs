@@ -8,6 +8,7 @@ pub mod administration;
 pub mod affiliation;
 pub mod archive;
 pub mod blocking;
+pub mod bookmarks;
 pub mod carbons;
 pub mod client_access;
 pub mod commands;
@@ -55,6 +56,8 @@ use crate::ids::LogId;
 use crate::log::tombstones::Retraction;
 use crate::metrics::Metrics;
 use crate::pubsub::Change;
+use crate::pubsub::along::{Along, Also, Coming};
+use crate::pubsub::config::NodeConfig;
 use crate::push::Order;
 use crate::route::Later;
 use crate::route::account::{Account, AccountState};
@@ -79,6 +82,7 @@ pub fn all() -> Vec<Module> {
         carbons::module(),
         vcard::module(),
         private::module(),
+        bookmarks::module(),
         push::module(),
         client_access::module(),
         registration::module(),
@@ -296,6 +300,9 @@ type Handler = Arc<dyn Fn(Request) -> Answering + Send + Sync>;
 /// A hook behind changes of nodes.
 type Published = Arc<dyn Fn(Change) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
+/// How a node is made.
+type MadeAs = fn() -> NodeConfig;
+
 /// Whether something is announced with this configuration.
 type Condition = fn(&Config) -> bool;
 
@@ -309,6 +316,8 @@ pub struct Module {
     hooks: Vec<(Way, Step, Hook)>,
     commands: Vec<Command>,
     published: Vec<(&'static str, Published)>,
+    along: Vec<(&'static str, Along)>,
+    made_as: Vec<(&'static str, MadeAs)>,
 }
 
 impl Module {
@@ -323,6 +332,8 @@ impl Module {
             hooks: Vec::new(),
             commands: Vec::new(),
             published: Vec::new(),
+            along: Vec::new(),
+            made_as: Vec::new(),
         }
     }
 
@@ -380,6 +391,24 @@ impl Module {
         Fut: Future<Output = ()> + Send + 'static,
     {
         self.published.push((node, Arc::new(move |change| Box::pin(hook(change)))));
+        self
+    }
+
+    /// What is to be written in the same batch when `node` of an account changes. It may refuse the change.
+    #[must_use]
+    pub fn along<F, Fut>(mut self, node: &'static str, hook: F) -> Module
+    where
+        F: Fn(Coming) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Vec<Also>, StanzaError>> + Send + 'static,
+    {
+        self.along.push((node, Arc::new(move |coming| Box::pin(hook(coming)))));
+        self
+    }
+
+    /// How `node` of an account is made, unless its user says otherwise.
+    #[must_use]
+    pub fn made_as(mut self, node: &'static str, config: MadeAs) -> Module {
+        self.made_as.push((node, config));
         self
     }
 
@@ -469,6 +498,18 @@ impl Modules {
     pub fn published(&self, node: &str, change: &Change) -> Vec<Pin<Box<dyn Future<Output = ()> + Send>>> {
         let hooks = self.list.iter().flat_map(|module| &module.published);
         hooks.filter(|(of, _)| *of == node).map(|(_, hook)| hook(change.clone())).collect()
+    }
+
+    /// What changes along with a node of an account, in the order of the list.
+    pub fn along(&self, node: &str) -> Vec<Along> {
+        let hooks = self.list.iter().flat_map(|module| &module.along);
+        hooks.filter(|(of, _)| *of == node).map(|(_, hook)| Arc::clone(hook)).collect()
+    }
+
+    /// How a node of an account is made, if a module has a say in that.
+    pub fn made_as(&self, node: &str) -> Option<NodeConfig> {
+        let mut all = self.list.iter().flat_map(|module| &module.made_as);
+        all.find(|(of, _)| *of == node).map(|(_, config)| config())
     }
 
     /// Runs the hooks of one step.

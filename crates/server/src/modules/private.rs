@@ -1,12 +1,16 @@
 //! XEP-0049 Private XML Storage 1.2.
 
+use std::sync::Arc;
+
 use trunkline_store::{Batch, Lane, sql};
-use trunkline_xml::Writer;
+use trunkline_xml::{Node, Writer};
 use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::IqType::{Get, Set};
 
 use super::{Answer, Level, Module, Reply, Request, Scope};
+use crate::pubsub::{NewItem, Terms};
+use crate::route::account::Account;
 use crate::route::message::store_trouble;
 
 /// Elements one account may store.
@@ -32,6 +36,14 @@ async fn get(request: Request) -> Answer {
     let element = wanted.next().ok_or_else(|| StanzaError::new(Condition::BadRequest))?;
     if wanted.next().is_some() {
         return Err(StanzaError::new(Condition::BadRequest).text("Ask for one element at a time."));
+    }
+    if is_bookmarks(element) {
+        let items = request.exchange.pep(account).items(ns::BOOKMARKS_LEGACY).await?;
+        if let Some(item) = items.last() {
+            let mut w = Writer::new();
+            w.open("query").attr("xmlns", ns::PRIVATE).raw(&item.payload).close();
+            return Ok(w.finish().into());
+        }
     }
     let (name, namespace) = (element.name().to_owned(), element.ns().to_owned());
     let rows = request
@@ -62,6 +74,12 @@ async fn get(request: Request) -> Answer {
 async fn set(request: Request) -> Answer {
     let Some(account) = &request.account else { return Err(StanzaError::new(Condition::Forbidden)) };
     let query = request.stanza.first_child().ok_or_else(|| StanzaError::new(Condition::BadRequest))?;
+    if let Some(storage) = query.children().find(|element| is_bookmarks(*element)) {
+        if query.children().count() > 1 {
+            return Err(StanzaError::new(Condition::BadRequest).text("Store bookmarks by themselves."));
+        }
+        return set_bookmarks(&request, account, storage.to_standalone(ns::PRIVATE)).await;
+    }
     let mut batch = Batch::new(Lane::Inside);
     let most = request.exchange.config.load().limits.private_bytes;
     for element in query.children() {
@@ -101,6 +119,25 @@ async fn set(request: Request) -> Answer {
             .text(format!("An account may store {MOST_ELEMENTS} elements and {most} bytes all together."))),
         Err(error) => Err(store_trouble(&error)),
     }
+}
+
+/// XEP-0411: bookmarks are kept as a node's item, where they are kept in step with those of other kinds.
+fn is_bookmarks(element: Node<'_>) -> bool {
+    element.is(ns::BOOKMARKS_LEGACY, "storage")
+}
+
+async fn set_bookmarks(request: &Request, account: &Arc<Account>, payload: Vec<u8>) -> Answer {
+    let mut desk = request.exchange.pep(account);
+    desk.ours = false;
+    let item = NewItem { id: Some("current".to_owned()), payload };
+    desk.publish(ns::BOOKMARKS_LEGACY, vec![item], Terms::Private).await?;
+    // From before bookmarks were kept there.
+    let old = sql("DELETE FROM private_xml WHERE account = ?1 AND ns = ?2 AND name = 'storage'")
+        .bind(account.id)
+        .bind(ns::BOOKMARKS_LEGACY);
+    let batch = Batch::new(Lane::Inside).with(old);
+    request.exchange.db.run(batch).await.map_err(|error| store_trouble(&error))?;
+    Ok(Reply::Empty)
 }
 
 async fn forbidden(_: Request) -> Answer {

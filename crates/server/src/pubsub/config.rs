@@ -501,6 +501,11 @@ impl NodeConfig {
         }
     }
 
+    /// XEP-0048: one item, for nobody else; who becomes available gets it (XEP-0411 s.4).
+    pub fn bookmarks_legacy() -> NodeConfig {
+        NodeConfig { access: Access::Whitelist, ..NodeConfig::default() }
+    }
+
     /// XEP-0223 s.3: nobody else gets to see it, and all of it is kept.
     pub fn private() -> NodeConfig {
         NodeConfig {

@@ -8,6 +8,7 @@
 //! | [`node`] | what the store knows |
 //! | [`requests`] | an IQ request is read, done and answered |
 //! | [`publish`], [`read`], [`subscribe`], [`owner`] | the use cases |
+//! | [`along`] | what is kept in step with a node |
 //! | [`notify`] | who is told, and how |
 //! | [`caps`], [`presence`] | who wants to be told of what (XEP-0115, +notify), and last items for who becomes available |
 //! | [`describe`] | service discovery |
@@ -15,6 +16,7 @@
 //! For modules: [`Exchange::pep`] is an account's own desk: [`Desk::publish`], [`Desk::items`], [`Desk::retract`]; and
 //! [`crate::modules::Module::published`] is called when a node of an account has changed.
 
+pub mod along;
 pub mod caps;
 pub mod config;
 pub mod describe;
@@ -118,6 +120,8 @@ pub enum Terms {
     Options(trunkline_xmpp::forms::Submission),
     /// If it has to be made, it is made like this.
     MadeAs(Box<NodeConfig>),
+    /// What comes is nobody else's business: a node that others may read becomes private.
+    Private,
 }
 
 /// What is to be published.
@@ -257,6 +261,12 @@ impl Desk {
             Place::Account(_) => NodeConfig::default(),
             Place::Service(_) => NodeConfig::of_service(),
         }
+    }
+
+    /// A new node of that name is at first: as the module that cares for it says (XEP-0223: bookmarks are private).
+    fn config_of_new(&self, name: &str) -> NodeConfig {
+        let special = self.place.account().and_then(|_| self.exchange.modules.made_as(name));
+        special.unwrap_or_else(|| self.default_config())
     }
 
     /// The node, if there is one and it is not gone.

@@ -37,8 +37,8 @@ impl Desk {
             None => crate::ids::token(12),
         };
         let config = match form {
-            Filled::Form(form) => self.default_config().submit(&form, &self.allowed())?,
-            Filled::Nothing => self.default_config(),
+            Filled::Form(form) => self.config_of_new(&name).submit(&form, &self.allowed())?,
+            Filled::Nothing => self.config_of_new(&name),
             Filled::Cancelled => return Err(errors::bad("A form that is cancelled makes nothing.")),
         };
         let key = self.place.key();
@@ -164,10 +164,12 @@ impl Desk {
                 batch.push(sql("DELETE FROM pubsub_subscriptions WHERE node = ?1").bind(node.id));
             }
         }
-        self.exchange.db.run(batch).await.map_err(|error| store_trouble(&error))?;
+        let along = self.along(&node, Happened::Deleted, &[], &mut batch).await?;
+        self.exchange.db.run(batch).await.map_err(|error| self.refused(&error, &along))?;
         if let Some(told) = told {
             self.tell_them(&node, &Event::Delete(redirect), told);
         }
+        self.tell_along(&along).await;
         drop(turn);
         self.changed(&node, Happened::Deleted).await;
         Ok(())

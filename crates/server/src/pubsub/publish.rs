@@ -5,7 +5,7 @@ use trunkline_store::{Batch, Rows, Statement, sql};
 use trunkline_xmpp::error::{Condition, ErrorType, StanzaError};
 use trunkline_xmpp::jid::Jid;
 
-use super::config::{NodeConfig, WhenFull};
+use super::config::{Access, NodeConfig, WhenFull};
 use super::node::{Affiliation, Item, Node, Opened, Place};
 use super::notify::Event;
 use super::{Desk, Happened, NewItem, Terms, errors, name_of};
@@ -49,7 +49,11 @@ impl Desk {
         let node = match &opened {
             Some(opened) => {
                 self.admit(opened, &terms)?;
-                opened.node.clone()
+                let mut node = opened.node.clone();
+                if matches!(terms, Terms::Private) {
+                    self.close(&mut node, &mut batch);
+                }
+                node
             }
             None => self.make(name, &terms, &mut batch).await?,
         };
@@ -59,7 +63,11 @@ impl Desk {
         if kept > 0 && !items.is_empty() {
             gone = self.store(&node, &items, kept, &mut batch).await?;
         }
-        self.exchange.db.run(batch).await.map_err(|error| store_trouble(&error))?;
+        let along = match kept {
+            0 => Vec::new(),
+            _ => self.along(&node, Happened::Published(items.clone()), &gone, &mut batch).await?,
+        };
+        self.exchange.db.run(batch).await.map_err(|error| self.refused(&error, &along))?;
         // The store gave a new node its number.
         let node = if opened.is_some() { node } else { self.open(name).await?.node };
         if node.config.notify {
@@ -69,6 +77,7 @@ impl Desk {
         {
             self.tell(&node, &Event::Retract(&gone)).await;
         }
+        self.tell_along(&along).await;
         drop(turn);
         let ids = items.iter().map(|item| item.id.clone()).collect();
         if !gone.is_empty() {
@@ -104,11 +113,14 @@ impl Desk {
             });
         }
         let config = match terms {
-            Terms::Any => self.default_config(),
+            Terms::Any => self.config_of_new(name),
+            Terms::Private => NodeConfig { access: Access::Whitelist, ..self.config_of_new(name) },
             Terms::MadeAs(config) => (**config).clone(),
-            Terms::Options(form) => self.default_config().demand(form, &self.allowed()).map_err(|error| {
-                errors::specific(Condition::Conflict, "precondition-not-met").text(error.to_string())
-            })?,
+            Terms::Options(form) => {
+                self.config_of_new(name).demand(form, &self.allowed()).map_err(|error| {
+                    errors::specific(Condition::Conflict, "precondition-not-met").text(error.to_string())
+                })?
+            }
         };
         self.create_in(batch, name, &config).await
     }
@@ -177,48 +189,60 @@ impl Desk {
             return Err(StanzaError::new(Condition::ResourceConstraint)
                 .text(format!("{most} bytes of items may be kept; {left} are left, this takes {new}.")));
         }
-        let key = self.place.key();
         for item in items {
-            batch.push(
-                on_node(
-                    "DELETE FROM pubsub_items WHERE item = ?3 \
-                     AND node = (SELECT id FROM pubsub_nodes WHERE place = ?1 AND name = ?2)",
-                    &key,
-                    &node.name,
-                )
-                .bind(item.id.as_str()),
-            );
-            batch.push(
-                on_node(
-                    "INSERT INTO pubsub_items (node, item, payload, publisher, at, size) \
-                     SELECT id, ?3, ?4, ?5, ?6, ?7 FROM pubsub_nodes WHERE place = ?1 AND name = ?2",
-                    &key,
-                    &node.name,
-                )
-                .bind(item.id.as_str())
-                .bind(item.payload.to_vec())
-                .bind(item.publisher.as_str())
-                .bind(item.at)
-                .bind(i64::try_from(size(item)).unwrap_or(i64::MAX))
-                .must_change(),
-            );
+            self.put_item(&node.name, item, batch);
         }
         if over == 0 {
             return Ok(Vec::new());
         }
-        batch.push(
-            on_node(
-                "DELETE FROM pubsub_items WHERE node = (SELECT id FROM pubsub_nodes WHERE place = ?1 AND name = ?2) \
-                 AND seq < (SELECT MIN(seq) FROM (SELECT seq FROM pubsub_items \
-                 WHERE node = (SELECT id FROM pubsub_nodes WHERE place = ?1 AND name = ?2) \
-                 ORDER BY seq DESC LIMIT ?3))",
-                &key,
-                &node.name,
-            )
-            .bind(i64::try_from(kept).unwrap_or(i64::MAX)),
-        );
+        batch.push(self.trim(&node.name, kept));
         let is_new = |id: &String| items.iter().any(|item| item.id == *id);
         Ok(stock.oldest.into_iter().filter(|id| !is_new(id)).take(over).collect())
+    }
+
+    /// Adds the statements that keep an item; one of that id goes.
+    pub(super) fn put_item(&self, node: &str, item: &Item, batch: &mut Batch) {
+        self.remove_item(node, &item.id, batch);
+        batch.push(
+            on_node(
+                "INSERT INTO pubsub_items (node, item, payload, publisher, at, size) \
+                 SELECT id, ?3, ?4, ?5, ?6, ?7 FROM pubsub_nodes WHERE place = ?1 AND name = ?2",
+                &self.place.key(),
+                node,
+            )
+            .bind(item.id.as_str())
+            .bind(item.payload.to_vec())
+            .bind(item.publisher.as_str())
+            .bind(item.at)
+            .bind(i64::try_from(size(item)).unwrap_or(i64::MAX))
+            .must_change(),
+        );
+    }
+
+    /// Adds the statement that takes an item away.
+    pub(super) fn remove_item(&self, node: &str, id: &str, batch: &mut Batch) {
+        batch.push(
+            on_node(
+                "DELETE FROM pubsub_items WHERE item = ?3 \
+                 AND node = (SELECT id FROM pubsub_nodes WHERE place = ?1 AND name = ?2)",
+                &self.place.key(),
+                node,
+            )
+            .bind(id),
+        );
+    }
+
+    /// Leaves the newest items.
+    pub(super) fn trim(&self, node: &str, kept: usize) -> Statement {
+        on_node(
+            "DELETE FROM pubsub_items WHERE node = (SELECT id FROM pubsub_nodes WHERE place = ?1 AND name = ?2) \
+             AND seq < (SELECT MIN(seq) FROM (SELECT seq FROM pubsub_items \
+             WHERE node = (SELECT id FROM pubsub_nodes WHERE place = ?1 AND name = ?2) \
+             ORDER BY seq DESC LIMIT ?3))",
+            &self.place.key(),
+            node,
+        )
+        .bind(i64::try_from(kept).unwrap_or(i64::MAX))
     }
 
     async fn stock(&self, node: &Node, items: &[Item]) -> Result<Stock, StanzaError> {
@@ -278,7 +302,8 @@ impl Desk {
                 sql("DELETE FROM pubsub_items WHERE node = ?1 AND item = ?2").bind(node.id).bind(id.as_str()),
             );
         }
-        let results = self.exchange.db.run(batch).await.map_err(|error| store_trouble(&error))?;
+        let along = self.along(node, Happened::Retracted(ids.to_vec()), &[], &mut batch).await?;
+        let results = self.exchange.db.run(batch).await.map_err(|error| self.refused(&error, &along))?;
         let gone: Vec<String> = ids
             .iter()
             .zip(&results)
@@ -289,6 +314,7 @@ impl Desk {
         if !gone.is_empty() && (notify || node.config.notify_retract) {
             self.tell(node, &Event::Retract(&gone)).await;
         }
+        self.tell_along(&along).await;
         drop(turn);
         if !gone.is_empty() {
             self.changed(node, Happened::Retracted(gone)).await;
@@ -339,12 +365,14 @@ impl Desk {
             return Err(errors::unsupported("persistent-items"));
         }
         let purge = sql("DELETE FROM pubsub_items WHERE node = ?1").bind(opened.node.id);
-        let batch = Batch::new(self.lane).with(purge);
-        self.exchange.db.run(batch).await.map_err(|error| store_trouble(&error))?;
+        let mut batch = Batch::new(self.lane).with(purge);
+        let along = self.along(&opened.node, Happened::Purged, &[], &mut batch).await?;
+        self.exchange.db.run(batch).await.map_err(|error| self.refused(&error, &along))?;
         // s.8.5.2
         if opened.node.config.notify_retract {
             self.tell(&opened.node, &Event::Purge).await;
         }
+        self.tell_along(&along).await;
         drop(turn);
         self.changed(&opened.node, Happened::Purged).await;
         Ok(())

@@ -1,0 +1,377 @@
+//! XEP-0402 PEP Native Bookmarks 1.2.0, in step with XEP-0048 Bookmarks 1.2 (one item in PEP, and by XEP-0049 in private XML),
+//! as XEP-0411 Bookmarks Conversion 1.1.0 wants it.
+//!
+//! Private XML is no third copy: it reads and writes the item of XEP-0048.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use trunkline_store::{Batch, Lane, StoreError, sql};
+use trunkline_xml::{Element, Node, Writer};
+use trunkline_xmpp::error::{Condition, StanzaError};
+use trunkline_xmpp::jid::Jid;
+use trunkline_xmpp::ns;
+
+use super::{Level, Module, Scope};
+use crate::exchange::Exchange;
+use crate::pubsub::along::{Also, Coming};
+use crate::pubsub::config::NodeConfig;
+use crate::pubsub::node::Item;
+use crate::pubsub::{Desk, Happened, NewItem, Terms};
+
+/// The one item of XEP-0048.
+const CURRENT: &str = "current";
+/// Accounts that are read at once.
+const AT_ONCE: i64 = 100;
+
+/// Keeps the old and the new bookmarks in step.
+pub fn module() -> Module {
+    Module::new("bookmarks", "Keep bookmarks of all kinds in step")
+        .xep(402, "1.2.0", Level::Complete)
+        .xep(48, "1.2", Level::Complete)
+        .xep(411, "1.1.0", Level::Complete)
+        .feature(Scope::Account, ns::BOOKMARKS_COMPAT_PEP)
+        .feature(Scope::Account, ns::BOOKMARKS_COMPAT)
+        .feature(Scope::Account, ns::BOOKMARKS_CONVERSION)
+        .made_as(ns::BOOKMARKS, NodeConfig::private)
+        .made_as(ns::BOOKMARKS_LEGACY, NodeConfig::bookmarks_legacy)
+        .along(ns::BOOKMARKS, to_legacy)
+        .along(ns::BOOKMARKS_LEGACY, from_legacy)
+}
+
+/// One bookmark, as it means the same in both.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Bookmark {
+    /// The room: the item's id.
+    room: String,
+    name: Option<String>,
+    autojoin: bool,
+    nick: Option<String>,
+    password: Option<String>,
+    /// What nobody here understands, each for itself.
+    extensions: Vec<Vec<u8>>,
+}
+
+impl Bookmark {
+    /// A `<conference/>` of either namespace.
+    fn read(conference: Node<'_>, room: &str) -> Bookmark {
+        let own = conference.ns();
+        let text = |name| {
+            conference.child(own, name).map(|child| child.text().into_owned()).filter(|text| !text.is_empty())
+        };
+        let within =
+            conference.children().filter(|child| child.is(own, "extensions")).flat_map(Node::children);
+        // Before there were extensions, clients put what was theirs beside the nick.
+        let beside = conference.children().filter(|child| child.ns() != own);
+        let autojoin = conference.attr("autojoin");
+        Bookmark {
+            room: room.to_owned(),
+            name: conference.attr("name").map(|name| name.into_owned()),
+            autojoin: autojoin.is_some_and(|value| matches!(value.trim(), "1" | "true")),
+            nick: text("nick"),
+            password: text("password"),
+            extensions: within.chain(beside).map(|child| child.to_standalone("")).collect(),
+        }
+    }
+
+    fn of_item(item: &Item) -> Option<Bookmark> {
+        let element = Element::parse(item.payload.clone(), ns::CLIENT).ok()?;
+        element.root().is(ns::BOOKMARKS, "conference").then(|| Bookmark::read(element.root(), &item.id))
+    }
+
+    fn write(&self, w: &mut Writer, (namespace, jid): (Option<&str>, Option<&str>)) {
+        w.open("conference").attr_opt("xmlns", namespace).attr_opt("jid", jid);
+        w.attr_opt("name", self.name.as_deref());
+        if self.autojoin {
+            w.attr("autojoin", "true");
+        }
+        for (name, text) in [("nick", &self.nick), ("password", &self.password)] {
+            if let Some(text) = text {
+                w.text_element(name, text);
+            }
+        }
+        if !self.extensions.is_empty() {
+            w.open("extensions");
+            for extension in &self.extensions {
+                w.raw(extension);
+            }
+            w.close();
+        }
+        w.close();
+    }
+
+    fn to_item(&self) -> NewItem {
+        let mut w = Writer::new();
+        self.write(&mut w, (Some(ns::BOOKMARKS), None));
+        NewItem { id: Some(self.room.clone()), payload: w.finish() }
+    }
+}
+
+/// All of XEP-0048's `<storage/>`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Storage {
+    bookmarks: Vec<Bookmark>,
+    /// Web pages, and rooms without an address: XEP-0402 has nothing for them.
+    others: Vec<Vec<u8>>,
+}
+
+impl Storage {
+    /// `None`: it is none.
+    fn read(payload: &[u8]) -> Option<Storage> {
+        let element = Element::parse(payload.to_vec(), ns::CLIENT).ok()?;
+        let root = element.root();
+        if !root.is(ns::BOOKMARKS_LEGACY, "storage") {
+            return None;
+        }
+        let mut storage = Storage::default();
+        let mut rooms = HashSet::new();
+        for child in root.children() {
+            let conference = child.is(ns::BOOKMARKS_LEGACY, "conference");
+            let jid = child.attr("jid").filter(|_| conference);
+            match jid.and_then(|jid| Jid::parse(&jid).ok()) {
+                // Twice in the list: the first counts.
+                Some(room) if rooms.insert(room.bare_str().to_owned()) => {
+                    storage.bookmarks.push(Bookmark::read(child, room.bare_str()));
+                }
+                Some(_) => {}
+                None => storage.others.push(child.to_standalone(ns::BOOKMARKS_LEGACY)),
+            }
+        }
+        Some(storage)
+    }
+
+    fn write(&self) -> Vec<u8> {
+        let mut w = Writer::new();
+        w.open("storage").attr("xmlns", ns::BOOKMARKS_LEGACY);
+        for bookmark in &self.bookmarks {
+            bookmark.write(&mut w, (None, Some(&bookmark.room)));
+        }
+        for other in &self.others {
+            w.raw(other);
+        }
+        w.close();
+        w.finish()
+    }
+}
+
+/// The bookmarks of XEP-0402 change: the item of XEP-0048 is written anew.
+async fn to_legacy(coming: Coming) -> Result<Vec<Also>, StanzaError> {
+    let mut items = items_of(&coming.desk, ns::BOOKMARKS).await?;
+    match &coming.what {
+        Happened::Published(new) => {
+            items.retain(|item| !coming.gone.contains(&item.id));
+            for item in new {
+                match items.iter_mut().find(|old| old.id == item.id) {
+                    Some(old) => *old = item.clone(),
+                    None => items.push(item.clone()),
+                }
+            }
+        }
+        Happened::Retracted(ids) => items.retain(|item| !ids.contains(&item.id)),
+        Happened::Purged | Happened::Deleted => items.clear(),
+    }
+    let legacy = items_of(&coming.desk, ns::BOOKMARKS_LEGACY).await?;
+    let before = legacy.last().and_then(|item| Storage::read(&item.payload)).unwrap_or_default();
+    let mut bookmarks: Vec<Bookmark> = items.iter().filter_map(Bookmark::of_item).collect();
+    // In the order that the user knows, what is new at the end.
+    bookmarks.sort_by_key(|bookmark| {
+        before.bookmarks.iter().position(|old| old.room == bookmark.room).unwrap_or(usize::MAX)
+    });
+    if bookmarks == before.bookmarks {
+        return Ok(Vec::new());
+    }
+    let after = Storage { bookmarks, others: before.others };
+    Ok(vec![Also {
+        node: ns::BOOKMARKS_LEGACY,
+        made_as: NodeConfig::bookmarks_legacy(),
+        put: vec![NewItem { id: Some(CURRENT.to_owned()), payload: after.write() }],
+        take: legacy.into_iter().map(|item| item.id).filter(|id| id != CURRENT).collect(),
+    }])
+}
+
+/// The item of XEP-0048 changes: so do the bookmarks that differ (XEP-0402 s.5.1: the others are not told of).
+async fn from_legacy(coming: Coming) -> Result<Vec<Also>, StanzaError> {
+    let storage = match &coming.what {
+        Happened::Published(items) => {
+            let payload = items.last().map(|item| item.payload.clone()).unwrap_or_default();
+            Storage::read(&payload).ok_or_else(|| {
+                StanzaError::new(Condition::BadRequest)
+                    .text("This node takes <storage xmlns='storage:bookmarks'/>.")
+            })?
+        }
+        Happened::Retracted(ids) => {
+            let left = items_of(&coming.desk, ns::BOOKMARKS_LEGACY).await?;
+            // What was not there takes nothing with it.
+            match left.iter().rev().find(|item| !ids.contains(&item.id)) {
+                Some(item) => Storage::read(&item.payload).unwrap_or_default(),
+                None if left.is_empty() => return Ok(Vec::new()),
+                None => Storage::default(),
+            }
+        }
+        Happened::Purged | Happened::Deleted => Storage::default(),
+    };
+    let items = items_of(&coming.desk, ns::BOOKMARKS).await?;
+    let listed: HashSet<&str> = storage.bookmarks.iter().map(|bookmark| bookmark.room.as_str()).collect();
+    let take = items.iter().filter(|item| !listed.contains(item.id.as_str()));
+    let take: Vec<String> = take.map(|item| item.id.clone()).collect();
+    let mut put = Vec::new();
+    for bookmark in &storage.bookmarks {
+        let before = items.iter().find(|item| item.id == bookmark.room).and_then(Bookmark::of_item);
+        let mut after = bookmark.clone();
+        // Who does not know extensions has not meant to remove them.
+        if let Some(before) = before.as_ref().filter(|_| after.extensions.is_empty()) {
+            after.extensions.clone_from(&before.extensions);
+        }
+        if before.as_ref() != Some(&after) {
+            put.push(after.to_item());
+        }
+    }
+    Ok(vec![Also { node: ns::BOOKMARKS, made_as: NodeConfig::private(), put, take }])
+}
+
+/// A node's items; none if it has gone elsewhere (XEP-0060 s.8.4.1).
+async fn items_of(desk: &Desk, node: &str) -> Result<Vec<Item>, StanzaError> {
+    match desk.items(node).await {
+        Err(error) if error.condition == Condition::Gone => Ok(Vec::new()),
+        other => other,
+    }
+}
+
+/// Bookmarks of the time when private XML was kept as it came go where they are kept now, before anybody signs in
+/// (XEP-0411 s.4). What can't be taken over stays where it is.
+///
+/// # Errors
+/// The store's.
+pub async fn adopt(exchange: &Arc<Exchange>) -> Result<(), StoreError> {
+    let mut last = 0;
+    loop {
+        let rows = exchange
+            .db
+            .read(
+                sql("SELECT p.account, a.local, h.name, p.xml FROM private_xml p JOIN accounts a ON a.id = p.account \
+                     JOIN hosts h ON h.id = a.host_id WHERE p.ns = ?1 AND p.name = 'storage' AND p.account > ?2 \
+                     ORDER BY p.account LIMIT ?3")
+                .bind(ns::BOOKMARKS_LEGACY)
+                .bind(last)
+                .bind(AT_ONCE),
+            )
+            .await?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        for row in rows.iter() {
+            last = row.int(0);
+            let Ok(jid) = Jid::parse(&format!("{}@{}", row.text(1), row.text(2))) else { continue };
+            let Some(account) = exchange.accounts.load(&exchange.db, &jid).await? else { continue };
+            let desk = exchange.pep(&account);
+            if let Err(error) = take_over(&desk, row.blob(3)).await {
+                tracing::warn!(%error, account = last, "old bookmarks could not be taken over");
+                continue;
+            }
+            // If this is not reached, the next start takes over the same once more.
+            let gone = sql("DELETE FROM private_xml WHERE account = ?1 AND ns = ?2 AND name = 'storage'")
+                .bind(last)
+                .bind(ns::BOOKMARKS_LEGACY);
+            exchange.db.run(Batch::new(Lane::Inside).with(gone)).await?;
+        }
+    }
+}
+
+/// What is in PEP already wins.
+async fn take_over(desk: &Desk, old: &[u8]) -> Result<(), StanzaError> {
+    let old = Storage::read(old)
+        .ok_or_else(|| StanzaError::new(Condition::BadRequest).text("This is no <storage/>."))?;
+    let legacy = items_of(desk, ns::BOOKMARKS_LEGACY).await?;
+    let mut storage = legacy.last().and_then(|item| Storage::read(&item.payload)).unwrap_or_default();
+    let new = items_of(desk, ns::BOOKMARKS).await?;
+    for bookmark in new.iter().filter_map(Bookmark::of_item).chain(old.bookmarks) {
+        if !storage.bookmarks.iter().any(|known| known.room == bookmark.room) {
+            storage.bookmarks.push(bookmark);
+        }
+    }
+    let unknown = old.others.into_iter().filter(|other| !storage.others.contains(other));
+    let unknown: Vec<Vec<u8>> = unknown.collect();
+    storage.others.extend(unknown);
+    let item = NewItem { id: Some(CURRENT.to_owned()), payload: storage.write() };
+    desk.publish(ns::BOOKMARKS_LEGACY, vec![item], Terms::Private).await.map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::admin::Password;
+    use crate::admin::accounts::{self, NewAccount};
+    use crate::config::Config;
+    use crate::ids::Clock;
+    use crate::serve::{Parts, Server};
+
+    const STORAGE: &str = "<storage xmlns='storage:bookmarks'>\
+        <conference jid='Coven@chat.example' name='A &amp; B' autojoin='1'><nick>Puck</nick><password>x</password>\
+        <mine xmlns='urn:mine' a='1'/></conference>\
+        <conference jid='coven@chat.example' name='again'/>\
+        <url url='https://example.org/' name='E'/><conference name='nowhere'/></storage>";
+
+    #[test]
+    fn nothing_is_lost_on_the_way() {
+        let storage = Storage::read(STORAGE.as_bytes()).unwrap();
+        let [bookmark] = storage.bookmarks.as_slice() else { panic!("{storage:?}") };
+        assert_eq!((bookmark.room.as_str(), bookmark.autojoin), ("coven@chat.example", true));
+        assert_eq!(bookmark.name.as_deref(), Some("A & B"));
+        assert_eq!((bookmark.nick.as_deref(), bookmark.password.as_deref()), (Some("Puck"), Some("x")));
+        assert_eq!(bookmark.extensions, vec![b"<mine xmlns='urn:mine' a='1'/>".to_vec()]);
+        assert_eq!(storage.others.len(), 2);
+        assert_eq!(Storage::read(&storage.write()), Some(storage.clone()));
+        let item = bookmark.to_item();
+        let item =
+            Item { id: item.id.unwrap(), payload: item.payload.into(), publisher: String::new(), at: 0 };
+        assert_eq!(Bookmark::of_item(&item).as_ref(), Some(bookmark));
+        assert_eq!(Storage::read(b"<storage xmlns='urn:other'/>"), None);
+    }
+
+    /// What was kept before goes where it is kept now, beside what is there, and once.
+    #[tokio::test(start_paused = true)]
+    async fn old_private_xml_is_taken_over() {
+        let text = "domain = \"north.example\"\ndata_dir = \"/nonexistent\"\n[accounts]\npassword_iterations = 4096\n";
+        let config = Config::parse(text, Path::new("/nonexistent/trunkline.toml")).unwrap();
+        let parts = Parts { clock: Clock::virtual_now(), in_memory: true, ..Parts::default() };
+        let server = Server::start(config, parts).await.unwrap();
+        let exchange = server.exchange();
+        let mut desks = Vec::new();
+        for (name, old) in [("a", STORAGE), ("b", STORAGE), ("c", "<storage xmlns='urn:other'/>")] {
+            let jid = Jid::parse(&format!("{name}@north.example")).unwrap();
+            let new = NewAccount { jid: &jid, password: &Password::new("x"), iterations: 4096, now: 0 };
+            accounts::add(&exchange.db, new, None).await.unwrap();
+            let account = exchange.accounts.load(&exchange.db, &jid).await.unwrap().unwrap();
+            let row = sql("INSERT INTO private_xml (account, ns, name, xml) VALUES (?1, ?2, 'storage', ?3)")
+                .bind(account.id)
+                .bind(ns::BOOKMARKS_LEGACY)
+                .bind(old.as_bytes().to_vec());
+            exchange.db.run(Batch::new(Lane::Inside).with(row)).await.unwrap();
+            desks.push(exchange.pep(&account));
+        }
+        let b = &desks[1];
+        let mine = |room: &str, name: &str| {
+            let payload = format!("<conference xmlns='urn:xmpp:bookmarks:1' name='{name}'/>");
+            NewItem { id: Some(room.to_owned()), payload: payload.into_bytes() }
+        };
+        let newer = mine("coven@chat.example", "newer");
+        b.publish(ns::BOOKMARKS, vec![newer, mine("z@chat.example", "z")], Terms::Any).await.unwrap();
+        let names = async |desk: &Desk| -> Vec<String> {
+            let items = desk.items(ns::BOOKMARKS).await.unwrap();
+            items.iter().filter_map(|item| Bookmark::of_item(item)?.name).collect()
+        };
+        for _ in 0..2 {
+            adopt(exchange).await.unwrap();
+            assert_eq!(names(&desks[0]).await, ["A & B"]);
+            assert_eq!(names(b).await, ["newer", "z"]);
+            let legacy = b.items(ns::BOOKMARKS_LEGACY).await.unwrap();
+            let storage = Storage::read(&legacy[0].payload).unwrap();
+            assert_eq!((storage.bookmarks.len(), storage.others.len()), (2, 2));
+            let rows = exchange.db.read(sql("SELECT xml FROM private_xml")).await.unwrap();
+            let left: Vec<_> = rows.iter().map(|row| row.blob(0).to_vec()).collect();
+            assert_eq!(left, [b"<storage xmlns='urn:other'/>".to_vec()], "what can't be read stays");
+        }
+    }
+}
