@@ -21,6 +21,8 @@ use crate::ids::LogId;
 use crate::logging::Refusal;
 use crate::route::{Mail, Origin};
 
+/// Stanzas of two who have consent that wait behind each other.
+const MOST_BEHIND: usize = 8;
 /// Rows sorted before the next pause.
 const PAGE: usize = 64;
 /// The pause lasts at least so many times as long as the sorting took: a quarter of the time is for strangers.
@@ -156,9 +158,11 @@ impl Intake {
         }
     }
 
-    /// Something from there and for them waits.
-    pub(super) fn has(&self, pair: &Key) -> bool {
-        self.waiting.lock().pairs.contains_key(pair)
+    /// Something from there and for them waits, and it is little: what comes now may wait behind it. Beyond
+    /// [`MOST_BEHIND`] it does not, or the words of two who write much would wait behind each other for ever, at the
+    /// pace of the sorting.
+    pub(super) fn has_few(&self, pair: &Key) -> bool {
+        self.waiting.lock().pairs.get(pair).is_some_and(|waiting| *waiting <= MOST_BEHIND)
     }
 
     fn is_empty(&self) -> bool {
@@ -439,6 +443,21 @@ mod tests {
             intake.leave(LogId(id));
         }
         assert!(intake.is_as_new(), "nothing is left behind");
+    }
+
+    #[test]
+    fn who_writes_much_does_not_wait_behind_themselves_for_ever() {
+        let intake = Intake::default();
+        let much = Bound { all: 100, each: 100 };
+        assert!(!intake.has_few(&Key::default()), "nothing waits");
+        for id in 1..=MOST_BEHIND {
+            assert!(intake.admit(entry(id as i64, "busy.example", 10), much, 1000).is_ok());
+            assert!(intake.has_few(&Key::default()), "{id}");
+        }
+        assert!(intake.admit(entry(100, "busy.example", 10), much, 1000).is_ok());
+        assert!(!intake.has_few(&Key::default()));
+        intake.leave(LogId(1));
+        assert!(intake.has_few(&Key::default()));
     }
 
     #[test]

@@ -206,8 +206,8 @@ impl Exchange {
 
     /// What their sender wrote before is not delivered yet: this must not overtake it.
     fn is_behind(&self, pair: &Pair, stanza: &Stanza) -> bool {
-        let waits =
-            self.consents().is_releasing(&pair.address) || self.control.requests.intake.has(&pair.address);
+        let waits = self.consents().is_releasing(&pair.address)
+            || self.control.requests.intake.has_few(&pair.address);
         waits && is_kept(stanza)
     }
 
