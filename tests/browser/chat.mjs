@@ -4,7 +4,7 @@
 import { createConnection } from 'node:net';
 import { createInterface } from 'node:readline';
 
-import { Report, browser, clean, must, shot, visit } from './lib.mjs';
+import { Failed, Report, browser, clean, must, shot, visit } from './lib.mjs';
 
 const play = JSON.parse(process.argv[2]);
 const report = new Report(process.argv.slice(3));
@@ -67,7 +67,10 @@ for (const [transport, name] of [['websocket', 'rosaline'], ['bosh', 'benvolio']
         await work();
       } catch (error) {
         if (page) await shot(page, shots, `failed-chat-${transport}-${what.replace(/[^a-z]+/gi, '-').slice(0, 30)}`).catch(() => undefined);
-        throw new Error(`${error.message ?? error}${page?.wrongs.length ? ` | ${page.wrongs.join('; ')}` : ''}`);
+        // What `well` says is nothing else.
+        const why = error.message ?? String(error);
+        const wrongs = page?.wrongs.join('; ') ?? '';
+        throw new Failed(why.includes(wrongs) ? why : `${why} | ${wrongs}`);
       }
     });
 
@@ -115,14 +118,17 @@ for (const [transport, name] of [['websocket', 'rosaline'], ['bosh', 'benvolio']
     page.wrongs = [];
     page.on('pageerror', (error) => page.wrongs.push(`error in the page: ${error.message}`));
     await context.clearCookies();
-    await page.goto(`${base}?transport=${transport}`);
-    // Nothing of the old page is left to show it from.
+    // Nothing of the old page is left to show it from. A file of ours with no script in it: to leave the chat while it is
+    // still loading (its load event does not wait for its settings) breaks off what it fetches, which is an error in it.
+    await page.goto(`${base}NOTICE.txt`);
     await page.evaluate(async () => {
       localStorage.clear();
       sessionStorage.clear();
-      for (const { name } of await indexedDB.databases()) indexedDB.deleteDatabase(name);
+      const gone = (name) =>
+        new Promise((resolve, reject) => Object.assign(indexedDB.deleteDatabase(name), { onsuccess: resolve, onerror: reject, onblocked: reject }));
+      await Promise.all((await indexedDB.databases()).map(({ name }) => gone(name)));
     });
-    await page.reload();
+    await page.goto(`${base}?transport=${transport}`);
     page.setDefaultTimeout(8_000);
     await page.locator('input[name="jid"]').waitFor();
     await signIn(page, name);
