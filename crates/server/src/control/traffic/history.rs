@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use trunkline_store::{Batch, Db, Lane, Statement, StoreError, sql};
 
 use super::HistoryPoint;
-use super::counts::{MOST_DOMAINS, Point, RECENT, Row, TICK, Tally, Traffic};
+use super::counts::{MOST_DOMAINS, RECENT, Traffic};
+use super::row::{Point, Row, TICK, Tally};
 use crate::control::rule::Authentication;
 use crate::exchange::Exchange;
 use crate::metrics::Direction;

@@ -3,6 +3,7 @@
 mod counts;
 pub(crate) mod history;
 mod latency;
+mod row;
 pub(crate) mod series;
 
 use std::cmp::Ordering;
@@ -23,9 +24,10 @@ use crate::admin::actor::Actor;
 use crate::admin::{OpError, Outcome, PeerStatus};
 use crate::exchange::Exchange;
 use crate::metrics::{Direction, KINDS, StanzaKind};
-use counts::Row;
+use row::Row;
 
-pub use counts::{Event, Facts, MOST_DOMAINS, MOST_SERIES, Traffic};
+pub use counts::{Facts, MOST_DOMAINS, MOST_SERIES, Traffic};
+pub use row::Event;
 
 /// What can be asked about peer domains.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

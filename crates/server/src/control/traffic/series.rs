@@ -9,7 +9,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use super::counts::Series;
+use super::row::Series;
 use crate::exchange::Exchange;
 use crate::metrics::{DIRECTIONS, KINDS};
 
