@@ -94,6 +94,16 @@ fn main() -> ExitCode {
     }
 }
 
+/// The checkout to work on. Not the one that this binary was compiled in, where a target directory is shared: what
+/// `cargo run` says comes first, then where one stands.
+fn root() -> PathBuf {
+    let said = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    let here = std::env::current_dir().ok();
+    let is_root = |place: &&Path| place.join("xtask/Cargo.toml").is_file();
+    let found = said.iter().chain(&here).find_map(|from| from.ancestors().find(is_root));
+    found.map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".."), Path::to_owned)
+}
+
 /// Where things are.
 struct Place {
     root: PathBuf,
@@ -104,8 +114,7 @@ struct Place {
 
 impl Place {
     fn find() -> Place {
-        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let root = here.parent().unwrap_or(here).to_path_buf();
+        let root = root();
         let target = match std::env::var_os("CARGO_TARGET_DIR") {
             Some(directory) => root.join(directory),
             None => root.join("target"),
