@@ -397,6 +397,14 @@ impl<'a> Bosh<'a> {
         (Bosh { house, sid, rid, jid: String::new() }, answer)
     }
 
+    /// A session that has logged in and is available.
+    async fn present(house: &'a House) -> Bosh<'a> {
+        let (mut romeo, _) = Bosh::new(house, "wait='30' hold='1'").await;
+        romeo.sign_in().await;
+        romeo.ask("", "<presence xmlns='jabber:client'/>").await;
+        romeo
+    }
+
     fn body(&self, rid: u64, more: &str, inside: &str) -> String {
         format!(
             "<body xmlns='{HTTPBIND}' rid='{rid}' sid='{}' xmlns:xmpp='urn:xmpp:xbosh' {more}>{inside}</body>",
@@ -471,9 +479,7 @@ async fn a_day_over_bosh() {
 #[tokio::test(start_paused = true)]
 async fn requests_are_taken_in_their_order_and_answered_again() {
     let house = House::new().await;
-    let (mut romeo, _) = Bosh::new(&house, "wait='30' hold='1'").await;
-    romeo.sign_in().await;
-    romeo.ask("", "<presence xmlns='jabber:client'/>").await;
+    let romeo = Bosh::present(&house).await;
     // The second comes first: it is not taken before the first.
     let text = |n: u64| NOTE.replace("note", &format!("note {n}"));
     let (one, two) = (romeo.body(romeo.rid + 1, "", &text(1)), romeo.body(romeo.rid + 2, "", &text(2)));
@@ -530,9 +536,7 @@ async fn who_polls_too_often_is_sent_away() {
 #[tokio::test(start_paused = true)]
 async fn a_session_without_requests_is_over_and_its_messages_are_not() {
     let house = House::new().await;
-    let (mut romeo, _) = Bosh::new(&house, "wait='30' hold='1'").await;
-    romeo.sign_in().await;
-    romeo.ask("", "<presence xmlns='jabber:client'/>").await;
+    let romeo = Bosh::present(&house).await;
     // From another device, while the first one is away between two requests.
     let mut other = Socket::new(&house).await;
     other.sign_in().await;

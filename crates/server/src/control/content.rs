@@ -165,15 +165,15 @@ pub fn unmarked(stanza: Stanza) -> Stanza {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::text::text_only;
     use super::*;
 
-    fn stanza(xml: &str) -> Stanza {
+    pub(in crate::control) fn stanza(xml: &str) -> Stanza {
         Stanza::parse(xml.as_bytes()).unwrap()
     }
 
-    fn shown(stanza: &Stanza) -> String {
+    pub(in crate::control) fn shown(stanza: &Stanza) -> String {
         let mut out = Vec::new();
         stanza.write(&mut out);
         String::from_utf8(out).unwrap()

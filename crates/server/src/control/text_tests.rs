@@ -1,16 +1,7 @@
 use super::*;
 use crate::control::content::has;
+use crate::control::content::tests::{shown, stanza};
 use crate::control::rule::Content;
-
-fn stanza(xml: &str) -> Stanza {
-    Stanza::parse(xml.as_bytes()).unwrap()
-}
-
-fn shown(stanza: &Stanza) -> String {
-    let mut out = Vec::new();
-    stanza.write(&mut out);
-    String::from_utf8(out).unwrap()
-}
 
 #[test]
 fn links_are_found_however_they_are_written() {
