@@ -38,6 +38,10 @@ const CURRENT: &str = "current";
 const MOST_SUBSCRIBERS: i64 = 1000;
 /// Subscriptions of one domain's addresses.
 const MOST_OF_DOMAIN: i64 = 10;
+/// Of these, of one of our own domains; of one address there as many as of another domain.
+const MOST_OF_OURS: i64 = 100;
+/// Of these, of all our own domains: others find room.
+const MOST_INSIDE: i64 = MOST_SUBSCRIBERS / 2;
 /// Milliseconds after which a subscription ends that nobody renewed: by subscribing again or by reading the list.
 const LASTS: i64 = 30 * 24 * 60 * 60 * 1000;
 /// Milliseconds for which a renewed one is not renewed again.
@@ -344,6 +348,8 @@ impl Exchange {
         let _one_by_one = self.control.publication.changing.lock().await;
         let host = request.host.domain.as_str();
         let now = self.clock().now();
+        let ours: Vec<String> = self.config.load().domains().map(str::to_owned).collect();
+        let ours = serde_json::to_string(&ours).unwrap_or_else(|_| "[]".into());
         let rows = self
             .db
             .read_in(
@@ -351,18 +357,27 @@ impl Exchange {
                 sql("SELECT (SELECT COUNT(*) FROM list_subscribers WHERE at >= ?5), \
                      (SELECT COUNT(*) FROM list_subscribers WHERE domain = ?1 AND at >= ?5), \
                      (SELECT COUNT(*) FROM list_subscribers \
-                      WHERE host = ?2 AND node = ?3 AND jid = ?4 AND at >= ?5)")
+                      WHERE host = ?2 AND node = ?3 AND jid = ?4 AND at >= ?5), \
+                     (SELECT COUNT(*) FROM list_subscribers WHERE domain = ?1 AND at >= ?5 \
+                      AND (jid = ?6 OR substr(jid, 1, length(?6) + 1) = ?6 || '/')), \
+                     (SELECT COUNT(*) FROM list_subscribers \
+                      WHERE domain IN (SELECT value FROM json_each(?7)) AND at >= ?5)")
                 .bind(jid.domain())
                 .bind(host)
                 .bind(node)
                 .bind(jid.as_str())
-                .bind(now - LASTS),
+                .bind(now - LASTS)
+                .bind(jid.bare_str())
+                .bind(ours),
             )
             .await?;
-        let (all, own, known) = rows.first().map_or((0, 0, 0), |row| (row.int(0), row.int(1), row.int(2)));
-        // Our own users answer to us: one share for all of them would be soon used up.
-        let share = if self.host(jid.domain()).is_some() { MOST_SUBSCRIBERS } else { MOST_OF_DOMAIN };
-        if known == 0 && (all >= MOST_SUBSCRIBERS || own >= share) {
+        let [all, own, known, one, inside] =
+            rows.first().map_or([0; 5], |row| [0, 1, 2, 3, 4].map(|column| row.int(column)));
+        let full = match self.host(jid.domain()).is_some() {
+            true => one >= MOST_OF_DOMAIN || own >= MOST_OF_OURS || inside >= MOST_INSIDE,
+            false => own >= MOST_OF_DOMAIN,
+        };
+        if known == 0 && (all >= MOST_SUBSCRIBERS || full) {
             return Ok(false);
         }
         let over = sql("DELETE FROM list_subscribers WHERE at < ?1").bind(now - LASTS);
