@@ -226,7 +226,7 @@ export class Exchange {
         });
         return { outcome: 'history', step, points };
       },
-      'GET /policy': (): api.PolicyView & { outcome: string } => ({ outcome: 'policy', preset: this.preset, preset_shadow: this.presetShadow, preset_hits: 3120, preset_shadow_hits: 0, rules: this.rules, blocks: this.blocks, blocks_total: this.blocks.length }),
+      'GET /policy': (): api.PolicyView & { outcome: string } => ({ outcome: 'policy', preset: this.preset, preset_shadow: this.presetShadow, preset_hits: 3120, preset_shadow_hits: 0, rules: this.rules, blocks: this.blocks, blocks_total: this.blocks.length, warnings: [] }),
       'POST /policy/preset': (fields) => {
         this.log('policy set-preset', text(fields.why), JSON.stringify({ preset: this.preset }), JSON.stringify({ preset: fields.preset }));
         this.preset = fields.preset as api.Preset;

@@ -301,6 +301,7 @@ impl Operator {
         }
         let after = serde_json::to_string(&reload).ok();
         self.noted(self.note(actor, "reload", (None, after))).await?;
+        exchange.reload_lists(&effective).await.map_err(|error| OpError::Store(error.to_string()))?;
         let effective = Arc::new(effective);
         exchange.config.store(Arc::clone(&effective));
         *exchange.needs_restart.lock() = reload.needs_restart.clone();
@@ -475,6 +476,7 @@ impl Exchange {
         if let Some(surroundings) = self.surroundings.get().and_then(std::sync::Weak::upgrade) {
             surroundings.describe(&mut status);
         }
+        status.problems.extend(self.control.warnings());
         for account in self.accounts.all() {
             for resource in &account.state().resources {
                 status.sessions += 1;

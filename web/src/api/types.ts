@@ -73,6 +73,7 @@ export interface PolicyView {
   rules: RuleView[];
   blocks: BlockView[];
   blocks_total: number;
+  warnings: string[];
 }
 
 export interface TestResult {

@@ -30,6 +30,7 @@ export function Policy() {
     <Page title="Policy" lead="Rules in order; the first that matches decides. Where none does, the preset decides." aside={free && <button type="button" class="primary" onClick={() => ask({ what: 'add' })}>Add a rule…</button>}>
       <Waiting of={policy}>{(view) => (
         <>
+          {view.warnings.map((text) => <p class="wrong" key={text}>{text}</p>)}
           <Rules view={view} onAsk={ask} onMoved={policy.again} />
           <div class="columns two">
             <Presets view={view} onAsk={ask} />

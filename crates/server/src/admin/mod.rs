@@ -335,7 +335,7 @@ pub struct Status {
     pub database: Option<u64>,
     /// Keys that were changed and wait for a restart.
     pub needs_restart: Vec<String>,
-    /// What is not well, in words: the failed lines of `/healthz`.
+    /// What is not well, in words: the failed lines of `/healthz`, and rules and lists that are not as they were meant.
     pub problems: Vec<String>,
 }
 

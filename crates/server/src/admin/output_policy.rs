@@ -25,6 +25,9 @@ pub(super) fn policy(view: &PolicyView, now: i64) -> String {
         rows.extend(view.rules.iter().map(|rule| rule_row(rule, now)));
         let _ = write!(out, "\nRules, the first match decides:\n{}", table(&rows));
     }
+    for warning in &view.warnings {
+        let _ = writeln!(out, "WARNING: {}", printable(warning));
+    }
     if !view.blocks.is_empty() {
         let mut rows = vec![["DOMAIN", "UNTIL", "BY", "REASON"].map(str::to_owned).to_vec()];
         for blocked in &view.blocks {
@@ -225,6 +228,7 @@ mod tests {
             ],
             blocks: Vec::new(),
             blocks_total: 0,
+            warnings: vec!["rule 7 never\u{1b} matches".into()],
         };
         let text = policy(&view, NOW);
         for part in [
@@ -233,6 +237,7 @@ mod tests {
             "7     always",
             "mark \"x\"",
             "4 (shadow)  in 1 min 0 s",
+            "WARNING: rule 7 never",
         ] {
             assert!(text.contains(part), "{part} is missing in\n{text}");
         }

@@ -1,6 +1,6 @@
 //! From text to a checked [`Config`]: each problem with its line, its key and what to do.
 
-use crate::control::lists::OWN;
+use crate::control::lists::{MOST_LISTS, OWN};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -59,6 +59,13 @@ pub(super) fn read(text: &str, file: &Path, problems: &mut Vec<Problem>) -> Opti
             let text = "the secret is missing: add `secret = \"...\"`".to_owned();
             problems.push(Problem { line: lines.get(name).copied(), key: name.clone(), text });
         }
+    }
+    let lists = values
+        .values()
+        .filter(|(path, value)| path.len() == 3 && path[..2] == ["federation", "lists"] && value.is_table());
+    if lists.count() > MOST_LISTS {
+        let key = "federation.lists".to_owned();
+        problems.push(Problem { line: None, key, text: format!("{MOST_LISTS} lists are followed at most") });
     }
     for name in lines.keys().filter(|name| name.starts_with("federation.lists.")) {
         if name == "federation.lists.own" {

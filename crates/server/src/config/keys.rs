@@ -370,17 +370,14 @@ pub const KEYS: &[Key] = &[
     key("federation.server_info", Bool).default("false").doc(
         "Whether to publish with how many other domains this server is connected (XEP-0485). Named are only those that publish it too.",
     ),
-    key("federation.lists.*", Table).restart().doc("A block list that is followed. The name is what rules know it by."),
+    key("federation.lists.*", Table).doc("A block list that is followed. The name is what rules know it by."),
     key("federation.lists.*.service", Domain)
-        .restart()
         .example("\"lists.example\"")
         .doc("The domain of the list's pubsub service. Required."),
     key("federation.lists.*.node", Text)
-        .restart()
         .example("\"muc_bans_sha256\"")
         .doc("The node: as a rule \"muc_bans_sha256\" (addresses) or \"spam_source_domains\" (domains). Required."),
     key("federation.lists.*.action", OneOf(&["none", "reject", "drop", "hold", "text-only"]))
-        .restart()
         .example("\"reject\"")
         .doc("What is done with stanzas from those on the list, where no rule says otherwise. \"none\" (the default): only rules that name the list apply."),
     key("federation.domains.*", Table).doc("Exceptions for one peer domain."),

@@ -172,8 +172,29 @@ impl Control {
 
     fn configured(&self, config: &Config) {
         self.policy.configured(config, self.now());
-        self.policy.tell_of_missing(&self.lists);
+        for warning in self.warnings() {
+            tracing::warn!("{warning}");
+        }
         self.breaker.configured(config, self.now());
+    }
+
+    /// What is not as the operator meant it, in words.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.policy.without_list(&self.lists);
+        warnings.extend(self.lists.kept().into_iter().map(|list| {
+            let rules = self.policy.rules_on(&list);
+            match rules.is_empty() {
+                true => format!(
+                    "the list {list} is followed, which the configuration has no longer; no rule asks for it any more: \
+                     unsubscribe from it"
+                ),
+                false => format!(
+                    "the list {list} is followed, which the configuration has no longer: {} asks for it",
+                    rules.join(", ")
+                ),
+            }
+        }));
+        warnings
     }
 
     /// The configuration was read again: its rules, blocks and preset are in force, and the audit log knows.

@@ -13,7 +13,7 @@ use crate::control::asking::short;
 const MOST_REASON: usize = 200;
 
 /// What is on a list, by what it is compared with.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(in crate::control) struct Entries {
     hashes: HashMap<[u8; 32], Box<str>>,
     domains: HashMap<Box<str>, Box<str>>,

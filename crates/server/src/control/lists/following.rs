@@ -13,7 +13,8 @@ use trunkline_xmpp::stanza::{IqType, Stanza};
 
 use super::entries::{Change, Entry, reason_of};
 use super::list::Taken;
-use super::{List, MOST_ENTRIES, MOST_LISTS, PATIENCE};
+use super::{List, MOST_ENTRIES, MOST_LISTS, Origin, PATIENCE};
+use crate::admin::actor::{Actor, Face};
 use crate::config::Config;
 use crate::control::asking::{AskError, Question};
 use crate::exchange::Exchange;
@@ -106,18 +107,138 @@ impl Exchange {
             }
         }
         let config = self.config.load_full();
-        self.db.run(configured(&config)).await?;
-        self.read_lists().await
+        let kept = self.configure_lists(&config).await?;
+        self.read_lists(&kept).await
     }
 
-    async fn read_lists(self: &Arc<Self>) -> Result<(), StoreError> {
+    /// Makes the rows of the lists what the configuration says. A list that it has no longer stays, as if it had been
+    /// subscribed to at run time, if a rule of the run time asks for it: the rule would let everybody pass otherwise.
+    /// The names of these.
+    async fn configure_lists(&self, config: &Config) -> Result<BTreeSet<String>, StoreError> {
+        let asked =
+            serde_json::to_string(&self.control.policy.lists_asked_for()).unwrap_or_else(|_| "[]".into());
+        let kept = sql("SELECT name FROM lists WHERE run_time = 0 AND \
+             name NOT IN (SELECT value FROM json_each(?1)) AND name IN (SELECT value FROM json_each(?2))")
+        .bind(names(config))
+        .bind(asked);
+        let rows = self.db.read(kept).await?;
+        let kept: BTreeSet<String> = rows.iter().map(|row| row.text(0).to_owned()).collect();
+        let mut batch = Batch::new(Lane::Inside);
+        let actor = Actor {
+            name: config.file().display().to_string(),
+            face: Face::Configuration,
+            scopes: Vec::new(),
+        };
+        for name in &kept {
+            batch.push(sql("UPDATE lists SET run_time = 1 WHERE name = ?1").bind(name.as_str()));
+            let after = serde_json::json!({ "name": name }).to_string();
+            let why = "the configuration has it no longer, and a rule asks for it";
+            batch.push(self.control.audit.entry(&actor, "lists keep", why, (None, Some(after))));
+        }
+        self.db.run(configured(config, batch)).await?;
+        Ok(kept)
+    }
+
+    /// The configuration was read again, and is to be in force: what it lists is followed, what it lists no more is not.
+    /// With an error nothing has changed.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub(crate) async fn reload_lists(self: &Arc<Self>, config: &Config) -> Result<(), StoreError> {
+        let lists = &self.control.lists;
+        let _changing = lists.changing.lock().await;
+        // Nobody adds a rule that names a list until it is gone or stays, and nobody writes rows of one.
+        let _rules = self.control.policy.held().await;
+        let before = lists.followed.load_full();
+        let mut turns = Vec::new();
+        for list in before.values() {
+            turns.push(list.turn.lock().await);
+        }
+        let kept = self.configure_lists(config).await?;
+        let (mut followed, mut begun) = (BTreeMap::new(), Vec::new());
+        for (name, said) in config.federation.lists.iter().take(MOST_LISTS) {
+            let Ok(service) = Jid::parse(&said.service) else { continue };
+            let there = before.get(name).filter(|list| list.service == service && list.node == said.node);
+            let list = match there {
+                Some(list) if list.action == said.action() => {
+                    list.state.lock().origin = Origin::Configured;
+                    Arc::clone(list)
+                }
+                there => {
+                    let fresh = List::new(name, service, &said.node, (said.action(), Origin::Configured));
+                    if let Some(there) = there {
+                        fresh.succeed(there);
+                    }
+                    begun.push(Arc::clone(&fresh));
+                    fresh
+                }
+            };
+            followed.insert(name.clone(), list);
+        }
+        for (name, list) in before.iter() {
+            let mut state = list.state.lock();
+            if kept.contains(name) {
+                state.origin = Origin::Kept;
+            }
+            let stays = state.origin != Origin::Configured && !followed.contains_key(name);
+            if stays {
+                followed.insert(name.clone(), Arc::clone(list));
+            }
+            state.ended = !followed.get(name).is_some_and(|now| Arc::ptr_eq(now, list));
+        }
+        drop(turns);
+        lists.set(followed);
+        for list in before.values().filter(|list| list.state.lock().ended) {
+            list.wake.notify_one();
+            self.leave(list);
+        }
+        for list in &begun {
+            self.follow(list);
+        }
+        Ok(())
+    }
+
+    /// The service of a list that is not followed any more hears of it.
+    pub(super) fn leave(self: &Arc<Self>, list: &Arc<List>) {
+        let (exchange, list) = (Arc::clone(self), Arc::clone(list));
+        self.spawn(async move {
+            // Another list, or the same one with another action, still hears of it.
+            let heard = |other: &Arc<List>| other.service == list.service && other.node == list.node;
+            if exchange.control.lists.followed.load().values().any(heard) {
+                return;
+            }
+            let Some(from) = exchange.voice("") else { return };
+            let mut w = Writer::new();
+            w.open("pubsub").attr("xmlns", ns::PUBSUB);
+            w.open("unsubscribe").attr("node", &list.node).attr("jid", from.as_str()).close();
+            w.close();
+            let question = Question {
+                from,
+                to: list.service.clone(),
+                kind: IqType::Set,
+                payload: w.finish(),
+                patience: PATIENCE,
+            };
+            if let Err(error) = exchange.ask(question).await {
+                // Its events are refused from now on; some day it notices.
+                tracing::info!(%error, list = %list.name, "a list's service did not take the unsubscription");
+            }
+        });
+    }
+
+    async fn read_lists(self: &Arc<Self>, kept: &BTreeSet<String>) -> Result<(), StoreError> {
         let rows =
             self.db.read(sql("SELECT name, service, node, action, run_time, changed_at FROM lists")).await?;
         let mut followed = BTreeMap::new();
         for row in rows.iter() {
             let Ok(service) = Jid::parse(row.text(1)) else { continue };
             let action = row.opt_text(3).and_then(|action| serde_json::from_str(action).ok());
-            let list = List::new(row.text(0), service, row.text(2), (action, row.bool(4)));
+            let origin = match row.bool(4) {
+                true if kept.contains(row.text(0)) => Origin::Kept,
+                true => Origin::RunTime,
+                false => Origin::Configured,
+            };
+            let list = List::new(row.text(0), service, row.text(2), (action, origin));
             list.changed_at.store(row.opt_int(5).unwrap_or(0), Ordering::Relaxed);
             let entries = self
                 .db
@@ -247,14 +368,17 @@ pub(super) fn changes(event: Node<'_>) -> BTreeMap<String, Vec<Change>> {
     found
 }
 
-/// Makes the table of lists what the configuration says, those of the run time left alone.
-pub(super) fn configured(config: &Config) -> Batch {
-    let mut batch = Batch::new(Lane::Inside);
+/// The names of the configured lists, as JSON.
+fn names(config: &Config) -> String {
     let names: BTreeSet<&String> = config.federation.lists.keys().collect();
-    let names = serde_json::to_string(&names).unwrap_or_else(|_| "[]".into());
+    serde_json::to_string(&names).unwrap_or_else(|_| "[]".into())
+}
+
+/// Makes the table of lists what the configuration says, those of the run time left alone; behind what is in `batch`.
+pub(super) fn configured(config: &Config, mut batch: Batch) -> Batch {
     batch.push(
         sql("DELETE FROM lists WHERE run_time = 0 AND name NOT IN (SELECT value FROM json_each(?1))")
-            .bind(names),
+            .bind(names(config)),
     );
     for (name, list) in config.federation.lists.iter().take(MOST_LISTS) {
         let action = list.action();

@@ -11,7 +11,7 @@ use trunkline_xmpp::jid::Jid;
 
 use super::entries::{Change, Entries, Entry};
 use super::operations::ListView;
-use super::{List, MOST_ENTRIES, State};
+use super::{List, MOST_ENTRIES, Origin, State, Unwritten};
 use crate::control::judge::Armed;
 use crate::control::rule::{Action, Conditions, Direction, Rule};
 
@@ -25,7 +25,7 @@ impl List {
         name: &str,
         service: Jid,
         node: &str,
-        (action, run_time): (Option<Action>, bool),
+        (action, origin): (Option<Action>, Origin),
     ) -> Arc<List> {
         let rule = action.clone().map(|then| {
             let when = Conditions { listed_in: Some(name.to_owned()), ..Conditions::default() };
@@ -39,9 +39,8 @@ impl List {
             node: node.to_owned(),
             action,
             rule,
-            run_time,
             entries: RwLock::default(),
-            state: Mutex::new(State { words: "not asked yet".into(), ..State::default() }),
+            state: Mutex::new(State { words: "not asked yet".into(), origin, ..State::default() }),
             unwritten: Mutex::default(),
             turn: tokio::sync::Mutex::new(()),
             hits: AtomicU64::new(0),
@@ -68,6 +67,14 @@ impl List {
                 None => self.hits.load(Ordering::Relaxed),
             },
         }
+    }
+
+    /// Takes over what is on `old`, another form of the same list, whose rows nobody writes meanwhile.
+    pub(super) fn succeed(&self, old: &List) {
+        *self.entries.write() = old.entries.read().clone();
+        let left = std::mem::take(&mut *old.unwritten.lock());
+        *self.unwritten.lock() = Unwritten { writing: false, ..left };
+        self.changed_at.store(old.changed_at.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// Carries out changes that an event brought; how many were new. The store is to have them.

@@ -31,7 +31,7 @@ use entries::{Change, Entries, parts};
 pub use operations::{ListEntry, ListView, ListsOp, Subscriber, run};
 
 /// Lists that can be followed.
-const MOST_LISTS: usize = 32;
+pub(crate) const MOST_LISTS: usize = 32;
 /// Entries of one list.
 const MOST_ENTRIES: usize = 100_000;
 /// How long a service may take to answer.
@@ -62,8 +62,6 @@ pub struct List {
     action: Option<Action>,
     /// What the action comes to.
     rule: Option<Arc<Armed>>,
-    /// Subscribed at run time; else it stands in the configuration.
-    run_time: bool,
     entries: RwLock<Entries>,
     state: Mutex<State>,
     unwritten: Mutex<Unwritten>,
@@ -83,6 +81,19 @@ struct State {
     /// What came while the list was being read; `None`: it is not being read.
     journal: Option<Vec<Change>>,
     ended: bool,
+    origin: Origin,
+}
+
+/// Why a list is followed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Origin {
+    /// It stands in the configuration.
+    #[default]
+    Configured,
+    /// It was subscribed to at run time.
+    RunTime,
+    /// It stood in the configuration; a rule asked for it when it was taken out there.
+    Kept,
 }
 
 /// What the store does not have yet. It stays here until it is written, whatever fails meanwhile.
@@ -133,6 +144,13 @@ impl Lists {
         let reason = self.own.read().reason(domain);
         found.extend(reason.map(|reason| (OWN.to_owned(), reason)));
         found
+    }
+
+    /// Names of lists that the configuration has no longer and that are followed nevertheless.
+    pub(super) fn kept(&self) -> Vec<String> {
+        let followed = self.followed.load();
+        let kept = followed.values().filter(|list| list.state.lock().origin == Origin::Kept);
+        kept.map(|list| list.name.clone()).collect()
     }
 
     /// Whether a list of that name is there, so that a rule can be checked.

@@ -7,15 +7,11 @@ use std::sync::atomic::Ordering;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trunkline_store::{Batch, Lane, sql};
-use trunkline_xml::Writer;
 use trunkline_xmpp::jid::Jid;
-use trunkline_xmpp::ns;
-use trunkline_xmpp::stanza::IqType;
 
-use super::{List, MOST_LISTS, OWN, PATIENCE};
+use super::{List, MOST_LISTS, OWN, Origin};
 use crate::admin::actor::Actor;
 use crate::admin::{OpError, Outcome};
-use crate::control::asking::Question;
 use crate::control::publication;
 use crate::control::rule::Action;
 use crate::exchange::Exchange;
@@ -214,7 +210,7 @@ async fn subscribe(exchange: &Arc<Exchange>, actor: &Actor, wish: Wish) -> Resul
             (None, Some(after.to_string())),
         ));
     exchange.db.run(batch).await.map_err(|error| OpError::Store(error.to_string()))?;
-    let list = List::new(&wish.name, service, &wish.node, (wish.action, true));
+    let list = List::new(&wish.name, service, &wish.node, (wish.action, Origin::RunTime));
     let mut all = BTreeMap::clone(&followed);
     all.insert(wish.name.clone(), Arc::clone(&list));
     lists.set(all);
@@ -233,7 +229,7 @@ async fn unsubscribe(
     let followed = lists.followed.load_full();
     let list =
         followed.get(name).ok_or_else(|| OpError::NotFound(format!("list {}", name.escape_debug())))?;
-    if !list.run_time {
+    if list.state.lock().origin == Origin::Configured {
         return Err(OpError::NotPossible(format!("{name} stands in the configuration: take it out there")));
     }
     // Nobody adds a rule that names it, or writes its rows, until it is gone.
@@ -256,25 +252,7 @@ async fn unsubscribe(
     let mut all = BTreeMap::clone(&followed);
     all.remove(name);
     lists.set(all);
-    let (asking, list) = (Arc::clone(exchange), Arc::clone(list));
-    exchange.spawn(async move {
-        let Some(from) = asking.voice("") else { return };
-        let mut w = Writer::new();
-        w.open("pubsub").attr("xmlns", ns::PUBSUB);
-        w.open("unsubscribe").attr("node", &list.node).attr("jid", from.as_str()).close();
-        w.close();
-        let question = Question {
-            from,
-            to: list.service.clone(),
-            kind: IqType::Set,
-            payload: w.finish(),
-            patience: PATIENCE,
-        };
-        if let Err(error) = asking.ask(question).await {
-            // Its events are refused from now on; some day it notices.
-            tracing::info!(%error, list = %list.name, "a list's service did not take the unsubscription");
-        }
-    });
+    exchange.leave(list);
     Ok(Outcome::Done { text: format!("{name} is not followed any more.") })
 }
 

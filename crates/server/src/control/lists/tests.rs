@@ -7,13 +7,13 @@ use trunkline_xmpp::stanza::Stanza;
 
 use super::entries::{Change, Entries, Entry, hex, parts, sha256};
 use super::following::{Page, Reading, changes, configured};
-use super::{List, MOST_ENTRIES};
+use super::{List, MOST_ENTRIES, Origin};
 use crate::config::Config;
 use crate::ids::Clock;
 use crate::serve::{Parts, Server};
 
 fn list() -> Arc<List> {
-    List::new("l", "rtbl.example".parse().unwrap(), "n", (None, true))
+    List::new("l", "rtbl.example".parse().unwrap(), "n", (None, Origin::RunTime))
 }
 
 fn event(inner: &str) -> BTreeMap<String, Vec<Change>> {
@@ -141,7 +141,7 @@ async fn a_list_that_moved_begins_with_nothing() {
         let entry = sql("INSERT OR IGNORE INTO list_entries (list, entry, reason) \
                          VALUES ('spam', 'bad.example', '')");
         db.run(Batch::new(Lane::Inside).with(entry)).await.unwrap();
-        db.run(configured(&config(service, node))).await.unwrap();
+        db.run(configured(&config(service, node), Batch::new(Lane::Inside))).await.unwrap();
         let rows = db.read(sql("SELECT entry FROM list_entries")).await.unwrap();
         assert_eq!(rows.iter().count(), left, "{service} {node}");
     }

@@ -6,7 +6,7 @@ mod desk;
 mod operations;
 mod preset;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -228,14 +228,20 @@ impl Policy {
         standing.rules().into_iter().flatten().filter(asks).map(|armed| armed.name().to_string()).collect()
     }
 
-    /// Tells of rules that ask for a list that is not there (any more): they never match.
-    pub(super) fn tell_of_missing(&self, lists: &Lists) {
-        for armed in self.standing.load().rules().into_iter().flatten() {
-            let missing = armed.rule.when.listed_in.as_deref().filter(|list| !lists.exists(list));
-            if let Some(list) = missing {
-                tracing::error!(rule = %armed.name(), list, "the rule never matches: that list is not followed");
-            }
-        }
+    /// The lists that rules of the run time ask for.
+    pub(super) fn lists_asked_for(&self) -> BTreeSet<String> {
+        let standing = self.standing.load();
+        standing.own.iter().filter_map(|armed| armed.rule.when.listed_in.clone()).collect()
+    }
+
+    /// Rules that ask for a list that is not there, in words: they never match.
+    pub(super) fn without_list(&self, lists: &Lists) -> Vec<String> {
+        let standing = self.standing.load();
+        let missing = |armed: &Arc<Armed>| {
+            let list = armed.rule.when.listed_in.as_deref().filter(|list| !lists.exists(list))?;
+            Some(format!("{} never matches: the list {} is not followed", armed.name(), list.escape_debug()))
+        };
+        standing.rules().into_iter().flatten().filter_map(missing).collect()
     }
 
     /// As it is.
@@ -265,6 +271,7 @@ impl Policy {
             rules: standing.rules().into_iter().flatten().map(|armed| armed.view()).collect(),
             blocks,
             blocks_total,
+            warnings: Vec::new(),
         }
     }
 }

@@ -139,6 +139,9 @@ pub struct PolicyView {
     /// How many there are.
     #[serde(default)]
     pub blocks_total: u64,
+    /// What is not as it was meant, in words: rules without their list, lists that are kept for a rule.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// A blocked domain as it is.
@@ -191,7 +194,10 @@ pub struct TestResult {
 pub async fn run(exchange: &Arc<Exchange>, actor: &Actor, op: PolicyOp) -> Result<Outcome, OpError> {
     let control = &exchange.control;
     match op {
-        PolicyOp::Show => return Ok(Outcome::Policy(control.policy.view(control.now()))),
+        PolicyOp::Show => {
+            let view = control.policy.view(control.now());
+            return Ok(Outcome::Policy(PolicyView { warnings: control.warnings(), ..view }));
+        }
         PolicyOp::Test { stanza, direction, relation } => {
             return test(exchange, &stanza, direction, relation).await;
         }

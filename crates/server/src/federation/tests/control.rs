@@ -1017,6 +1017,19 @@ async fn a_reload_with_a_wrong_rule_changes_nothing() {
     std::fs::write(&toml, text.replace("\"old\"", "\"new\"")).unwrap();
     reload().await.unwrap();
     assert_eq!(reasons(), ["new"]);
+    // A list, and a rule on it, at once.
+    let lists = &server.exchange().control.lists;
+    let listed = "[[federation.rules]]\nthen = \"drop\"\nreason = \"listed\"\nwhen = { listed_in = \"theirs\" }\n\
+                  [federation.lists.theirs]\nservice = \"lists.example\"\nnode = \"n\"\n";
+    std::fs::write(&toml, format!("{text}{listed}")).unwrap();
+    match reload().await.unwrap() {
+        Outcome::Reloaded { reload } => assert!(reload.needs_restart.is_empty(), "{reload:?}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(reasons() == ["old", "listed"] && lists.exists("theirs"));
+    std::fs::write(&toml, text).unwrap();
+    reload().await.unwrap();
+    assert!(reasons() == ["old"] && !lists.exists("theirs"));
     server.stop().await;
 }
 

@@ -1,5 +1,6 @@
 //! Reports, block lists and standing between two providers.
 
+use std::path::Path;
 use std::time::Duration;
 
 use trunkline_store::{Batch, Lane, sql};
@@ -9,6 +10,7 @@ use trunkline_xmpp::stanza::IqType;
 use super::stage::{Site, World, settle};
 use crate::admin::actor::Actor;
 use crate::admin::{Admin as _, OpError, Operation, Outcome};
+use crate::config::Config;
 use crate::control::asking::{AskError, Question};
 use crate::control::lists::{ListView, ListsOp};
 use crate::control::policy::PolicyOp;
@@ -609,19 +611,19 @@ async fn subscriptions_end_unless_renewed_and_operators_can_end_them() {
              jid='{jid}/{n}'/></pubsub></iq>"
         )
     };
-    // Ours have no share: many subscribe. Of another domain only ten do.
+    // Of one address only ten subscribe, ours or not.
     for n in 0..11 {
-        romeo.send(&wish("romeo@north.example", n)).await;
-        assert!(romeo.arrived().await.iter().any(|xml| xml.contains("type='result'")), "{n}");
-        iago.send(&wish("iago@south.example", n)).await;
-        let taken = iago.arrived().await.iter().any(|xml| xml.contains("type='result'"));
-        assert_eq!(taken, n < 10, "{n}");
+        for (person, address) in [(&mut romeo, "romeo@north.example"), (&mut iago, "iago@south.example")] {
+            person.send(&wish(address, n)).await;
+            let taken = person.arrived().await.iter().any(|xml| xml.contains("type='result'"));
+            assert_eq!(taken, n < 10, "{address}/{n}");
+        }
     }
     let subscribers = async || match ask(&north, Operation::Lists(ListsOp::Subscribers)).await.unwrap() {
         Outcome::ListSubscribers { subscribers } => subscribers,
         other => panic!("{other:?}"),
     };
-    assert_eq!(subscribers().await.len(), 21);
+    assert_eq!(subscribers().await.len(), 20);
     age(20).await;
     // By reading and by subscribing again.
     iago.send(&wish("iago@south.example", 3)).await;
@@ -650,6 +652,151 @@ async fn subscriptions_end_unless_renewed_and_operators_can_end_them() {
     assert_eq!(subscribers().await, []);
     assert!(matches!(ask(&north, remove("south.example")).await, Err(OpError::NotFound(_))));
     assert_eq!(audited(&north, "lists remove-subscriber").await, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn none_of_our_domains_nor_all_of_them_take_every_place_of_our_list() {
+    let world = World::new(NAMES);
+    let north = world.site("north.example", &["hosts.\"home.example\"={}"]).await;
+    let south = world.site("south.example", &[]).await;
+    let mut romeo = north.person("romeo@north.example/a").await;
+    let mut iago = south.person("iago@south.example/a").await;
+    let follows = async |person: &mut super::stage::Person, jid: &str| {
+        let wish = format!(
+            "<iq to='north.example' type='set' id='s'><pubsub xmlns='http://jabber.org/protocol/pubsub'>\
+             <subscribe node='spam_source_domains' jid='{jid}'/></pubsub></iq>"
+        );
+        person.send(&wish).await;
+        person.arrived().await.iter().any(|xml| xml.contains("type='result'"))
+    };
+    let fill = async |domain: &'static str, count: i64| {
+        let rows = sql("WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?2) \
+             INSERT INTO list_subscribers (host, node, jid, domain, at) \
+             SELECT 'north.example', 'spam_source_domains', 'u' || i || '@' || ?1, ?1, ?3 FROM n");
+        let rows = rows.bind(domain).bind(count).bind(north.exchange().clock().now());
+        north.exchange().db.run(Batch::new(Lane::Inside).with(rows)).await.unwrap();
+    };
+    fill("north.example", 99).await;
+    assert!(follows(&mut romeo, "romeo@north.example/a").await);
+    assert!(!follows(&mut romeo, "romeo@north.example").await, "the domain's places are taken");
+    assert!(follows(&mut romeo, "romeo@north.example/a").await, "who follows may renew it");
+    // Another domain of ours, with more than its share, as from before there was one.
+    fill("home.example", 400).await;
+    let some = sql("DELETE FROM list_subscribers WHERE jid = 'u1@north.example'");
+    north.exchange().db.run(Batch::new(Lane::Inside).with(some)).await.unwrap();
+    assert!(follows(&mut romeo, "romeo@north.example").await, "499 of 500 were taken");
+    let some = sql("UPDATE list_subscribers SET jid = 'v@home.example', domain = 'home.example' \
+                    WHERE jid = 'u2@north.example'");
+    north.exchange().db.run(Batch::new(Lane::Inside).with(some)).await.unwrap();
+    assert!(!follows(&mut romeo, "romeo@north.example/b").await, "all of ours have half");
+    assert!(follows(&mut iago, "iago@south.example").await, "others have places");
+}
+
+/// As if the file had these lists now.
+async fn reload_lists(site: &Site, lists: &str) {
+    let mut config = Config::clone(&site.exchange().config.load());
+    let text = format!("domain = \"south.example\"\ndata_dir = \"/nonexistent\"\n{lists}");
+    config.federation.lists = Config::parse(&text, Path::new("test.toml")).unwrap().federation.lists;
+    site.exchange().reload_lists(&config).await.unwrap();
+}
+
+const THEIRS: &str =
+    "[federation.lists.theirs]\nservice = \"north.example\"\nnode = \"spam_source_domains\"\n";
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_begins_changes_and_ends_lists() {
+    let (_world, north, south) = pair(&[]).await;
+    publish(&north, "first.example").await;
+    let lists = &south.exchange().control.lists;
+    reload_lists(&south, THEIRS).await;
+    settle().await;
+    assert!(lists.lists("theirs", "first.example"));
+    publish(&north, "second.example").await;
+    settle().await;
+    assert!(lists.lists("theirs", "second.example"), "its events are taken");
+
+    reload_lists(&south, &format!("{THEIRS}action = \"drop\"\n")).await;
+    assert!(lists.lists("theirs", "second.example"), "nobody passes meanwhile");
+    assert_eq!(list(&south, "theirs").await.action, Some(Action::Drop));
+    settle().await;
+    publish(&north, "third.example").await;
+    settle().await;
+    assert!(lists.lists("theirs", "third.example"), "the service was not told that nobody listens");
+
+    let elsewhere = THEIRS.replace("spam_source_domains", "muc_bans_sha256");
+    reload_lists(&south, &elsewhere).await;
+    assert!(!lists.lists("theirs", "third.example"), "that was said by another node");
+    settle().await;
+    let followed = async || {
+        let rows = north.exchange().db.read(sql("SELECT node FROM list_subscribers")).await.unwrap();
+        rows.iter().map(|row| row.text(0).to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(followed().await, ["muc_bans_sha256"]);
+    reload_lists(&south, "").await;
+    settle().await;
+    assert!(!lists.exists("theirs"));
+    assert!(followed().await.is_empty(), "the service knows");
+    let rows = south.exchange().db.read(sql("SELECT COUNT(*) FROM list_entries")).await.unwrap();
+    assert_eq!(rows.first().unwrap().int(0), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_a_rule_asks_for_outlives_the_configuration() {
+    for restarted in [false, true] {
+        let (_world, north, south) = pair(&[]).await;
+        publish(&north, "first.example").await;
+        reload_lists(&south, THEIRS).await;
+        settle().await;
+        let lists = &south.exchange().control.lists;
+        let rule = serde_json::from_str(r#"{"when":{"listed_in":"theirs"},"then":{"do":"drop"}}"#).unwrap();
+        ask(&south, Operation::Policy(PolicyOp::Add { rule, position: None })).await.unwrap();
+        let warnings = async || match ask(&south, Operation::Policy(PolicyOp::Show)).await.unwrap() {
+            Outcome::Policy(view) => view.warnings,
+            other => panic!("{other:?}"),
+        };
+        assert!(warnings().await.is_empty());
+        match restarted {
+            false => reload_lists(&south, "").await,
+            // The configuration in force has no lists at all.
+            true => {
+                south.exchange().load_lists().await.unwrap();
+                south.exchange().follow_lists();
+            }
+        }
+        assert!(lists.lists("theirs", "first.example"), "nobody passes meanwhile");
+        settle().await;
+        publish(&north, "second.example").await;
+        settle().await;
+        assert!(lists.lists("theirs", "second.example"), "it is followed on");
+        let told = warnings().await;
+        assert!(told.len() == 1 && told[0].contains("list theirs") && told[0].contains("rule 1"), "{told:?}");
+        match ask(&south, Operation::Status).await.unwrap() {
+            Outcome::Status(status) => assert_eq!(status.problems, told),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(audited(&south, "lists keep").await, 1);
+        ask(&south, Operation::Policy(PolicyOp::Remove { id: 1, why: String::new() })).await.unwrap();
+        assert!(warnings().await[0].contains("no rule asks for it"));
+        let off = Operation::Lists(ListsOp::Unsubscribe { name: "theirs".into(), why: String::new() });
+        ask(&south, off).await.unwrap();
+        assert!(!lists.exists("theirs") && warnings().await.is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rule_without_its_list_is_told_of() {
+    let (_world, _north, south) = pair(&[]).await;
+    follow(&south, "spam_source_domains", None).await;
+    let rule = serde_json::from_str(r#"{"when":{"listed_in":"theirs"},"then":{"do":"drop"}}"#).unwrap();
+    ask(&south, Operation::Policy(PolicyOp::Add { rule, position: None })).await.unwrap();
+    // A row that can't be read.
+    let broken = sql("UPDATE lists SET service = '@'");
+    south.exchange().db.run(Batch::new(Lane::Inside).with(broken)).await.unwrap();
+    south.exchange().load_lists().await.unwrap();
+    let Outcome::Policy(view) = ask(&south, Operation::Policy(PolicyOp::Show)).await.unwrap() else {
+        panic!("no policy");
+    };
+    assert_eq!(view.warnings, ["rule 1 never matches: the list theirs is not followed"]);
 }
 
 #[tokio::test(start_paused = true)]
