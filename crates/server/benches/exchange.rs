@@ -174,7 +174,7 @@ fn post() -> Post {
                  {BODY}{NO_STORE}</message>"
             );
             let origin = Origin::Client(Arc::clone(&session));
-            Mail { stanza: Stanza::parse(xml.as_bytes()).unwrap(), origin, receipt: None }
+            Mail::new(Stanza::parse(xml.as_bytes()).unwrap(), origin)
         })
         .collect();
     let first = mails.remove(0);

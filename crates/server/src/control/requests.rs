@@ -11,8 +11,8 @@ use crate::admin::actor::Actor;
 use crate::admin::{OpError, Outcome};
 use crate::control::traffic::Event;
 use crate::exchange::Exchange;
-use crate::route::consent::Intake;
 use crate::route::consent::index::Index;
+use crate::route::consent::{Intake, Lines};
 
 /// First contacts shown on one page.
 const PAGE: usize = 100;
@@ -22,6 +22,7 @@ const PAGE: usize = 100;
 pub struct Requests {
     pub(crate) index: Index,
     pub(crate) intake: Intake,
+    pub(crate) lines: Lines,
 }
 
 /// What moderators can ask and do about first contacts. What people wrote is not shown to them.

@@ -21,7 +21,6 @@ use trunkline_xmpp::stanza::{Kind, Stanza};
 use crate::exchange::Exchange;
 use crate::route::remote::Entrance;
 use crate::route::{Later, Mail, Origin};
-use crate::session::ledger::Receipt;
 
 /// How long a worker goes on before it looks at what else the inside has to do.
 const SLICE: Duration = Duration::from_millis(1);
@@ -118,29 +117,19 @@ struct Crosser {
     mail: Mail,
     /// The gate has let it through.
     through: bool,
+}
+
+/// The room that a stanza has, as [`Mail::room`]: given back whatever happens to it.
+struct Place {
+    crossing: Arc<Crossing>,
     pair: u64,
     size: usize,
     load: Arc<Load>,
 }
 
-/// Gives the room back, whatever happens to the stanza.
-struct Leaving<'a> {
-    crossing: &'a Crossing,
-    pair: u64,
-    size: usize,
-    load: Arc<Load>,
-    receipt: Option<Receipt>,
-}
-
-impl Drop for Leaving<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
         self.crossing.leave((self.pair, self.size), &self.load);
-        // Promise 1: what a bug has lost is not acknowledged. Its stream ends, and the peer still has it.
-        if std::thread::panicking()
-            && let Some(receipt) = self.receipt.take()
-        {
-            receipt.lose();
-        }
     }
 }
 
@@ -206,16 +195,16 @@ impl Crossing {
     }
 
     /// Takes a stanza, or gives it back. Never waits.
-    pub(super) fn push(&self, load: &Arc<Load>, mail: Mail) -> Result<(), Box<NoRoom>> {
+    pub(super) fn push(self: &Arc<Self>, load: &Arc<Load>, mail: Mail) -> Result<(), Box<NoRoom>> {
         self.take(load, mail, false)
     }
 
     /// The same for a stanza that the gate has let through.
-    pub(super) fn push_through(&self, load: &Arc<Load>, mail: Mail) -> Result<(), Box<NoRoom>> {
+    pub(super) fn push_through(self: &Arc<Self>, load: &Arc<Load>, mail: Mail) -> Result<(), Box<NoRoom>> {
         self.take(load, mail, true)
     }
 
-    fn take(&self, load: &Arc<Load>, mail: Mail, through: bool) -> Result<(), Box<NoRoom>> {
+    fn take(self: &Arc<Self>, load: &Arc<Load>, mut mail: Mail, through: bool) -> Result<(), Box<NoRoom>> {
         if !self.has_room(load) {
             return Err(Box::new(NoRoom(mail)));
         }
@@ -224,8 +213,10 @@ impl Crossing {
         self.bytes.fetch_add(size, Ordering::Relaxed);
         let pair = pair_of(&mail.stanza);
         load.enter(pair, size);
+        let (crossing, load) = (Arc::clone(self), Arc::clone(load));
+        mail.room = Some(Arc::new(Place { crossing, pair, size, load }));
         let track = &self.tracks[self.track_of(pair)];
-        track.queue.lock().push_back(Crosser { mail, through, pair, size, load: Arc::clone(load) });
+        track.queue.lock().push_back(Crosser { mail, through });
         track.filled.notify_one();
         Ok(())
     }
@@ -255,15 +246,15 @@ impl Crossing {
             }
             let receipt = next.mail.receipt.clone();
             let is_message = matches!(next.mail.stanza.head.kind, Kind::Message(_));
-            let (pair, size) = (next.pair, next.size);
-            let mut leaving = Leaving { crossing: self, pair, size, load: next.load, receipt };
+            // Until it has been routed, and longer only if it keeps its room itself: who waits behind their own words.
+            let room = next.mail.room.clone();
             if next.through {
                 exchange.deliver_through(next.mail).await;
             } else {
                 exchange.deliver(next.mail).await;
             }
-            exchange.keep_back(leaving.receipt.take_if(|_| is_message));
-            drop(leaving);
+            exchange.keep_back(receipt.filter(|_| is_message));
+            drop(room);
             if slice.elapsed() >= SLICE {
                 self.give_way(slice.elapsed()).await;
                 slice = Instant::now();
@@ -351,7 +342,7 @@ impl Entrance for Doorway {
                     |cx| if crossing.poll_room(&load, &ticket, cx) { Poll::Ready(()) } else { Poll::Pending },
                 )
                 .await;
-                let mail = Mail { stanza, origin: Origin::Outside, receipt: None };
+                let mail = Mail::new(stanza, Origin::Outside);
                 match crossing.push(&load, mail) {
                     Ok(()) => return,
                     // Somebody else was faster.
@@ -373,7 +364,14 @@ mod tests {
             .from(from.parse::<trunkline_xmpp::jid::Jid>().unwrap())
             .to("juliet@here.example".parse::<trunkline_xmpp::jid::Jid>().unwrap())
             .done();
-        Mail { stanza, origin: Origin::Outside, receipt: None }
+        Mail::new(stanza, Origin::Outside)
+    }
+
+    /// The next one of the first track has crossed.
+    fn leave(crossing: &Crossing) {
+        // Not below the lock: that it leaves may wake somebody.
+        let next = crossing.tracks[0].queue.lock().pop_front();
+        drop(next.unwrap());
     }
 
     const BOUNDS: CrossingBounds =
@@ -402,8 +400,7 @@ mod tests {
         let mut fourth = doorway.enter(mail("a@gateway.example"));
         let waits = poll_fn(|cx| Poll::Ready(fourth.as_mut().poll(cx).is_pending())).await;
         assert!(waits);
-        let gone = crossing.tracks[0].queue.lock().pop_front().unwrap();
-        crossing.leave((gone.pair, gone.size), &gone.load);
+        leave(&crossing);
         fourth.await;
         assert_eq!(crossing.waiting().0, 3);
     }
@@ -434,15 +431,11 @@ mod tests {
         ask();
         ask();
         assert_eq!(crossing.waiting.lock().len(), 10);
-        let leave = || {
-            let gone = crossing.tracks[0].queue.lock().pop_front().unwrap();
-            crossing.leave((gone.pair, gone.size), &gone.load);
-        };
-        leave();
+        leave(&crossing);
         assert_eq!((woken(), crossing.waiting.lock().len()), (WOKEN, 10 - WOKEN), "the first in the line");
         assert!(waiters[..WOKEN].iter().all(|(_, count)| count.0.load(Ordering::SeqCst) == 1));
-        leave();
-        leave();
+        leave(&crossing);
+        leave(&crossing);
         assert_eq!((woken(), crossing.waiting.lock().len()), (10, 0), "nothing crosses any more");
         // Who was woken may wait again.
         load.set(3);
@@ -460,9 +453,8 @@ mod tests {
             assert!(crossing.push(&load, mail).is_ok());
             let next = crossing.tracks[0].queue.lock().pop_front().unwrap();
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                let receipt = next.mail.receipt.clone();
-                let (pair, size) = (next.pair, next.size);
-                let _leaving = Leaving { crossing: &crossing, pair, size, load: next.load, receipt };
+                let _receipt = next.mail.receipt.clone();
+                let _room = next.mail.room.clone();
                 let _handled = next.mail;
                 assert!(!bug, "a bug in a handler");
             }));
@@ -494,8 +486,7 @@ mod tests {
         assert!(crossing.push(&flood, mail("a@b.example")).is_ok());
         assert!(crossing.push(&flood, mail("a@b.example")).is_err());
         assert!(crossing.push(&other, mail("a@c.example")).is_ok());
-        let gone = crossing.tracks[0].queue.lock().pop_front().unwrap();
-        crossing.leave((gone.pair, gone.size), &gone.load);
+        leave(&crossing);
         assert!(crossing.has_room(&flood));
     }
 
@@ -516,16 +507,12 @@ mod tests {
             assert!(crossing.push(&load, mail(from)).is_ok());
         }
         let has = |from| load.has(&mail(from).stanza);
-        let leave = || {
-            let gone = crossing.tracks[0].queue.lock().pop_front().unwrap();
-            crossing.leave((gone.pair, gone.size), &gone.load);
-        };
         assert!(has("a@b.example") && has("c@b.example/x") && !has("d@b.example"));
-        leave();
+        leave(&crossing);
         assert!(has("a@b.example"), "one of two");
-        leave();
+        leave(&crossing);
         assert!(!has("a@b.example") && has("c@b.example"));
-        leave();
+        leave(&crossing);
         assert!(load.pairs.lock().is_empty(), "nothing is left behind");
     }
 }

@@ -225,7 +225,7 @@ impl Line {
                 return if answered { Ok(()) } else { lose(receipt) };
             }
         };
-        let mail = Mail { stanza, origin: Origin::Outside, receipt };
+        let mail = Mail { receipt, ..Mail::new(stanza, Origin::Outside) };
         let threshold = match peer.has(&mail.stanza) {
             false => self.shared.exchange.meet_at_threshold(mail),
             true => Threshold::Cross(mail),

@@ -362,7 +362,7 @@ mod tests {
             .to(Jid::parse("room@muc.north.example").unwrap())
             .from(Jid::parse("romeo@north.example/orchard").unwrap())
             .done();
-        Mail { stanza, origin, receipt: None }
+        Mail::new(stanza, origin)
     }
 
     #[test]

@@ -430,7 +430,7 @@ fn a_page() -> Statement {
     )
 }
 
-fn nothing() -> Batch {
+pub(super) fn nothing() -> Batch {
     Batch::new(Lane::Outside).with(a_page())
 }
 

@@ -14,6 +14,7 @@ pub mod remote;
 pub mod roster;
 pub mod subscription;
 
+use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -41,7 +42,12 @@ pub struct Mail {
     pub origin: Origin,
     /// Held until the stanza is handled; its source acknowledges then.
     pub receipt: Option<Receipt>,
+    /// Held until the stanza has been routed; others have its place then.
+    pub(crate) room: Option<Room>,
 }
+
+/// A stanza's place where places are counted. It is free when the last clone is gone.
+pub(crate) type Room = Arc<dyn Any + Send + Sync>;
 
 /// Where a stanza came from.
 #[derive(Clone, Debug)]
@@ -71,14 +77,19 @@ pub enum Routed {
 pub type Later = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Mail {
+    /// A stanza from there, which nobody waits for.
+    pub fn new(stanza: Stanza, origin: Origin) -> Mail {
+        Mail { stanza, origin, receipt: None, room: None }
+    }
+
     /// A stanza of the server's own.
     pub fn inside(stanza: Stanza) -> Mail {
-        Mail { stanza, origin: Origin::Inside, receipt: None }
+        Mail::new(stanza, Origin::Inside)
     }
 
     /// An answer of the server's own.
     pub fn answer(stanza: Stanza) -> Mail {
-        Mail { stanza, origin: Origin::Answer, receipt: None }
+        Mail::new(stanza, Origin::Answer)
     }
 
     /// It came from another provider.

@@ -456,7 +456,7 @@ impl Connection {
         }
         stanza.head.from = Some(self.session.jid.clone());
         self.exchange.metrics.stanza(StanzaKind::of(stanza.head.kind), Direction::In, Side::Inside);
-        let mail = Mail { stanza, origin: Origin::Client(Arc::clone(&self.session)), receipt };
+        let mail = Mail { receipt, ..Mail::new(stanza, Origin::Client(Arc::clone(&self.session))) };
         let arrived = Instant::now();
         match self.exchange.admit(&self.session, mail) {
             Routed::Done => self.delivered_after(arrived),

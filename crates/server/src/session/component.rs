@@ -228,7 +228,7 @@ fn admit(desk: &Desk, link: &Arc<Link>, element: Element) -> Result<Option<Mail>
     }
     desk.exchange.metrics.stanza(StanzaKind::of(stanza.head.kind), Direction::In, side(link));
     let origin = if link.is_outside() { Origin::Outside } else { Origin::Inside };
-    Ok(Some(Mail { stanza, origin, receipt: None }))
+    Ok(Some(Mail::new(stanza, origin)))
 }
 
 fn side(link: &Link) -> metrics::Side {

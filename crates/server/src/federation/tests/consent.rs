@@ -1,5 +1,7 @@
 //! Consent before first contact: what strangers are told, what users are asked, and what becomes of the answers.
 
+use std::ops::Range;
+
 use trunkline_store::{Batch, Lane, sql};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::stanza::Stanza;
@@ -50,7 +52,7 @@ fn answer(kind: &str) -> String {
 /// What becomes of a stanza of the peer's before it crosses.
 fn at_threshold(site: &Site, xml: &str) -> Threshold {
     let stanza = Stanza::parse(xml.as_bytes()).unwrap();
-    site.exchange().meet_at_threshold(Mail { stanza, origin: Origin::Outside, receipt: None })
+    site.exchange().meet_at_threshold(Mail::new(stanza, Origin::Outside))
 }
 
 #[tokio::test(start_paused = true)]
@@ -725,10 +727,19 @@ fn ids(seen: &[String]) -> Vec<String> {
     seen.iter().filter(|xml| xml.starts_with("<message")).filter_map(id).collect()
 }
 
+/// Messages from iago, with these numbers.
+async fn write(iago: &mut Rogue, numbers: Range<u32>) -> Vec<String> {
+    let ids: Vec<String> = numbers.map(|number| format!("m{number}")).collect();
+    for id in &ids {
+        iago.send(&says(id, "more")).await;
+    }
+    ids
+}
+
 #[tokio::test(start_paused = true)]
 async fn nothing_overtakes_what_was_held() {
     let (_world, here, mut juliet, mut iago) = juliet_and_iago(&[]).await;
-    iago.send(&says("m1", "hello")).await;
+    let mut all = write(&mut iago, 0..5).await;
     settle().await;
     juliet.arrived().await;
     // The release has to wait for somebody who changes the account.
@@ -736,22 +747,24 @@ async fn nothing_overtakes_what_was_held() {
     let writing = account.writes.lock().await;
     juliet.send("<message to='iago@evil.example' type='chat' id='j1'><body>yes?</body></message>").await;
     settle().await;
-    for id in ["m2", "m3"] {
-        iago.send(&says(id, "more")).await;
-        settle().await;
-    }
+    all.extend(write(&mut iago, 5..40).await);
+    iago.send(
+        "<message from='iago@evil.example/x' to='juliet@here.example' type='chat' id='state'><active \
+               xmlns='http://jabber.org/protocol/chatstates'/></message>",
+    )
+    .await;
     iago.send(SUBSCRIBE).await;
     settle().await;
+    all.push("state".into());
     assert_eq!(ids(&juliet.arrived().await), Vec::<String>::new());
     drop(writing);
-    // The worker rests for longer the longer it took.
-    tokio::time::sleep(std::time::Duration::from_secs(20)).await;
+    settle().await;
     let seen = juliet.arrived().await;
-    assert_eq!(ids(&seen), ["m1", "m2", "m3"], "{seen:?}");
-    assert!(seen.join("").contains("type='subscribe'"), "and the request is not lost: {seen:?}");
+    assert_eq!(ids(&seen), all, "{seen:?}");
+    assert!(seen.last().unwrap().contains("type='subscribe'"), "and the request is not lost: {seen:?}");
     assert!(here.exchange().control.requests.intake.is_as_new());
     // From now on they come as they are.
-    iago.send(&says("m4", "now")).await;
+    iago.send(&says("last", "now")).await;
     assert!(!juliet.arrived().await.join("").contains("<delay"));
 }
 
@@ -761,23 +774,47 @@ async fn nothing_overtakes_what_is_not_sorted_yet() {
     // What waits in the intake is what the worker has not come to.
     let account = here.exchange().accounts.online(&"juliet@here.example".parse().unwrap()).unwrap();
     let writing = account.writes.lock().await;
-    iago.send(&says("m1", "hello")).await;
+    let mut all = write(&mut iago, 0..20).await;
     settle().await;
     juliet.send("<message to='iago@evil.example' type='chat' id='j1'><body>yes?</body></message>").await;
     settle().await;
-    iago.send(&says("m2", "more")).await;
+    all.extend(write(&mut iago, 20..40).await);
     settle().await;
+    assert_eq!(ids(&juliet.arrived().await), Vec::<String>::new());
     drop(writing);
-    // The worker rests for longer the longer it took.
-    tokio::time::sleep(std::time::Duration::from_secs(20)).await;
+    settle().await;
+    // Who writes on and on has had consent for long: none of it waits for the worker's pauses.
+    all.extend(write(&mut iago, 40..60).await);
     settle().await;
     let seen = juliet.arrived().await;
-    assert_eq!(ids(&seen), ["m1", "m2"], "{seen:?}");
+    assert_eq!(ids(&seen), all, "{seen:?}");
     assert_eq!(
         (count(&here, "first_contacts").await, waiting(&here).await.len()),
         (0, 0),
         "nothing is left held"
     );
+    assert!(here.exchange().control.requests.intake.is_as_new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_behind_their_own_words_keeps_their_room_and_is_not_acknowledged() {
+    let (_world, here, mut juliet, mut iago) = juliet_and_iago(&["limits.crossing_peer_stanzas=3"]).await;
+    write(&mut iago, 0..1).await;
+    settle().await;
+    let account = here.exchange().accounts.online(&"juliet@here.example".parse().unwrap()).unwrap();
+    let writing = account.writes.lock().await;
+    juliet.send("<message to='iago@evil.example' type='chat' id='j1'><body>yes?</body></message>").await;
+    settle().await;
+    // One is on the disk; the others are neither lost nor taken, and after three the stream is not read.
+    iago.send("<r xmlns='urn:xmpp:sm:3'/>").await;
+    assert!(iago.heard().await.join("").contains("h='1'"));
+    let all = write(&mut iago, 1..10).await;
+    iago.send("<r xmlns='urn:xmpp:sm:3'/>").await;
+    let heard = iago.heard().await.join("");
+    assert!(!heard.contains("<a "), "{heard}");
+    drop(writing);
+    settle().await;
+    assert_eq!(ids(&juliet.arrived().await)[1..], all);
 }
 
 #[tokio::test(start_paused = true)]

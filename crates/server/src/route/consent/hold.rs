@@ -146,7 +146,7 @@ impl Exchange {
         (stanza, batch): (Stanza, Batch),
     ) -> Result<bool, StoreError> {
         let (landed, outcome) = oneshot::channel();
-        let mail = Mail { stanza, origin: Origin::Known, receipt: None };
+        let mail = Mail::new(stanza, Origin::Known);
         self.receive_with(account, mail, Along { batch, landed: Some(landed) });
         match outcome.await {
             Ok(done) => done.map(|()| true),
@@ -523,7 +523,7 @@ impl Exchange {
             let stanza = delayed(&stanza, account.jid.domain(), id);
             let batch = Batch::new(Lane::Outside).with(sql("DELETE FROM held WHERE id = ?1").bind(id.0));
             let (landed, outcome) = oneshot::channel();
-            let mail = Mail { stanza, origin: Origin::Known, receipt: None };
+            let mail = Mail::new(stanza, Origin::Known);
             self.receive_with(account, mail, Along { batch, landed: Some(landed) });
             landings.push(outcome);
         }

@@ -9,6 +9,7 @@ use std::mem;
 
 use aws_lc_rs::hmac;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use trunkline_store::{Batch, Db, Lane, Rows, Statement, StoreError, sql};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::stanza::Stanza;
@@ -183,6 +184,8 @@ pub(crate) struct Index {
     directed: Mutex<HashMap<Key, u32>>,
     /// Pairs of which something that was held is being delivered, counted.
     releasing: Mutex<HashMap<Key, u32>>,
+    /// One of them is done.
+    released: Notify,
     asked: Mutex<Requests>,
     hasher: RandomState,
 }
@@ -195,6 +198,7 @@ impl Default for Index {
             shards: (0..SHARDS).map(|_| shard()).collect(),
             directed: Mutex::default(),
             releasing: Mutex::default(),
+            released: Notify::new(),
             asked: Mutex::new(Requests { asked: Halves::new(ASKED), of: HashMap::new() }),
             hasher: RandomState::new(),
         }
@@ -387,11 +391,23 @@ impl Index {
     /// What was held is delivered.
     pub(crate) fn released(&self, key: &Key) {
         less(&self.releasing, key);
+        self.released.notify_waiters();
     }
 
     /// Something that was held is being delivered.
     pub(crate) fn is_releasing(&self, key: &Key) -> bool {
         self.releasing.lock().contains_key(key)
+    }
+
+    /// Returns when nothing that was held is being delivered.
+    pub(super) async fn wait_for_release(&self, key: &Key) {
+        loop {
+            let released = self.released.notified();
+            if !self.is_releasing(key) {
+                return;
+            }
+            released.await;
+        }
     }
 
     /// The statement that writes a consent. Like all that write one it tells the filter: no row may be unknown to it.

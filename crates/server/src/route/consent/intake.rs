@@ -4,7 +4,7 @@
 //! account shows in nothing that a stranger can see. How much is let in is up to the clock alone, not to how fast it is
 //! sorted.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,13 +16,12 @@ use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::stanza::{Kind, PresenceType, Stanza};
 
 use super::index::{Key, Pair};
+use super::line::Claims;
 use crate::exchange::Exchange;
 use crate::ids::LogId;
 use crate::logging::Refusal;
 use crate::route::{Mail, Origin};
 
-/// Stanzas of two who have consent that wait behind each other.
-const MOST_BEHIND: usize = 8;
 /// Rows sorted before the next pause.
 const PAGE: usize = 64;
 /// The pause lasts at least so many times as long as the sorting took: a quarter of the time is for strangers.
@@ -62,14 +61,15 @@ struct Bound {
 pub(crate) struct Intake {
     waiting: Mutex<Waiting>,
     filled: Notify,
+    pub(super) claims: Claims,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
     /// Rows, on the disk or on their way, by whom they are from and for.
     rows: HashMap<LogId, Key>,
-    /// How many of each pair: what comes later must not overtake them.
-    pairs: HashMap<Key, usize>,
+    /// Those of each pair: what comes later must not overtake them.
+    pairs: HashMap<Key, BTreeSet<LogId>>,
     /// Rows that could not be sorted: how often they were tried, and when they are again.
     troubled: HashMap<LogId, (u8, i64)>,
     all: Buckets,
@@ -146,23 +146,32 @@ impl Intake {
     }
 
     /// It does not wait any more. Again is as once.
-    fn leave(&self, id: LogId) {
+    pub(super) fn leave(&self, id: LogId) {
         let mut waiting = self.waiting.lock();
         waiting.troubled.remove(&id);
         let Some(pair) = waiting.rows.remove(&id) else { return };
-        if let Some(count) = waiting.pairs.get_mut(&pair) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(ids) = waiting.pairs.get_mut(&pair) {
+            ids.remove(&id);
+            if ids.is_empty() {
                 waiting.pairs.remove(&pair);
             }
         }
     }
 
-    /// Something from there and for them waits, and it is little: what comes now may wait behind it. Beyond
-    /// [`MOST_BEHIND`] it does not, or the words of two who write much would wait behind each other for ever, at the
-    /// pace of the sorting.
-    pub(super) fn has_few(&self, pair: &Key) -> bool {
-        self.waiting.lock().pairs.get(pair).is_some_and(|waiting| *waiting <= MOST_BEHIND)
+    /// Something from there and for them waits.
+    pub(super) fn has(&self, pair: &Key) -> bool {
+        self.waiting.lock().pairs.contains_key(pair)
+    }
+
+    /// What waits of one pair, the oldest first.
+    pub(super) fn oldest(&self, pair: &Key, most: usize) -> Vec<LogId> {
+        let waiting = self.waiting.lock();
+        waiting.pairs.get(pair).map_or_else(Vec::new, |ids| ids.iter().take(most).copied().collect())
+    }
+
+    /// Whose a row is; `None`: it does not wait any more.
+    fn pair_of(&self, id: LogId) -> Option<Key> {
+        self.waiting.lock().rows.get(&id).copied()
     }
 
     fn is_empty(&self) -> bool {
@@ -187,14 +196,17 @@ impl Intake {
     #[cfg(test)]
     pub(crate) fn is_as_new(&self) -> bool {
         let waiting = self.waiting.lock();
-        waiting.rows.is_empty() && waiting.pairs.is_empty() && waiting.troubled.is_empty()
+        waiting.rows.is_empty()
+            && waiting.pairs.is_empty()
+            && waiting.troubled.is_empty()
+            && self.claims.is_empty()
     }
 }
 
 impl Waiting {
     fn enter(&mut self, id: LogId, pair: Key) {
         if self.rows.insert(id, pair).is_none() {
-            *self.pairs.entry(pair).or_default() += 1;
+            self.pairs.entry(pair).or_default().insert(id);
         }
     }
 
@@ -305,22 +317,44 @@ impl Exchange {
     /// sorted holds up nobody else.
     async fn sort_domain(self: &Arc<Self>, rows: Vec<(LogId, Option<Stanza>)>) -> Result<(), StoreError> {
         let intake = &self.control.requests.intake;
+        let mut passed = HashSet::new();
         for (id, stanza) in rows {
-            let exchange = Arc::clone(self);
-            // A task of its own: a bug in the handling of one is its own trouble as well.
-            let sorted = tokio::spawn(async move { exchange.sort_row(id, stanza).await }).await;
-            match ended(Some(sorted)) {
-                Ok(()) => intake.leave(id),
-                Err(error @ (StoreError::Full | StoreError::Io(_) | StoreError::Closed)) => {
-                    return Err(error);
-                }
-                Err(error) => {
-                    let last = intake.failed(id, self.clock().now());
-                    tracing::error!(id = id.0, %error, last, "a first contact could not be sorted");
-                    if last {
-                        self.set_aside(id).await?;
-                        intake.leave(id);
-                    }
+            // Their line sorts them, and in their order.
+            let pair = intake.pair_of(id).filter(|pair| !passed.contains(pair));
+            let Some(pair) = pair else { continue };
+            let Some(_claim) = intake.claims.try_claim(pair) else {
+                passed.insert(pair);
+                continue;
+            };
+            if intake.pair_of(id).is_some() {
+                self.sort_alone(id, stanza).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One row. The caller has claimed its pair.
+    ///
+    /// # Errors
+    /// The store's, where it has trouble with all rows alike.
+    pub(super) async fn sort_alone(
+        self: &Arc<Self>,
+        id: LogId,
+        stanza: Option<Stanza>,
+    ) -> Result<(), StoreError> {
+        let intake = &self.control.requests.intake;
+        let exchange = Arc::clone(self);
+        // A task of its own: a bug in the handling of one is its own trouble as well.
+        let sorted = tokio::spawn(async move { exchange.sort_row(id, stanza).await }).await;
+        match ended(Some(sorted)) {
+            Ok(()) => intake.leave(id),
+            Err(error @ (StoreError::Full | StoreError::Io(_) | StoreError::Closed)) => return Err(error),
+            Err(error) => {
+                let last = intake.failed(id, self.clock().now());
+                tracing::error!(id = id.0, %error, last, "a first contact could not be sorted");
+                if last {
+                    self.set_aside(id).await?;
+                    intake.leave(id);
                 }
             }
         }
@@ -370,9 +404,7 @@ impl Exchange {
         let origin = if relation.is_some() { Origin::Known } else { Origin::Outside };
         if let Kind::Presence(kind @ (PresenceType::Subscribe | PresenceType::Unsubscribe)) = stanza.head.kind
         {
-            return self
-                .subscribe_to(account, kind, (Mail { stanza, origin, receipt: None }, Some(id)))
-                .await;
+            return self.subscribe_to(account, kind, (Mail::new(stanza, origin), Some(id))).await;
         }
         self.sort_message(&account, (id, &stanza), relation.is_some()).await
     }
@@ -443,21 +475,6 @@ mod tests {
             intake.leave(LogId(id));
         }
         assert!(intake.is_as_new(), "nothing is left behind");
-    }
-
-    #[test]
-    fn who_writes_much_does_not_wait_behind_themselves_for_ever() {
-        let intake = Intake::default();
-        let much = Bound { all: 100, each: 100 };
-        assert!(!intake.has_few(&Key::default()), "nothing waits");
-        for id in 1..=MOST_BEHIND {
-            assert!(intake.admit(entry(id as i64, "busy.example", 10), much, 1000).is_ok());
-            assert!(intake.has_few(&Key::default()), "{id}");
-        }
-        assert!(intake.admit(entry(100, "busy.example", 10), much, 1000).is_ok());
-        assert!(!intake.has_few(&Key::default()));
-        intake.leave(LogId(1));
-        assert!(intake.has_few(&Key::default()));
     }
 
     #[test]

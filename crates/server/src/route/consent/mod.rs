@@ -6,6 +6,7 @@
 //! | here | the gate: asked for each stanza from outside to an account; and what gives consent |
 //! | `index`, `filter` | who may write to whom, asked without looking at an account; who certainly may not |
 //! | `intake` | what strangers sent and nobody has looked at yet; the worker that sorts it |
+//! | `line` | nobody overtakes their own words: who waits behind what is not delivered yet |
 //! | `hold` | what waits for one user, and what becomes of it |
 //! | `text` | what a request says |
 
@@ -13,6 +14,7 @@ mod filter;
 mod hold;
 pub(crate) mod index;
 mod intake;
+mod line;
 mod text;
 
 use std::sync::Arc;
@@ -27,6 +29,7 @@ use trunkline_xmpp::stanza::{IqType, Kind, MessageType, PresenceType, Stanza};
 
 pub(super) use intake::sorted_row;
 pub(crate) use intake::{Intake, sort};
+pub(crate) use line::Lines;
 
 use self::index::{Asked, Grant, Index, Key, Pair, Why};
 use super::account::Account;
@@ -157,13 +160,13 @@ impl Exchange {
 
     fn let_in(self: &Arc<Self>, pair: &Pair, relation: Option<Relation>, mail: Mail) -> Routed {
         match self.judged(relation, mail.stanza.clone()) {
-            Passage::Pass(stanza) if relation.is_some() && self.is_behind(pair, &stanza) => {
-                self.take_in(pair, Mail { stanza, ..mail });
+            Passage::Pass(stanza) if relation.is_some() && self.must_wait(&pair.address) => {
+                self.stand_in_line(pair.address, Mail { stanza, ..mail });
                 Routed::Done
             }
             Passage::Pass(stanza) => {
                 let origin = if relation.is_some() { Origin::Known } else { Origin::Outside };
-                self.route_to_account(Mail { stanza, origin, receipt: mail.receipt })
+                self.route_to_account(Mail { stanza, origin, ..mail })
             }
             Passage::Refused(Some(error)) => {
                 self.turn_away(&mail, &error);
@@ -202,13 +205,6 @@ impl Exchange {
                 Err(error) => Passage::Refused(Some(error)),
             },
         }
-    }
-
-    /// What their sender wrote before is not delivered yet: this must not overtake it.
-    fn is_behind(&self, pair: &Pair, stanza: &Stanza) -> bool {
-        let waits = self.consents().is_releasing(&pair.address)
-            || self.control.requests.intake.has_few(&pair.address);
-        waits && is_kept(stanza)
     }
 
     /// A stranger's stanza: the answer that everybody gets, and what is worth a request is kept.

@@ -46,7 +46,7 @@ impl Exchange {
         let mut stanza = mail.stanza.clone();
         stanza.head.from = Some(account.jid.clone());
         stanza.head.to = Some(contact.clone());
-        let passed = Mail { stanza, origin: Origin::Inside, receipt: mail.receipt.clone() };
+        let passed = Mail { receipt: mail.receipt.clone(), ..Mail::inside(stanza) };
         // An answer goes on its way before the roster forgets what it answers: after a crash in between it can be
         // given again. A request is the other way round: it can always be made again.
         let answers = matches!(kind, PresenceType::Subscribed | PresenceType::Unsubscribed);
