@@ -159,10 +159,14 @@ impl Sessions {
         let now = open.touched;
         table.retain(|_, other| now - other.touched < PATIENCE);
         let of_one = table.values().filter(|other| other.by.same_bare(&open.by)).count();
-        if of_one >= MOST_OF_ONE || table.len() >= MOST {
-            return Err(
-                StanzaError::new(Condition::ResourceConstraint).text("Too many commands are under way.")
-            );
+        if of_one >= MOST_OF_ONE {
+            return Err(StanzaError::new(Condition::ResourceConstraint).text(format!(
+                "{MOST_OF_ONE} commands may be under way, and none is left: finish or cancel one."
+            )));
+        }
+        if table.len() >= MOST {
+            let text = "Too many people run commands just now; try again later.";
+            return Err(StanzaError::new(Condition::ResourceConstraint).text(text));
         }
         let id = id.unwrap_or_else(|| self.new_id());
         table.insert(id.clone(), open);

@@ -71,6 +71,8 @@ pub struct Exchange {
     pub logging_in: crate::session::credentials::Credentials,
     /// Puts tombstones in the place of what was taken back.
     pub gravedigger: crate::log::tombstones::Gravedigger,
+    /// Who searches an archive waits here.
+    pub searches: crate::log::search::Searches,
     /// Wakes devices that sleep.
     pub pushes: crate::push::Publisher,
     /// Looks after the sessions.

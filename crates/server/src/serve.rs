@@ -749,6 +749,7 @@ async fn exchange(config: Config, parts: &Parts) -> Result<Arc<Exchange>, StartE
         logging_in: crate::session::credentials::Credentials::default(),
         failed: crate::route::message::Failed::default(),
         gravedigger: crate::log::tombstones::Gravedigger::default(),
+        searches: crate::log::search::Searches::default(),
         pushes: crate::push::Publisher::default(),
         keeper: Keeper::default(),
         refusals: crate::logging::Refusals::new(Arc::clone(&metrics)),

@@ -15,7 +15,7 @@ use trunkline_server::serve::{Parts, Server};
 use trunkline_store::{Batch, Lane, Options, sql};
 use trunkline_xmpp::jid::Jid;
 
-async fn start(file: &Path) -> Arc<Server> {
+async fn start(file: Option<&Path>) -> Arc<Server> {
     let mut presets = Overrides::default();
     for setting in [
         "domain=north.localhost",
@@ -23,12 +23,14 @@ async fn start(file: &Path) -> Arc<Server> {
         "clients.listen=[]",
         "federation.listen=[]",
         "limits.enabled=false",
+        "accounts.search=true",
     ] {
         presets.set(setting).unwrap();
     }
     let config =
         Config::parse(&trunkline_server::config::template(&presets), Path::new("archive.toml")).unwrap();
-    let parts = Parts { clock: Clock::System, in_memory: true, store: Some(Options::file(file, MIGRATIONS)) };
+    let store = file.map(|file| Options::file(file, MIGRATIONS));
+    let parts = Parts { clock: Clock::System, in_memory: true, store };
     Server::start(config, parts).await.unwrap()
 }
 
@@ -61,7 +63,7 @@ async fn until(stream: &mut DuplexStream, end: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_is_in_the_archive_as_soon_as_its_sender_asks() {
     let directory = tempfile::tempdir().unwrap();
-    let server = start(&directory.path().join("archive.db")).await;
+    let server = start(Some(&directory.path().join("archive.db"))).await;
     let mut romeo = enter(&server, "romeo").await;
     let _juliet = enter(&server, "juliet").await;
     for round in 0..20 {
@@ -78,5 +80,29 @@ async fn a_message_is_in_the_archive_as_soon_as_its_sender_asks() {
             assert!(result.contains(&format!("<body>{to} {round}</body>")), "{answer}");
         }
     }
+    server.stop().await;
+}
+
+/// An expensive search holds up other searches, and nothing else: not the pages of others, not what they say.
+#[tokio::test(start_paused = true)]
+async fn searches_go_one_after_another_and_nobody_else_waits() {
+    let server = start(None).await;
+    let mut romeo = enter(&server, "romeo").await;
+    let mut juliet = enter(&server, "juliet").await;
+    let note = "<message to='juliet@north.localhost' type='chat' id='m1'><body>a rose</body></message>";
+    romeo.write_all(note.as_bytes()).await.unwrap();
+    let search = "<iq type='set' id='s1'><query xmlns='urn:xmpp:mam:2'><x xmlns='jabber:x:data' type='submit'>\
+         <field var='FORM_TYPE' type='hidden'><value>urn:xmpp:mam:2</value></field>\
+         <field var='{urn:xmpp:fulltext:0}fulltext'><value>rose</value></field></x></query></iq>";
+    // Somebody's search is under way.
+    let turn = server.exchange().searches.turn().await;
+    juliet.write_all(search.as_bytes()).await.unwrap();
+    let mut buffer = vec![0; 64 << 10];
+    let waits = tokio::time::timeout(std::time::Duration::from_secs(5), juliet.read(&mut buffer)).await;
+    assert!(waits.is_err(), "the search did not wait for its turn");
+    romeo.write_all(b"<iq type='set' id='q1'><query xmlns='urn:xmpp:mam:2'/></iq>").await.unwrap();
+    assert!(until(&mut romeo, "</fin></iq>").await.contains("a rose"));
+    drop(turn);
+    assert!(until(&mut juliet, "</fin></iq>").await.contains("a rose"));
     server.stop().await;
 }

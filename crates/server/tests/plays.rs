@@ -10,6 +10,7 @@
 //! Globe is the component globe.north.localhost with secret
 //! Romeo connects                        an authenticated stream, the resource bound
 //! Romeo is online                       the same, then initial presence; what that brings is passed over
+//! Romeo has 10000 contacts               before he is there: `c0` and so on, subscribed both ways, none of whom exists
 //! Romeo and Juliet are friends          each subscribes to the other; both are online
 //! Romeo sends:                          indented XML follows, `$name` stands for what was captured
 //! Romeo receives:                       indented XML follows: each element in this order, nothing between
@@ -20,6 +21,8 @@
 //! Romeo received no bytes:              of that sort, in what came last
 //! Romeo receives header:                the newest stream header
 //! Romeo sends 300 times:                the same XML, `$#` stands for the number
+//! Romeo sends at once:                  the same, and nobody waits for what comes of it; also `sends 300 times at once:`
+//! Juliet receives at once:              as `receives`, and no time may have passed since somebody first sent at once
 //! Romeo sends raw:                      indented lines without the breaks between them; `\xff` is a byte, `\|` cuts
 //! Romeo sends a byte a second:
 //! Iago dials                            connects without login and without a header; also `dials, TLS required`
@@ -41,8 +44,8 @@
 //! In what is sent, `{{text*N}}` is that text N times, and `{{in N seconds}}` that time (XEP-0082).
 //!
 //! With `PLAY_SERVER=address:port` the plays that are portable run over TCP against another server, which must let
-//! people register and log in without TLS. A play with settings, strangers or long waits is not portable, nor is one
-//! that says so: `# ours only: why`.
+//! people register and log in without TLS. A play with settings, strangers, long waits or anything at once is not portable,
+//! nor is one that says so: `# ours only: why`.
 
 #![allow(clippy::unwrap_used, reason = "a play that cannot be read is a failed test")]
 
@@ -53,10 +56,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::Instant;
 use trunkline_server::config::overrides::Overrides;
 use trunkline_server::config::{Config, TlsPolicy};
 use trunkline_server::ids::Clock;
+use trunkline_server::modules::Scope;
 use trunkline_server::net::Transport;
+use trunkline_server::route::roster::{self, Item};
+use trunkline_server::route::subscription::Subscription;
 use trunkline_server::serve::{Parts, Server};
 use trunkline_server::session::component;
 use trunkline_server::session::login::Entry;
@@ -65,6 +72,7 @@ use trunkline_xml::{Element, Event, Header, Limits, Node, Scanner};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::sasl::Hash;
 use trunkline_xmpp::sasl::client::{Binding, Scram};
+use trunkline_xmpp::stanza::IqType;
 
 /// What may always be there beside what is expected: servers' additions, and words for people.
 const IGNORED: [(&str, &str); 6] = [
@@ -118,6 +126,40 @@ fn every_play() {
     assert!(failed.is_empty(), "{} of {played} plays failed:\n\n{}", failed.len(), failed.join("\n\n"));
 }
 
+/// What a module answers, a play asks: of the same sort of address, with the same payload.
+#[test]
+fn every_request_of_every_module_is_in_a_play() {
+    let texts: Vec<String> = every_file().iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    let lines: Vec<&str> = texts.iter().flat_map(|text| text.lines()).map(str::trim).collect();
+    let addresses = |line: &str, scope: Scope| {
+        let to = line.split(" to='").nth(1).and_then(|rest| rest.split('\'').next());
+        match (scope, to) {
+            (Scope::Account, None) => true,
+            (Scope::Account | Scope::Contact, Some(to)) => to.contains('@') && !to.contains('/'),
+            (Scope::Host, Some(to)) => to == "north.localhost",
+            (Scope::Service, Some(to)) => !to.contains('@') && to != "north.localhost",
+            (_, None) => false,
+        }
+    };
+    let mut missing = Vec::new();
+    for module in trunkline_server::modules::all() {
+        for (scope, kind, namespace, name) in module.requests() {
+            let kind = if kind == IqType::Set { "type='set'" } else { "type='get'" };
+            let payload = format!("<{name} xmlns='{namespace}'");
+            let asks = |line: &&&str| {
+                line.starts_with("<iq ")
+                    && line.contains(kind)
+                    && line.contains(&payload)
+                    && addresses(line, scope)
+            };
+            if lines.iter().find(asks).is_none() {
+                missing.push(format!("{}: {scope:?} {kind} {payload}", module.name()));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "in no play:\n{}", missing.join("\n"));
+}
+
 fn in_memory(text: &str) -> Result<(), String> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
@@ -139,6 +181,7 @@ fn is_portable(text: &str) -> bool {
             || line.starts_with("counted ")
             || line.starts_with("measured ")
             || line.contains(" is a stranger at ")
+            || line.ends_with(" at once:")
             || line
                 .strip_suffix(" seconds pass")
                 .is_some_and(|seconds| seconds.parse::<u64>().is_ok_and(|seconds| seconds > 2))
@@ -148,12 +191,16 @@ fn is_portable(text: &str) -> bool {
 
 fn plays() -> Vec<PathBuf> {
     let only = std::env::var("PLAY").ok();
+    let wanted = |path: &PathBuf| only.as_ref().is_none_or(|only| path.to_string_lossy().contains(only));
+    every_file().into_iter().filter(wanted).collect()
+}
+
+fn every_file() -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> =
         std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/plays"))
             .unwrap()
             .map(|entry| entry.unwrap().path())
             .filter(|path| path.extension().is_some_and(|extension| extension == "play"))
-            .filter(|path| only.as_ref().is_none_or(|only| path.to_string_lossy().contains(only)))
             .collect();
     paths.sort();
     paths
@@ -170,6 +217,8 @@ struct Play {
     settings: Vec<String>,
     people: BTreeMap<String, Person>,
     captured: HashMap<String, String>,
+    /// When somebody began to send at once, if nothing has waited since.
+    moment: Option<Instant>,
 }
 
 struct Person {
@@ -221,6 +270,22 @@ impl Person {
         }
     }
 
+    /// Takes apart what came.
+    fn scan(&mut self, elements: &mut Vec<Element>) -> Result<(), String> {
+        let input = std::mem::take(&mut self.input);
+        self.raw = String::from_utf8_lossy(&input).into_owned();
+        let mut rest = input.as_slice();
+        while let Some(event) = self.scanner.next(&mut rest).map_err(|error| error.to_string())? {
+            match event {
+                Event::Element(element) => elements.push(element),
+                Event::Close => self.closed = true,
+                Event::Open(header) => self.header = Some(header),
+                Event::Whitespace => {}
+            }
+        }
+        Ok(())
+    }
+
     fn begin(&mut self, stream: Box<dyn Wire>) {
         self.stream = Some(stream);
         self.header = None;
@@ -232,7 +297,14 @@ impl Person {
 
 impl Play {
     fn new(other: Option<SocketAddr>) -> Play {
-        Play { other, server: None, settings: Vec::new(), people: BTreeMap::new(), captured: HashMap::new() }
+        Play {
+            other,
+            server: None,
+            settings: Vec::new(),
+            people: BTreeMap::new(),
+            captured: HashMap::new(),
+            moment: None,
+        }
     }
 
     async fn run(mut self, text: &str) -> Result<(), String> {
@@ -260,6 +332,11 @@ impl Play {
     }
 
     async fn line(&mut self, line: &str, block: &str) -> Result<(), String> {
+        if line.ends_with(" at once:") {
+            self.moment.get_or_insert_with(Instant::now);
+        } else {
+            self.moment = None;
+        }
         if let Some(setting) = line.strip_prefix("set ") {
             self.settings.push(setting.to_owned());
             return Ok(());
@@ -351,6 +428,11 @@ impl Play {
                 }
                 Ok(())
             }
+            "sends at once:" => {
+                let xml = self.fill(block);
+                self.write(name, xml.as_bytes()).await
+            }
+            "receives at once:" => self.receive_at_once(name, block).await,
             "receives:" => self.receive(name, block, false).await,
             "receives in any order:" => self.receive(name, block, true).await,
             "receives the bytes:" => {
@@ -392,16 +474,23 @@ impl Play {
                 if self.person(name)?.closed { Ok(()) } else { Err("the stream is open".into()) }
             }
             "forgets" => self.arrived(name).await.map(drop),
-            _ => match action.strip_prefix("sends ").and_then(|rest| rest.strip_suffix(" times:")) {
-                Some(times) => {
-                    for time in 0..times.parse::<usize>().map_err(|_| "not a number")? {
-                        let xml = self.fill(block).replace("$#", &time.to_string());
-                        self.send(name, &xml).await?;
+            _ if action.ends_with(" contacts") => self.know_many(name, action).await,
+            _ => {
+                let (times, how) = action
+                    .strip_prefix("sends ")
+                    .and_then(|rest| rest.split_once(' '))
+                    .ok_or("not a line of a play")?;
+                let xml = self.fill(block);
+                for time in 0..times.parse::<usize>().map_err(|_| "not a number")? {
+                    let xml = xml.replace("$#", &time.to_string());
+                    match how {
+                        "times:" => self.send(name, &xml).await?,
+                        "times at once:" => self.write(name, xml.as_bytes()).await?,
+                        _ => return Err("not a line of a play".into()),
                     }
-                    Ok(())
                 }
-                None => Err("not a line of a play".into()),
-            },
+                Ok(())
+            }
         }
     }
 
@@ -415,6 +504,27 @@ impl Play {
         }
         self.arrived(one).await?;
         self.arrived(two).await.map(drop)
+    }
+
+    async fn know_many(&mut self, name: &str, action: &str) -> Result<(), String> {
+        let count = action.strip_prefix("has ").and_then(|rest| rest.strip_suffix(" contacts"));
+        let count: usize = count.and_then(|count| count.parse().ok()).ok_or("how many?")?;
+        let jid = self.person(name)?.jid.bare();
+        let exchange = self.server.as_ref().ok_or("no server")?.exchange();
+        let id = sql("SELECT id FROM accounts WHERE local = ?1").bind(jid.local().unwrap_or_default());
+        let rows = exchange.db.read(id).await.map_err(|error| error.to_string())?;
+        let id = rows.first().ok_or("no account")?.int(0);
+        let item = Item {
+            subscription: Subscription { to: true, from: true, ..Subscription::default() },
+            listed: true,
+            ..Item::default()
+        };
+        let mut batch = Batch::new(Lane::Inside);
+        for n in 0..count {
+            let contact = Jid::parse(&format!("c{n}@{}", jid.domain())).map_err(|error| error.to_string())?;
+            roster::save(&mut batch, id, &contact, Some(&item), 1);
+        }
+        exchange.db.run(batch).await.map(drop).map_err(|error| error.to_string())
     }
 
     /// The series is there and not zero.
@@ -488,7 +598,7 @@ impl Play {
         if matches!(self.person(name)?.role, Role::Component(_)) {
             return Ok(());
         }
-        self.arrived(name).await?;
+        self.arrived_at_least(name, 1).await?;
         let person = self.person(name)?;
         if !matches!(person.role, Role::User) {
             return Ok(());
@@ -498,7 +608,7 @@ impl Play {
             person.jid.resource().unwrap_or_default()
         );
         self.send(name, &bind).await?;
-        let answer = self.arrived(name).await?;
+        let answer = self.arrived_at_least(name, 1).await?;
         match answer.first() {
             Some(element) if element.root().attr("type").as_deref() == Some("result") => Ok(()),
             other => Err(format!("not bound: {:?}", other.map(show))),
@@ -537,14 +647,14 @@ impl Play {
         let local = person.jid.local().unwrap_or_default().to_owned();
         person.begin(Box::new(stream));
         self.send_header(name).await?;
-        self.arrived(name).await?;
+        self.arrived_at_least(name, 1).await?;
         // The account may be there already.
         let register = format!(
             "<iq type='set' id='register'><query xmlns='jabber:iq:register'>\
              <username>{local}</username><password>secret</password></query></iq>"
         );
         self.send(name, &register).await?;
-        self.arrived(name).await?;
+        self.arrived_at_least(name, 1).await?;
         let mut login = Scram::new(Hash::Sha1, &local, "secret", Binding::Unsupported)
             .map_err(|error| error.to_string())?;
         self.send(
@@ -555,14 +665,14 @@ impl Play {
             ),
         )
         .await?;
-        let challenge = self.arrived(name).await?;
+        let challenge = self.arrived_at_least(name, 1).await?;
         let challenge = challenge.first().map(|element| element.root().text().into_owned());
         let response = login
             .respond(&challenge.unwrap_or_default())
             .map_err(|error| format!("not logged in: {error}"))?;
         self.send(name, &format!("<response xmlns='urn:ietf:params:xml:ns:xmpp-sasl'>{response}</response>"))
             .await?;
-        match self.arrived(name).await?.first() {
+        match self.arrived_at_least(name, 1).await?.first() {
             Some(element) if element.root().name() == "success" => {}
             other => return Err(format!("not logged in: {:?}", other.map(show))),
         }
@@ -624,14 +734,17 @@ impl Play {
     }
 
     async fn send_bytes(&mut self, name: &str, bytes: &[u8]) -> Result<(), String> {
-        let person = self.person(name)?;
-        let stream = person.stream.as_mut().ok_or("not connected")?;
-        match tokio::time::timeout(Duration::from_secs(600), stream.write_all(bytes)).await {
-            Ok(written) => written.map_err(|error| error.to_string())?,
-            Err(_) => return Err("the server does not read".into()),
-        }
+        self.write(name, bytes).await?;
         self.settle().await;
         Ok(())
+    }
+
+    async fn write(&mut self, name: &str, bytes: &[u8]) -> Result<(), String> {
+        let stream = self.person(name)?.stream.as_mut().ok_or("not connected")?;
+        match tokio::time::timeout(Duration::from_secs(600), stream.write_all(bytes)).await {
+            Ok(written) => written.map_err(|error| error.to_string()),
+            Err(_) => Err("the server does not read".into()),
+        }
     }
 
     /// Everything that has come until nobody moves any more.
@@ -652,18 +765,47 @@ impl Play {
                 Ok(Ok(read)) => person.input.extend_from_slice(&buffer[..read]),
             }
         }
-        let input = std::mem::take(&mut person.input);
-        person.raw = String::from_utf8_lossy(&input).into_owned();
-        let mut rest = input.as_slice();
-        while let Some(event) = person.scanner.next(&mut rest).map_err(|error| error.to_string())? {
-            match event {
-                Event::Element(element) => elements.push(element),
-                Event::Close => person.closed = true,
-                Event::Open(header) => person.header = Some(header),
-                Event::Whitespace => {}
+        person.scan(&mut elements)?;
+        Ok(elements)
+    }
+
+    /// The same; another server may be slow, and is waited for while it owes something.
+    async fn arrived_at_least(&mut self, name: &str, count: usize) -> Result<Vec<Element>, String> {
+        let mut elements = self.arrived(name).await?;
+        for _ in 0..if self.other.is_some() { 20 } else { 0 } {
+            if elements.len() >= count || self.person(name)?.closed {
+                break;
             }
+            elements.extend(self.arrived(name).await?);
         }
         Ok(elements)
+    }
+
+    /// Paused time moves on only when every task waits: until then what comes has come without waiting for anything.
+    async fn receive_at_once(&mut self, name: &str, block: &str) -> Result<(), String> {
+        let moment = self.moment;
+        let expected = elements(block, self.person(name)?.role.content())?;
+        let person = self.person(name)?;
+        let mut arrived = std::mem::take(&mut person.early);
+        while arrived.len() < expected.len() {
+            let stream = person.stream.as_mut().ok_or("not connected")?;
+            let mut buffer = [0; 4096];
+            match tokio::time::timeout(Duration::from_millis(1), stream.read(&mut buffer)).await {
+                Err(_) => return Err(format!("only {} came before everybody waited", arrived.len())),
+                Ok(Ok(0)) | Ok(Err(_)) => return Err("the stream is closed".into()),
+                Ok(Ok(read)) => person.input.extend_from_slice(&buffer[..read]),
+            }
+            person.scan(&mut arrived)?;
+        }
+        if moment != Some(Instant::now()) {
+            return Err("time has passed".into());
+        }
+        for (wanted, got) in expected.iter().zip(&arrived) {
+            matches(wanted.root(), got.root(), &mut self.captured)
+                .map_err(|why| format!("{why}\n  expected {}\n  received {}", show(wanted), show(got)))?;
+        }
+        self.person(name)?.early = arrived.split_off(expected.len());
+        Ok(())
     }
 
     async fn receive_header(&mut self, name: &str, block: &str) -> Result<(), String> {
@@ -683,8 +825,8 @@ impl Play {
     }
 
     async fn receive(&mut self, name: &str, block: &str, any_order: bool) -> Result<(), String> {
-        let mut arrived = self.arrived(name).await?;
         let expected = elements(block, self.person(name)?.role.content())?;
+        let mut arrived = self.arrived_at_least(name, expected.len()).await?;
         for wanted in &expected {
             let place = if any_order {
                 let mut captured = self.captured.clone();

@@ -205,7 +205,7 @@ pub enum FormError {
     #[error("not a data form")]
     NotAForm,
     /// More fields than any form of ours has.
-    #[error("too many fields")]
+    #[error("a form may have {MOST_FIELDS} fields, and this one has more")]
     TooManyFields,
 }
 

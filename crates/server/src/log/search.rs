@@ -4,6 +4,7 @@
 //! happened. So those who never search cost nothing. A row of the index goes with its message, by a trigger, and is
 //! overwritten when it goes.
 
+use tokio::sync::{Semaphore, SemaphorePermit};
 use trunkline_store::{Batch, Db, Lane, StoreError, sql};
 use trunkline_xmpp::stanza::Stanza;
 
@@ -15,6 +16,25 @@ const MOST_WORDS: usize = 16;
 const BATCH: (i64, i64) = (64, 64 << 10);
 /// Bytes of one body that are indexed.
 const MOST_BYTES: usize = 16 << 10;
+
+/// Searches go one after another. What each costs depends on what people have written and look for: so one at a time holds a
+/// connection of the store, and the reads of all others have the rest.
+#[derive(Debug)]
+pub struct Searches(Semaphore);
+
+impl Default for Searches {
+    fn default() -> Searches {
+        Searches(Semaphore::new(1))
+    }
+}
+
+impl Searches {
+    /// Waits for one's turn, which ends when what this returns is dropped. Each connection waits for one at most, as it has
+    /// one page at a time in the making.
+    pub async fn turn(&self) -> SemaphorePermit<'_> {
+        self.0.acquire().await.expect("invariant: the semaphore is never closed")
+    }
+}
 
 /// What a user types, as a query to the index: every word has to be there, in any order. `None`: there is no word.
 pub fn query(text: &str) -> Option<String> {

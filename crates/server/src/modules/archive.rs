@@ -164,7 +164,7 @@ impl Making {
         let mut state = account.state();
         if state.pages >= MOST_PAGES {
             return Err(StanzaError::new(Condition::ResourceConstraint)
-                .text("Read the pages that you have asked for first."));
+                .text(format!("{MOST_PAGES} pages may be under way, and none is left: read them first.")));
         }
         state.pages += 1;
         Ok(Making(Arc::clone(account)))
@@ -206,7 +206,9 @@ async fn found(
     if !pages::has_all(db, account.id, &wanted.named).await.map_err(trouble)? {
         return Err(not_found());
     }
+    let mut turn = None;
     if filter.words.is_some() {
+        turn = Some(exchange.searches.turn().await);
         search::keep_in_step(db, account.id, filter.before).await.map_err(trouble)?;
     }
     if wanted.count_only {
@@ -217,6 +219,8 @@ async fn found(
     let ends = found.places.first().zip(found.places.last()).map(|(first, last)| (first.id, last.id));
     let known = pages::count_for_page(db, account.id, filter, ends.map(|(first, _)| first)).await;
     let known = known.map_err(trouble)?;
+    // Before anything waits for the client.
+    drop(turn);
     let dense = filter.with.is_none() && filter.words.is_none() && filter.only.is_none();
     let mut places = found.places;
     if query.flipped {

@@ -87,8 +87,11 @@ async fn block(request: Request) -> Answer {
     };
     let most = request.exchange.config.load().limits.blocked_items;
     if count + new.len() > most {
-        return Err(StanzaError::new(Condition::ResourceConstraint)
-            .text(format!("A block list holds {most} addresses.")));
+        return Err(StanzaError::new(Condition::ResourceConstraint).text(format!(
+            "A block list holds {most} addresses; {} are left, this takes {}.",
+            most.saturating_sub(count),
+            new.len()
+        )));
     }
     let mut reports =
         request.exchange.take_reports(&account, complaints).await.map_err(|error| store_trouble(&error))?;
@@ -199,7 +202,8 @@ fn items(stanza: &Stanza) -> Result<Vec<Jid>, StanzaError> {
         let jid = item.attr("jid").ok_or_else(|| StanzaError::new(Condition::BadRequest))?;
         jids.insert(Jid::parse(&jid).map_err(|_| StanzaError::new(Condition::JidMalformed))?);
         if jids.len() > MOST_BLOCKED {
-            return Err(StanzaError::new(Condition::ResourceConstraint));
+            return Err(StanzaError::new(Condition::ResourceConstraint)
+                .text(format!("{MOST_BLOCKED} addresses may be named at once.")));
         }
     }
     Ok(jids.into_iter().collect())

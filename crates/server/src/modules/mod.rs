@@ -429,6 +429,11 @@ impl Module {
         self.name
     }
 
+    /// The IQ requests it answers: whom they address, get or set, namespace and name of the payload.
+    pub fn requests(&self) -> impl Iterator<Item = (Scope, IqType, &'static str, &'static str)> {
+        self.requests.iter().map(|(scope, kind, (namespace, name), _)| (*scope, *kind, *namespace, *name))
+    }
+
     /// One line for people.
     pub fn summary(&self) -> &'static str {
         self.summary

@@ -115,9 +115,24 @@ async fn set(request: Request) -> Answer {
     }
     match request.exchange.db.run(batch).await {
         Ok(_) => Ok(Reply::Empty),
-        Err(trunkline_store::StoreError::Conflict) => Err(StanzaError::new(Condition::ResourceConstraint)
-            .text(format!("An account may store {MOST_ELEMENTS} elements and {most} bytes all together."))),
+        Err(trunkline_store::StoreError::Conflict) => Err(full(&request, account, most).await),
         Err(error) => Err(store_trouble(&error)),
+    }
+}
+
+/// Says how much there may be, and how much of it is left.
+async fn full(request: &Request, account: &Account, most: usize) -> StanzaError {
+    let used = sql("SELECT COUNT(*), COALESCE(SUM(LENGTH(xml)), 0) FROM private_xml WHERE account = ?1");
+    match request.exchange.db.read(used.bind(account.id)).await {
+        Ok(rows) => {
+            let (elements, bytes) = rows.first().map_or((0, 0), |row| (row.int(0), row.int(1)));
+            let bytes = most.saturating_sub(usize::try_from(bytes).unwrap_or(0));
+            StanzaError::new(Condition::ResourceConstraint).text(format!(
+                "An account may store {MOST_ELEMENTS} elements and {most} bytes all together; {} and {bytes} are left.",
+                (MOST_ELEMENTS - elements).max(0)
+            ))
+        }
+        Err(error) => store_trouble(&error),
     }
 }
 

@@ -132,9 +132,9 @@ fn attempt(exchange: &Exchange, asker: Asker<'_>, preauth: &mut Preauth) -> Resu
     preauth.attempts += 1;
     if preauth.attempts > MOST_ATTEMPTS {
         refused(exchange, asker, "registration-attempts", "too many tokens or names on one connection");
-        return Err(
-            StanzaError::new(Condition::ResourceConstraint).text("Too many attempts; connect again later.")
-        );
+        return Err(StanzaError::new(Condition::ResourceConstraint).text(format!(
+            "One connection has {MOST_ATTEMPTS} attempts, and none is left; connect again later."
+        )));
     }
     Ok(())
 }
@@ -236,8 +236,10 @@ async fn register(
             "registration-rate-address",
             "accounts.registrations_per_address is reached",
         );
-        return Err(StanzaError::new(Condition::ResourceConstraint)
-            .text("Too many accounts were registered from your network; try again later."));
+        let most = config.accounts.registrations_per_address;
+        return Err(StanzaError::new(Condition::ResourceConstraint).text(format!(
+            "{most} accounts may be registered from one network within an hour, and none is left; try again later."
+        )));
     }
     let taken = exchange.is_name_taken(asker.host, local, preauth.invite.as_ref()).await;
     // An address with a role (`accounts.admins`) that nobody has yet is the operator's to make, or to invite to.

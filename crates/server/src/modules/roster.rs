@@ -151,9 +151,8 @@ async fn set(request: Request) -> Answer {
     };
     let most = request.exchange.config.load().limits.roster_items;
     if before.is_none() && count >= most {
-        return Err(
-            StanzaError::new(Condition::ResourceConstraint).text(format!("A roster holds {most} contacts."))
-        );
+        return Err(StanzaError::new(Condition::ResourceConstraint)
+            .text(format!("A roster holds {most} contacts, and no place is left.")));
     }
     let mut item = before.unwrap_or_default();
     item.name = wanted.name;

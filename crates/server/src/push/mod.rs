@@ -362,8 +362,9 @@ impl Exchange {
         let result = self.change_pushes(account, batch).await;
         drop(writing);
         match result {
-            Err(StoreError::Conflict) => Err(StanzaError::new(Condition::ResourceConstraint)
-                .text(format!("An account may have {MOST} push services: disable one of them first."))),
+            Err(StoreError::Conflict) => Err(StanzaError::new(Condition::ResourceConstraint).text(format!(
+                "An account may have {MOST} push services, and none is left: disable one first."
+            ))),
             Err(error) => Err(store_trouble(&error)),
             Ok(()) => Ok(()),
         }

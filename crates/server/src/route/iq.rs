@@ -68,7 +68,9 @@ impl Exchange {
         if let Push::Refused(why) = session.push(queued) {
             self.not_queued(&session, why);
             if request {
-                self.bounce(&mail.stanza, &StanzaError::new(Condition::ResourceConstraint));
+                let full = StanzaError::new(Condition::ResourceConstraint)
+                    .text("Too much waits for this device; try again later.");
+                self.bounce(&mail.stanza, &full);
             }
         }
     }

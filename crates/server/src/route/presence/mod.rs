@@ -174,7 +174,7 @@ impl Exchange {
                         "directed presence to too many addresses",
                     );
                     let error = StanzaError::new(Condition::ResourceConstraint)
-                        .text("Directed presence went to too many addresses.");
+                        .text(format!("Presence may be sent to {most} others, and none is left."));
                     refuse(session, &mail.stanza, &error);
                     return Routed::Done;
                 }

@@ -37,7 +37,7 @@ impl Exchange {
             }
         };
         if contact == account.jid {
-            return refused(&StanzaError::new(Condition::NotAllowed));
+            return refused(&StanzaError::new(Condition::NotAllowed).text("That is your own address."));
         }
         if account.state().blocks(&contact) && kind == PresenceType::Subscribe {
             return refused(&crate::route::blocked_error());
@@ -62,10 +62,11 @@ impl Exchange {
             self.deliver_once(&mut passed).await;
         }
         let writing = account.writes.lock().await;
+        let most = self.config.load().limits.roster_items;
         let (before, item, full) = {
             let state = account.state();
             let item = state.roster.get(&contact).cloned();
-            let full = state.roster.len() >= self.config.load().limits.roster_items;
+            let full = state.roster.len() >= most;
             (item.as_ref().map(|item| item.subscription).unwrap_or_default(), item, full)
         };
         let unasked = is_unasked(item.as_ref());
@@ -74,7 +75,7 @@ impl Exchange {
             false => before.outbound(kind),
         };
         if item.is_none() && full && outcome.next != before {
-            let text = "Your roster is full.";
+            let text = format!("A roster holds {most} contacts, and no place is left.");
             return refused(&StanzaError::new(Condition::ResourceConstraint).text(text));
         }
         if outcome.next != before {

@@ -194,7 +194,7 @@ impl Exchange {
             let detail = "too many devices of one account";
             self.refusals.report(Refusal { name: "too-many-sessions", peer, conn: serial, detail });
             return Err(StanzaError::new(Condition::ResourceConstraint)
-                .text(format!("An account may have {most} devices connected.")));
+                .text(format!("An account may have {most} devices connected, and none is left.")));
         }
         let session = Session::new(serial, full, Arc::clone(&account), self.bounds());
         session.device.store(wanted.device, Ordering::Relaxed);
