@@ -9,6 +9,7 @@ import logging
 import mmap
 import os
 import uuid
+from functools import partial
 
 from omemo.storage import Just, Maybe, Nothing, Storage
 from slixmpp import Message
@@ -16,7 +17,7 @@ from slixmpp.plugins import register_plugin
 from slixmpp_omemo import XEP_0384, TrustLevel
 
 from clients import Client, kind, presence
-from scenarios import PATIENCE, USERS, Pair, befriend
+from scenarios import PATIENCE, befriend, play
 from servers import KINDS, Setting
 
 OMEMO = "{eu.siacs.conversations.axolotl}"
@@ -274,19 +275,8 @@ async def run(report, world, kinds):
         return
     left = KINDS[kinds[0]](world, f"left.{kinds[0]}.example", Setting())
     right = KINDS[kinds[1]](world, f"right.{kinds[1]}.example", Setting())
-    left.peers, right.peers = [right], [left]
     for server in (left, right):
         server.verbose = True
-    try:
-        await asyncio.gather(left.start(), right.start())
-        for server in (left, right):
-            for user in USERS:
-                await server.add_user(user, "secret")
-        secrets = Secrets([left, right])
-        for check, scenario in checks:
-            await report.check(check, scenario(Pair(left, right), secrets), 120)
-    except (RuntimeError, OSError) as error:
-        report.fail(name, f"servers did not start: {error}")
-    finally:
-        await asyncio.gather(left.stop(), right.stop(), return_exceptions=True)
+    secrets = Secrets([left, right])
+    await play(report, name, (left, right), [(check, partial(s, secrets=secrets)) for check, s in checks], 120)
 

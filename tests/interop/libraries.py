@@ -15,14 +15,15 @@ import aioxmpp
 import aioxmpp.avatar
 import aioxmpp.bookmarks.xso
 import aioxmpp.connector
+import aioxmpp.misc
+import aioxmpp.rsm.xso
 import aioxmpp.security_layer
 import aioxmpp.vcard
 import aioxmpp.version
 import OpenSSL.SSL
 
-import scenarios
 from clients import Client, bare, condition, message, presence
-from scenarios import PATIENCE, Pair, befriend, unfriend
+from scenarios import PATIENCE, befriend, play, unfriend
 from servers import KINDS, Setting, Trunkline, free_ports
 
 XMPPJS = Path(__file__).with_name("xmppjs") / "client.mjs"
@@ -49,6 +50,7 @@ async def run(report, world, kinds=("trunkline", "prosody")):
     checks += [(f"{name} aioxmpp: {s.__name__[4:]}", s) for s in AIOXMPP]
     if name == "trunkline":
         # Debian's releases of the others know nothing of SASL2, and the harness gives them no archive.
+        checks += [(f"{name} aioxmpp: {s.__name__[4:]}", s) for s in AIOXMPP_OURS]
         checks += [(f"{name} slixmpp: {s.__name__[5:]}", s) for s in SLIXMPP]
         for transport in TRANSPORTS:
             scenarios_of = [s for s in XMPP_JS if (transport, s) not in XMPP_JS_CANNOT]
@@ -57,18 +59,7 @@ async def run(report, world, kinds=("trunkline", "prosody")):
         return
     left = (Workplace if name == "trunkline" else KINDS[name])(world, f"work.{name}.example", Setting())
     right = KINDS[kinds[1]](world, f"work.{kinds[1]}.example", Setting())
-    left.peers, right.peers = [right], [left]
-    try:
-        await asyncio.gather(left.start(), right.start())
-        for server in (left, right):
-            for user in scenarios.USERS:
-                await server.add_user(user, "secret")
-        for check, scenario in checks:
-            await report.check(check, scenario(Pair(left, right)), 90)
-    except (RuntimeError, OSError) as error:
-        report.fail(f"{name}: libraries", f"servers did not start: {error}")
-    finally:
-        await asyncio.gather(left.stop(), right.stop(), return_exceptions=True)
+    await play(report, f"{name}: libraries", (left, right), checks)
 
 
 def png(red: int) -> bytes:
@@ -346,7 +337,91 @@ async def aio_avatar(pair):
             await me[aioxmpp.RosterClient].remove_entry(other.jid.bare())
 
 
+class Kept(aioxmpp.xso.XSO):
+    """A message of an archive; of XEP-0313 and XEP-0357 the library has nothing, but the means to say it."""
+
+    TAG = ("urn:xmpp:mam:2", "result")
+    forwarded = aioxmpp.xso.Child([aioxmpp.misc.Forwarded], required=True)
+
+
+@aioxmpp.IQ.as_payload_class
+class Query(aioxmpp.xso.XSO):
+    TAG = ("urn:xmpp:mam:2", "query")
+    page = aioxmpp.xso.Child([aioxmpp.rsm.xso.ResultSetMetadata])
+
+
+@aioxmpp.IQ.as_payload_class
+class Fin(aioxmpp.xso.XSO):
+    TAG = ("urn:xmpp:mam:2", "fin")
+    complete = aioxmpp.xso.Attr("complete", type_=aioxmpp.xso.Bool(), default=False)
+    page = aioxmpp.xso.Child([aioxmpp.rsm.xso.ResultSetMetadata])
+
+
+@aioxmpp.IQ.as_payload_class
+class Enable(aioxmpp.xso.XSO):
+    TAG = ("urn:xmpp:push:0", "enable")
+    jid = aioxmpp.xso.Attr("jid")
+    node = aioxmpp.xso.Attr("node")
+
+
+@aioxmpp.IQ.as_payload_class
+class Disable(aioxmpp.xso.XSO):
+    TAG = ("urn:xmpp:push:0", "disable")
+    jid = aioxmpp.xso.Attr("jid")
+
+
+aioxmpp.Message.kept = aioxmpp.xso.Child([Kept])
+
+
+async def aio_history(pair):
+    """XEP-0313: all that was said, on the device that was not there, read by pages of ten."""
+    word = uuid.uuid4().hex
+    texts = [f"{word} {n}" for n in range(25)]
+    async with Aio(pair.left, "romeo") as romeo, Aio(pair.left, "juliet") as juliet:
+        for text in texts:
+            await romeo.say(juliet.jid.bare(), text)
+            await juliet.expect("message", said(text))
+    async with Aio(pair.left, "juliet") as laptop:
+        page, found, pages = aioxmpp.rsm.xso.ResultSetMetadata.limit(10), [], 0
+        while True:
+            query = Query()
+            query.page = page
+            fin = await laptop.client.send(aioxmpp.IQ(type_=aioxmpp.IQType.SET, payload=query))
+            pages += 1
+            while not laptop.inbox.empty():
+                note = laptop.inbox.get_nowait()
+                if note.kept and (text := note.kept.forwarded.stanza.body.any()).startswith(word):
+                    found.append(text)
+            if fin.complete:
+                break
+            page = fin.page.next_page(max_=10)
+    assert found == texts, found
+    return f"{pages} pages"
+
+
+async def aio_push(pair):
+    """XEP-0357 with the stand-in: who is gone is woken, and finds what it was woken for."""
+    node = f"phone-{uuid.uuid4().hex}"
+    async with PushService(pair.left) as service, Aio(pair.left, "juliet") as juliet:
+        async with Aio(pair.left, "romeo") as phone:
+            enable = Enable()
+            enable.jid, enable.node = f"push.{pair.left.domain}", node
+            await phone.client.send(aioxmpp.IQ(type_=aioxmpp.IQType.SET, payload=enable))
+            jid = phone.jid.bare()
+        text = f"wake up {uuid.uuid4()}"
+        await juliet.say(jid, text)
+        push = await service.woken(node)
+        assert text not in push, f"it tells too much: {push}"
+        async with Aio(pair.left, "romeo") as phone:
+            await phone.expect("message that it was woken for", said(text))
+            disable = Disable()
+            disable.jid = enable.jid
+            await phone.client.send(aioxmpp.IQ(type_=aioxmpp.IQType.SET, payload=disable))
+
+
 AIOXMPP = [aio_roster, aio_carbons, aio_blocking, aio_bookmarks, aio_vcard, aio_resumption, aio_avatar]
+# The harness gives the others no archive and no push.
+AIOXMPP_OURS = [aio_history, aio_push]
 
 
 # slixmpp -------------------------------------------------------------------------------------------------------------

@@ -16,57 +16,62 @@ FEATURES = "{http://etherx.jabber.org/streams}features"
 INFO = "{http://jabber.org/protocol/disco#info}"
 HEADER = ("<?xml version='1.0'?><stream:stream to='%s' version='1.0' xmlns='jabber:client' "
           "xmlns:stream='http://etherx.jabber.org/streams'>")
-PUBSUB = "http://jabber.org/protocol/pubsub"
 BOTH = ("Conversations", "Dino")
 
 
 @dataclass
 class Need:
-    """`what` by its number, `where` to look (the names of `Server.places`), `sign` to find, `by` whose list."""
+    """`what` by its number, `where` to look (the names of `places`), `sign` to find, `by` whose list."""
 
     what: str
     where: str
     sign: str
-    by: tuple = BOTH
+    by: tuple
 
 
-NEEDS = [
-    Need("RFC 6120 STARTTLS", "plain", "{urn:ietf:params:xml:ns:xmpp-tls}starttls"),
-    Need("RFC 6120 SCRAM-SHA-1", "login", "mechanism SCRAM-SHA-1"),
-    Need("RFC 6120 PLAIN inside TLS", "login", "mechanism PLAIN"),
-    Need("0368 direct TLS", "direct", "mechanism SCRAM-SHA-1"),
-    Need("0388 SASL2", "login", "{urn:xmpp:sasl:2}authentication"),
-    Need("0386 Bind 2", "login", "{urn:xmpp:bind:0}bind"),
-    Need("0484 FAST", "login", "{urn:xmpp:fast:0}fast", ("Conversations",)),
-    Need("0440 channel bindings", "login", "{urn:xmpp:sasl-cb:0}sasl-channel-binding", ("Conversations",)),
-    Need("0198 stream management", "session", "{urn:xmpp:sm:3}sm"),
-    Need("0352 client state", "session", "{urn:xmpp:csi:0}csi", ("Conversations",)),
-    Need("0237 roster versioning", "session", "{urn:xmpp:features:rosterver}ver"),
-    Need("0115 capabilities", "session", "{http://jabber.org/protocol/caps}c"),
-    Need("0191 blocking", "host", "urn:xmpp:blocking"),
-    Need("0280 carbons", "host", "urn:xmpp:carbons:2"),
-    Need("0160 offline messages", "host", "msgoffline", ("Conversations",)),
-    Need("0157 abuse address", "host", "form http://jabber.org/network/serverinfo", ("Conversations",)),
-    Need("0199 ping", "host", "urn:xmpp:ping"),
-    Need("0202 time", "host", "urn:xmpp:time", ("Dino",)),
-    Need("0092 version", "host", "jabber:iq:version", ("Conversations",)),
-    Need("0313 archive", "account", "urn:xmpp:mam:2"),
-    Need("0163 personal eventing", "account", "identity pubsub/pep"),
-    Need("0384 OMEMO: publish-options", "account", f"{PUBSUB}#publish-options"),
-    Need("0357 push", "account", "urn:xmpp:push:0", ("Conversations",)),
-    Need("0359 stanza ids", "account", "urn:xmpp:sid:0", ("Dino",)),
-    Need("0054 vcard-temp", "host", "vcard-temp"),
-    Need("0049 private XML", "host", "jabber:iq:private", ("Dino",)),
-    Need("0156 WebSocket found by HTTP", "web", "urn:xmpp:alt-connections:websocket", ("Conversations",)),
-    Need("0156 BOSH found by HTTP", "web", "urn:xmpp:alt-connections:xbosh", ("Conversations",)),
-]
+def table(text: str) -> list[Need]:
+    """A need a line: what, where, sign, whose."""
+    cells = [[cell.strip() for cell in line.split("|")] for line in text.strip().splitlines()]
+    return [Need(what, where, sign, BOTH if by == "both" else (by,)) for what, where, sign, by in cells]
+
+
+NEEDS = table("""
+RFC 6120 STARTTLS                | plain   | {urn:ietf:params:xml:ns:xmpp-tls}starttls                         | both
+RFC 6120 SCRAM-SHA-1             | login   | mechanism SCRAM-SHA-1                                             | both
+RFC 6120 PLAIN inside TLS        | login   | mechanism PLAIN                                                   | both
+0368 direct TLS                  | direct  | mechanism SCRAM-SHA-1                                             | both
+0388 SASL2                       | login   | {urn:xmpp:sasl:2}authentication                                   | both
+0386 Bind 2                      | login   | {urn:xmpp:bind:0}bind                                             | both
+0484 FAST                        | login   | {urn:xmpp:fast:0}fast                                             | Conversations
+0440 channel bindings            | login   | {urn:xmpp:sasl-cb:0}sasl-channel-binding                          | Conversations
+0198 stream management           | session | {urn:xmpp:sm:3}sm                                                 | both
+0352 client state                | session | {urn:xmpp:csi:0}csi                                               | Conversations
+0237 roster versioning           | session | {urn:xmpp:features:rosterver}ver                                  | both
+0115 capabilities                | session | {http://jabber.org/protocol/caps}c                                | both
+0191 blocking                    | host    | urn:xmpp:blocking                                                 | both
+0280 carbons                     | host    | urn:xmpp:carbons:2                                                | both
+0160 offline messages            | host    | msgoffline                                                        | Conversations
+0157 abuse address               | host    | form http://jabber.org/network/serverinfo                         | Conversations
+0199 ping                        | host    | urn:xmpp:ping                                                     | both
+0202 time                        | host    | urn:xmpp:time                                                     | Dino
+0092 version                     | host    | jabber:iq:version                                                 | Conversations
+0313 archive                     | account | urn:xmpp:mam:2                                                    | both
+0163 personal eventing           | account | identity pubsub/pep                                               | both
+0384 OMEMO: publish-options      | account | http://jabber.org/protocol/pubsub#publish-options                 | both
+0357 push                        | account | urn:xmpp:push:0                                                   | Conversations
+0359 stanza ids                  | account | urn:xmpp:sid:0                                                    | Dino
+0054 vcard-temp                  | host    | vcard-temp                                                        | both
+0049 private XML                 | host    | jabber:iq:private                                                 | Dino
+0156 WebSocket found by HTTP     | web     | urn:xmpp:alt-connections:websocket                                | Conversations
+0156 BOSH found by HTTP          | web     | urn:xmpp:alt-connections:xbosh                                    | Conversations
+0411 bookmarks conversion        | account | urn:xmpp:bookmarks-conversion:0                                   | Conversations
+0402 bookmarks, compatible       | account | urn:xmpp:bookmarks:1#compat                                       | both
+""")
 
 # On the lists, within this server's extent, and told as missing while they are; then they belong above.
-MISSING = [
-    Need("0398 avatar conversion", "account", "urn:xmpp:pep-vcard-conversion:0"),
-    Need("0411 bookmarks conversion", "account", "urn:xmpp:bookmarks-conversion:0", ("Conversations",)),
-    Need("0402 bookmarks, compatible", "account", "urn:xmpp:bookmarks:1#compat"),
-]
+MISSING = table("""
+0398 avatar conversion           | account | urn:xmpp:pep-vcard-conversion:0                                   | both
+""")
 
 # What is outside this server's present extent: rooms, files, calls.
 LATER = ["0045 rooms", "0065 SOCKS5 bytestreams", "0215 external services", "0363 HTTP upload", "0410 self-ping of rooms"]

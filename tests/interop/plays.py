@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def prosody(directory: Path, port: int) -> tuple[list[str], dict[str, str]]:
     modules = ["roster", "saslauth", "disco", "private", "vcard_legacy", "version", "time", "ping", "blocklist",
                "smacks", "offline", "carbons", "posix", "pep", "uptime", "register_ibr", "csi_simple", "mam",
-               "vcard4", "bookmarks"]
+               "vcard4", "bookmarks", "adhoc", "admin_adhoc", "user_account_management"]
     config = directory / "prosody.cfg.lua"
     config.write_text(f"""
 run_as_root = true
@@ -63,6 +63,7 @@ modules:
   mod_caps: {{}}
   mod_carboncopy: {{}}
   mod_client_state: {{}}
+  mod_configure: {{}}
   mod_disco: {{}}
   mod_last: {{}}
   mod_mam: {{default: always, assume_mam_usage: true}}

@@ -5,9 +5,8 @@ import os
 import shlex
 import time
 
-import scenarios
-from clients import Client, Timeout, body, condition, kind, message, presence
-from scenarios import PATIENCE, Pair, befriend, people
+from clients import Client, Timeout, body, condition, kind, message, presence, roster_push
+from scenarios import PATIENCE, play
 from servers import KINDS, Setting
 
 FORWARDED = "{urn:xmpp:carbons:2}%s/{urn:xmpp:forward:0}forwarded/{jabber:client}message"
@@ -31,18 +30,7 @@ async def run(report, world, kinds=("trunkline", "prosody")):
         return
     left = KINDS[kinds[0]](world, f"{kinds[0]}.example", Setting())
     right = KINDS[kinds[1]](world, f"{kinds[1]}.example", Setting())
-    left.peers, right.peers = [right], [left]
-    try:
-        await asyncio.gather(left.start(), right.start())
-        for server in (left, right):
-            for user in scenarios.USERS:
-                await server.add_user(user, "secret")
-        for check, scenario in checks:
-            await report.check(check, scenario(Pair(left, right)), 90)
-    except (RuntimeError, OSError) as error:
-        report.fail(f"{name}: clients", f"servers did not start: {error}")
-    finally:
-        await asyncio.gather(left.stop(), right.stop(), return_exceptions=True)
+    await play(report, f"{name}: clients", (left, right), checks)
 
 
 def login(direct, mechanism):
@@ -89,13 +77,13 @@ async def roster(pair):
         answer = await phone.iq(None, query % (pair.left.domain, "name='The Nurse'"), "set")
         assert answer.get("type") == "result", condition(answer)
         for device in (phone, laptop):
-            await device.expect("push", scenarios.roster_push(f"nurse@{pair.left.domain}", "none"))
+            await device.expect("push", roster_push(f"nurse@{pair.left.domain}", "none"))
         answer = await laptop.iq(None, "<query xmlns='jabber:iq:roster'/>")
         names = [i.get("name") for i in answer.iter("{jabber:iq:roster}item")]
         assert "The Nurse" in names, names
         answer = await laptop.iq(None, query % (pair.left.domain, "subscription='remove'"), "set")
         assert answer.get("type") == "result", condition(answer)
-        await phone.expect("push", scenarios.roster_push(f"nurse@{pair.left.domain}", "remove"))
+        await phone.expect("push", roster_push(f"nurse@{pair.left.domain}", "remove"))
     finally:
         await asyncio.gather(phone.logout(), laptop.logout())
 

@@ -42,6 +42,23 @@ class people:
         await asyncio.gather(*(c.logout() for c in self.clients))
 
 
+async def play(report, name, servers, checks, patience=90):
+    """Starts two servers that know each other, with everybody's accounts, runs `checks` (name, scenario), stops them."""
+    left, right = servers
+    left.peers, right.peers = [right], [left]
+    try:
+        await asyncio.gather(left.start(), right.start())
+        for server in servers:
+            for user in USERS:
+                await server.add_user(user, "secret")
+        for check, scenario in checks:
+            await report.check(check, scenario(Pair(left, right)), patience)
+    except (RuntimeError, OSError) as error:
+        report.fail(name, f"servers did not start: {error}")
+    finally:
+        await asyncio.gather(left.stop(), right.stop(), return_exceptions=True)
+
+
 async def befriend(one, two):
     """RFC 6121 s.3.1: both subscribe to each other, from `one`'s first step."""
     a, b = one.boundjid.bare, two.boundjid.bare
