@@ -1,26 +1,13 @@
 // The web chat in front of a real exchange: a person without an app signs in, writes, is written to, and finds it all
 // again after opening the page anew. Once over WebSocket, once over BOSH. Juliet has another client (run.py).
 
-import { createConnection } from 'node:net';
-import { createInterface } from 'node:readline';
-
-import { Failed, Report, browser, clean, must, shot, visit } from './lib.mjs';
+import { Failed, Report, browser, clean, enter, must, shot, visit } from './lib.mjs';
 
 const play = JSON.parse(process.argv[2]);
 const report = new Report(process.argv.slice(3));
 const { base, shots, ours } = play;
 
-const socket = createConnection(play.port, '127.0.0.1');
-const answers = createInterface({ input: socket })[Symbol.asyncIterator]();
-
-/** Somebody with an XMPP client does something; see run.py. */
-async function stage(act, fields = {}) {
-  socket.write(`${JSON.stringify({ act, ...fields })}\n`);
-  const { value } = await answers.next();
-  const answer = JSON.parse(value);
-  if (answer.error) throw new Error(`${act}: ${answer.error}`);
-  return answer.result;
-}
+const { stage, leave } = enter(play.port);
 
 const running = await browser();
 
@@ -55,6 +42,9 @@ async function write(page, text) {
   await field.fill(text);
   await field.press('Enter');
 }
+
+const FACE = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==';
+await stage('picture', { who: 'juliet', data: FACE });
 
 const said = (page, text) => page.locator('.chat-msg__text').filter({ hasText: text }).first();
 
@@ -104,6 +94,13 @@ for (const [transport, name] of [['websocket', 'rosaline'], ['bosh', 'benvolio']
     well(page);
   });
 
+  await check('a friend has a face', async () => {
+    // Of one pixel; the page gets it by XMPP, not by HTTP.
+    await page.locator(`converse-avatar image[href$="${FACE}"], converse-avatar img[src$="${FACE}"]`).first().waitFor({ state: 'attached' });
+    await shot(page, shots, `chat-${transport}-face`);
+    well(page);
+  });
+
   await check('a picture from elsewhere is a link and nothing is fetched', async () => {
     await stage('say', { from: 'juliet', to: `${name}@${ours}`, text: 'https://elsewhere.example/cat.png' });
     await said(page, 'elsewhere.example/cat.png').waitFor();
@@ -143,5 +140,5 @@ for (const [transport, name] of [['websocket', 'rosaline'], ['bosh', 'benvolio']
 }
 
 await running.close();
-socket.end();
+leave();
 process.exitCode = report.end();

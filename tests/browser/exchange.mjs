@@ -1,10 +1,7 @@
 // The console in front of a real exchange that federates with a real Prosody. run.py starts all of it and does what
 // people with XMPP clients do (`stage`).
 
-import { createConnection } from 'node:net';
-import { createInterface } from 'node:readline';
-
-import { PHONE, Report, accessible, at, browser, clean, fits, must, settled, shot, signIn, totp, visit } from './lib.mjs';
+import { PHONE, Report, accessible, at, browser, clean, enter, fits, must, settled, shot, signIn, totp, visit } from './lib.mjs';
 
 const play = JSON.parse(process.argv[2]);
 const report = new Report(process.argv.slice(3));
@@ -12,17 +9,7 @@ const { base, shots, ours, theirs } = play;
 const admin = { address: `admin@${ours}`, password: 'secret' };
 const moderator = { address: `moderator@${ours}`, password: 'secret' };
 
-const socket = createConnection(play.port, '127.0.0.1');
-const answers = createInterface({ input: socket })[Symbol.asyncIterator]();
-
-/** Somebody with an XMPP client does something; see run.py. */
-async function stage(act, fields = {}) {
-  socket.write(`${JSON.stringify({ act, ...fields })}\n`);
-  const { value } = await answers.next();
-  const answer = JSON.parse(value);
-  if (answer.error) throw new Error(`${act}: ${answer.error}`);
-  return answer.result;
-}
+const { stage, leave } = enter(play.port);
 
 const running = await browser();
 let page;
@@ -409,5 +396,5 @@ await check('a moderator on a phone sees what a moderator may', async () => {
 });
 
 await running.close();
-socket.end();
+leave();
 process.exitCode = report.end();

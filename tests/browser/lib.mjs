@@ -2,7 +2,9 @@
 
 import { createHmac } from 'node:crypto';
 import { mkdirSync } from 'node:fs';
+import { createConnection } from 'node:net';
 import { join } from 'node:path';
+import { createInterface } from 'node:readline';
 
 import axe from 'axe-core';
 import { chromium } from 'playwright-core';
@@ -45,6 +47,20 @@ export class Failed extends Error {}
 
 export function must(condition, text) {
   if (!condition) throw new Failed(text);
+}
+
+/** People with XMPP clients, who do what they are asked (run.py): `stage('say', { from, to, text })`. */
+export function enter(port) {
+  const socket = createConnection(port, '127.0.0.1');
+  const answers = createInterface({ input: socket })[Symbol.asyncIterator]();
+  async function stage(act, fields = {}) {
+    socket.write(`${JSON.stringify({ act, ...fields })}\n`);
+    const { value } = await answers.next();
+    const answer = JSON.parse(value);
+    if (answer.error) throw new Error(`${act}: ${answer.error}`);
+    return answer.result;
+  }
+  return { stage, leave: () => socket.end() };
 }
 
 export async function browser() {

@@ -85,6 +85,12 @@ class Stage:
     async def say(self, **fields):
         return self.people[fields["from"]].say(fields["to"], fields["text"])
 
+    async def picture(self, who, data):
+        """Somebody's vCard gets a photo (XEP-0054)."""
+        photo = f"<PHOTO><TYPE>image/png</TYPE><BINVAL>{data}</BINVAL></PHOTO>"
+        answer = await self.people[who].iq(None, f"<vCard xmlns='vcard-temp'>{photo}</vCard>", type="set")
+        assert answer.get("type") == "result", ET.tostring(answer, encoding="unicode")
+
     async def got(self, who, text, seconds):
         try:
             await self.people[who].expect(text, message(text=text), seconds)
@@ -128,7 +134,7 @@ class Stage:
             return False
 
     async def serve(self, reader, writer):
-        acts = ("talk", "inside", "say", "got", "bounce", "streams", "report", "login", "ended")
+        acts = ("talk", "inside", "say", "picture", "got", "bounce", "streams", "report", "login", "ended")
         while line := await reader.readline():
             asked = json.loads(line)
             act = asked.pop("act")
@@ -164,56 +170,64 @@ async def script(name, *arguments) -> tuple[int, int]:
     return counts
 
 
-async def exchange(arguments, root) -> tuple[int, int]:
-    world = World(root, Pki(root / "pki"), Dns(), arguments.trunkline.resolve())
-    await world.dns.start()
+def exchange(world) -> Stage:
+    """Ours and a Prosody that federate."""
     ours, theirs = Exchange(world, "trunkline.example", Setting()), Prosody(world, "prosody.example", Setting())
     ours.peers, theirs.peers = [theirs], [ours]
-    stage = Stage(ours, theirs)
-    try:
-        await asyncio.gather(ours.start(), theirs.start())
-        for name in ("admin", "moderator", "juliet", "mercutio"):
-            await ours.add_user(name, "secret")
-        for name in ("romeo", "tybalt", "paris"):
-            await theirs.add_user(name, "secret")
-        await stage.enter()
-        door = await asyncio.start_server(stage.serve, "127.0.0.1", 0)
-        play = {"base": f"http://127.0.0.1:{ours.console}/", "port": door.sockets[0].getsockname()[1],
-                "ours": ours.domain, "theirs": theirs.domain, "shots": str(arguments.screenshots.resolve())}
-        return await script("exchange.mjs", json.dumps(play), *arguments.only)
-    except (RuntimeError, OSError, Timeout) as error:
-        print(f"FAIL  the stage: {error}")
-        return 0, 1
-    finally:
-        await stage.leave()
-        for server in world.servers:
-            await server.kill()
-        world.dns.stop()
+    return Stage(ours, theirs)
 
 
-async def chat(arguments, root) -> tuple[int, int]:
-    """The web chat: people in browsers, and Juliet with another client."""
+async def people_of_exchange(stage) -> str:
+    """Everybody's accounts and clients; where the console is."""
+    ours, theirs = stage.ours, stage.theirs
+    await asyncio.gather(ours.start(), theirs.start())
+    for name in ("admin", "moderator", "juliet", "mercutio"):
+        await ours.add_user(name, "secret")
+    for name in ("romeo", "tybalt", "paris"):
+        await theirs.add_user(name, "secret")
+    await stage.enter()
+    return f"http://127.0.0.1:{ours.console}/"
+
+
+def chat(world) -> Stage:
+    """Ours alone."""
+    ours = Exchange(world, "chat.example", Setting())
+    return Stage(ours, ours)
+
+
+async def people_of_chat(stage) -> str:
+    """People with browsers, and Juliet with another client; where the web chat is."""
+    ours = stage.ours
+    await ours.start()
+    for name in ("juliet", "rosaline", "benvolio"):
+        await ours.add_user(name, "secret")
+    juliet = stage.people["juliet"] = await Client(ours, "juliet").login()
+    for name in ("rosaline", "benvolio"):
+        other = await Client(ours, name).login()
+        for one, two in ((juliet, other), (other, juliet)):
+            one.presence(two.boundjid.bare, "subscribe")
+        for one, two in ((juliet, other), (other, juliet)):
+            one.presence(two.boundjid.bare, "subscribed")
+        await other.expect("presence of a friend", lambda x: x.get("from") == str(juliet.boundjid) and not x.get("type"))
+        await other.logout()
+    return f"http://127.0.0.1:{ours.page}/"
+
+
+STAGES = {"exchange": (exchange, people_of_exchange), "chat": (chat, people_of_chat)}
+
+
+async def perform(name, arguments, root) -> tuple[int, int]:
+    """Runs a suite in front of real servers, on which people act as its script says."""
     world = World(root, Pki(root / "pki"), Dns(), arguments.trunkline.resolve())
     await world.dns.start()
-    ours = Exchange(world, "chat.example", Setting())
-    stage = Stage(ours, ours)
+    build, enter = STAGES[name]
+    stage = build(world)
     try:
-        await ours.start()
-        for name in ("juliet", "rosaline", "benvolio"):
-            await ours.add_user(name, "secret")
-        juliet = stage.people["juliet"] = await Client(ours, "juliet").login()
-        for name in ("rosaline", "benvolio"):
-            other = await Client(ours, name).login()
-            for one, two in ((juliet, other), (other, juliet)):
-                one.presence(two.boundjid.bare, "subscribe")
-            for one, two in ((juliet, other), (other, juliet)):
-                one.presence(two.boundjid.bare, "subscribed")
-            await other.expect("presence of a friend", lambda x: x.get("from") == str(juliet.boundjid) and not x.get("type"))
-            await other.logout()
+        base = await enter(stage)
         door = await asyncio.start_server(stage.serve, "127.0.0.1", 0)
-        play = {"base": f"http://127.0.0.1:{ours.page}/", "port": door.sockets[0].getsockname()[1],
-                "ours": ours.domain, "shots": str(arguments.screenshots.resolve())}
-        return await script("chat.mjs", json.dumps(play), *arguments.only)
+        play = {"base": base, "port": door.sockets[0].getsockname()[1], "ours": stage.ours.domain,
+                "theirs": stage.theirs.domain, "shots": str(arguments.screenshots.resolve())}
+        return await script(f"{name}.mjs", json.dumps(play), *arguments.only)
     except (RuntimeError, OSError, Timeout) as error:
         print(f"FAIL  the stage: {error}")
         return 0, 1
@@ -243,13 +257,10 @@ async def main():
         for suite in arguments.suites:
             shots = str(arguments.screenshots.resolve())
             (root / suite).mkdir(exist_ok=True)
-            match suite:
-                case "looks":
-                    work = script("looks.mjs", shots, *arguments.only)
-                case "exchange":
-                    work = exchange(arguments, (root / suite).resolve())
-                case "chat":
-                    work = chat(arguments, (root / suite).resolve())
+            if suite in STAGES:
+                work = perform(suite, arguments, (root / suite).resolve())
+            else:
+                work = script(f"{suite}.mjs", shots, *arguments.only)
             good, bad = await work
             passed, failed = passed + good, failed + bad
     finally:
