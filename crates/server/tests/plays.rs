@@ -255,6 +255,11 @@ impl Role {
     }
 }
 
+/// A client takes more than a server does: a whole roster, for one.
+fn limits() -> Limits {
+    Limits { element_bytes: 16 << 20, nodes: 1 << 20, ..Limits::default() }
+}
+
 impl Person {
     fn new(jid: Jid, role: Role) -> Person {
         Person {
@@ -262,7 +267,7 @@ impl Person {
             role,
             stream: None,
             header: None,
-            scanner: Scanner::new(Limits::default()),
+            scanner: Scanner::new(limits()),
             input: Vec::new(),
             raw: String::new(),
             closed: false,
@@ -289,7 +294,7 @@ impl Person {
     fn begin(&mut self, stream: Box<dyn Wire>) {
         self.stream = Some(stream);
         self.header = None;
-        self.scanner = Scanner::new(Limits::default());
+        self.scanner = Scanner::new(limits());
         self.input.clear();
         self.closed = false;
     }
@@ -931,7 +936,7 @@ fn repeat(text: &str) -> String {
 fn elements(block: &str, content: &str) -> Result<Vec<Element>, String> {
     let document =
         format!("<stream:stream xmlns='{content}' xmlns:stream='http://etherx.jabber.org/streams'>{block}");
-    let mut scanner = Scanner::new(Limits::default());
+    let mut scanner = Scanner::new(limits());
     let mut rest = document.as_bytes();
     let mut elements = Vec::new();
     while let Some(event) = scanner.next(&mut rest).map_err(|error| format!("the play: {error}"))? {
