@@ -427,3 +427,129 @@ impl fmt::Debug for Accounts {
         f.debug_struct("Accounts").field("loaded", &self.all().len()).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::Pin;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Context, Poll, Wake, Waker};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::schema::MIGRATIONS;
+    use trunkline_store::Options;
+
+    /// A store with these people.
+    async fn store(people: &[Jid]) -> Db {
+        let db = Db::open(Options::memory(MIGRATIONS)).unwrap();
+        let mut setup =
+            Batch::new(Lane::Inside).with(sql("INSERT INTO hosts (id, name) VALUES (1, 'here.example')"));
+        for person in people {
+            let insert = sql("INSERT INTO accounts (host_id, local, created_at) VALUES (1, ?1, 0)");
+            setup.push(insert.bind(person.local().unwrap()));
+        }
+        db.run(setup).await.unwrap();
+        db
+    }
+
+    /// What the store has of everybody is another one than before.
+    async fn change(db: &Db) {
+        let all = sql("UPDATE accounts SET roster_version = roster_version + 1");
+        db.run(Batch::new(Lane::Inside).with(all)).await.unwrap();
+    }
+
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Lets `loading` ask the store, and waits until the answer is there; `loading` has not seen it then.
+    fn until_read<T>(loading: &mut Pin<Box<impl Future<Output = T>>>) {
+        let woken = Arc::new(Woken(AtomicBool::new(false)));
+        let waker = Waker::from(Arc::clone(&woken));
+        assert!(matches!(loading.as_mut().poll(&mut Context::from_waker(&waker)), Poll::Pending));
+        while !woken.0.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// People whose departures count together with juliet's, or do not; all in her shard.
+    fn neighbours(accounts: &Accounts, juliet: &Jid, many: usize, same_bucket: bool) -> Vec<Jid> {
+        let home =
+            |jid: &Jid| (std::ptr::from_ref(accounts.shard(jid.as_str())), accounts.bucket(jid.as_str()));
+        let (shard, bucket) = home(juliet);
+        (0..)
+            .map(|n| format!("n{n}@here.example").parse::<Jid>().unwrap())
+            .filter(|jid| home(jid).0 == shard && (home(jid).1 == bucket) == same_bucket)
+            .take(many)
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn who_was_changed_and_let_go_while_being_read_is_read_again() {
+        let juliet: Jid = "juliet@here.example".parse().unwrap();
+        let db = store(std::slice::from_ref(&juliet)).await;
+        let accounts = Accounts::new();
+        let mut slow = Box::pin(accounts.load(&db, &juliet));
+        until_read(&mut slow);
+        let quick = accounts.load(&db, &juliet).await.unwrap().unwrap();
+        change(&db).await;
+        drop(quick);
+        assert_eq!(slow.await.unwrap().unwrap().state().roster.version, 1, "what was read first is old");
+        assert!(accounts.all().is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_was_loaded_by_somebody_else_while_being_read_is_one_account() {
+        let juliet: Jid = "juliet@here.example".parse().unwrap();
+        let db = store(std::slice::from_ref(&juliet)).await;
+        let accounts = Accounts::new();
+        let mut slow = Box::pin(accounts.load(&db, &juliet));
+        until_read(&mut slow);
+        let quick = accounts.load(&db, &juliet).await.unwrap().unwrap();
+        let slow = slow.await.unwrap().unwrap();
+        assert!(Arc::ptr_eq(&slow, &quick));
+        drop(quick);
+        assert!(accounts.online(&juliet).is_some(), "one of two still holds it");
+        drop(slow);
+        assert!(accounts.online(&juliet).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_crowd_that_comes_and_goes_keeps_nobody_reading() {
+        let juliet: Jid = "juliet@here.example".parse().unwrap();
+        let accounts = Accounts::new();
+        let crowd = neighbours(&accounts, &juliet, 200, false);
+        let db = store(&[std::slice::from_ref(&juliet), &crowd].concat()).await;
+        let mut slow = Box::pin(accounts.load(&db, &juliet));
+        until_read(&mut slow);
+        for person in &crowd {
+            drop(accounts.load(&db, person).await.unwrap().unwrap());
+        }
+        // A second look would show it.
+        change(&db).await;
+        assert_eq!(slow.await.unwrap().unwrap().state().roster.version, 0, "read once");
+    }
+
+    #[tokio::test]
+    async fn departures_beside_are_read_over_once_and_no_more() {
+        let juliet: Jid = "juliet@here.example".parse().unwrap();
+        let accounts = Accounts::new();
+        let crowd = neighbours(&accounts, &juliet, 20, true);
+        let db = store(&[std::slice::from_ref(&juliet), &crowd].concat()).await;
+        let mut slow = Box::pin(accounts.load(&db, &juliet));
+        until_read(&mut slow);
+        for person in &crowd {
+            drop(accounts.load(&db, person).await.unwrap().unwrap());
+        }
+        change(&db).await;
+        // The second reading, which sees the change, and the last: nobody has gone since.
+        until_read(&mut slow);
+        change(&db).await;
+        assert_eq!(slow.await.unwrap().unwrap().state().roster.version, 1);
+    }
+}
