@@ -251,8 +251,6 @@ class Trunkline(Server):
             "federation.listen": f"{self.address}:{self.s2s}",
             "federation.listen_tls": f"{self.address}:{self.s2s_tls}",
             "federation.trust": str(self.world.pki.ca_file),
-            # All peers share one address here, and one address has a tenth of the turns after a reopening.
-            "federation.reopen_per_second": "500",
             "federation.dialback": "false" if external else "true",
             "web.listen": f"{self.address}:{self.http}",
             "console.listen": f"{self.address}:{self.console}",

@@ -250,8 +250,8 @@ impl Federation {
             epoch: AtomicU64::new(0),
             policy: Notify::new(),
             was_closed: AtomicBool::new(false),
-            turns_in: Turns::default(),
-            turns_out: Turns::default(),
+            turns_in: Turns::of_incoming(),
+            turns_out: Turns::of_outgoing(),
             stopping: AtomicBool::new(false),
             running: Mutex::new(Some(watch::Sender::new(()))),
         });

@@ -60,8 +60,8 @@ pub(crate) struct Shared {
     /// Everybody was cut off when it was looked at last.
     pub(super) was_closed: AtomicBool,
     /// Turns of connections after a reopening.
-    pub(super) turns_in: Turns,
-    pub(super) turns_out: Turns,
+    pub(super) turns_in: Arc<Turns>,
+    pub(super) turns_out: Arc<Turns>,
     pub(super) stopping: AtomicBool,
     /// Dropped to stop the listeners and sweepers.
     pub(super) running: Mutex<Option<watch::Sender<()>>>,
