@@ -351,10 +351,10 @@ pub const KEYS: &[Key] = &[
         .doc("How often a silent stream is tested with a whitespace ping."),
     key("federation.queue_stanzas", Int(1, i64::MAX))
         .default("1000")
-        .doc("Stanzas to one peer domain that wait in memory, at most."),
+        .doc("Stanzas to one peer domain that wait in memory, at most, and as many of answers that the server gives itself."),
     key("federation.queue_bytes", Bytes)
         .default("\"4 MB\"")
-        .doc("Bytes to one peer domain that wait in memory, at most."),
+        .doc("Bytes to one peer domain that wait in memory, at most, and as many of answers that the server gives itself."),
     key("federation.queue_memory", Bytes)
         .default("\"64 MB\"")
         .doc("Bytes to all peer domains that wait in memory, at most. Beyond it messages wait on disk only, and what is not kept is refused."),

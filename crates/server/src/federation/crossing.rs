@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use trunkline_store::Lane;
 use trunkline_xmpp::stanza::{Kind, Stanza};
 
+use super::answers::Answers;
 use crate::exchange::Exchange;
 use crate::route::remote::Entrance;
 use crate::route::{Later, Mail, Origin};
@@ -49,11 +50,12 @@ pub struct CrossingBounds {
 #[derive(Debug, Default)]
 pub(super) struct Ticket(Arc<AtomicBool>);
 
-/// What one peer domain has in the crossing.
+/// What one peer domain has in the crossing, and of answers on the way back.
 #[derive(Debug, Default)]
 pub(super) struct Load {
     stanzas: AtomicUsize,
     bytes: AtomicUsize,
+    pub(super) answers: Answers,
     /// Pairs of addresses whose stanzas are crossing, counted: as many as stanzas at most.
     pairs: Mutex<HashMap<u64, usize>>,
 }

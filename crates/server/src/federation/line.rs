@@ -501,7 +501,11 @@ impl Line {
     /// The crossing takes another stanza of this peer, or has been full for so long that it is refused by name.
     fn has_room(&mut self, cx: &Context<'_>) -> bool {
         let crossing = &self.shared.crossing;
-        let room = self.proved.iter().all(|proved| crossing.poll_room(&proved.peer.load, &self.ticket, cx));
+        let mut room =
+            self.proved.iter().all(|proved| crossing.poll_room(&proved.peer.load, &self.ticket, cx));
+        if let Some(most) = self.most_answers() {
+            room &= self.proved.iter().all(|proved| proved.peer.load.answers.poll_room(most, &self.handle));
+        }
         if room {
             self.clocks.crowded = None;
             return true;
@@ -510,14 +514,31 @@ impl Line {
         Instant::now() >= since + PATIENCE
     }
 
-    /// Handles every complete element of `bytes`, or as many as the crossing takes.
+    /// Answers of ours for which the peer is not read until it has taken some: stanzas and bytes, half of what there is room
+    /// for, because what crosses now is answered too. `None`: however many wait. So it is where our window for the peer
+    /// is full: what opens it stands behind the peer's questions.
+    fn most_answers(&self) -> Option<(usize, usize)> {
+        if !self.carried.is_empty() && self.window().is_none() {
+            return None;
+        }
+        let federation = &self.shared.exchange.config.load().federation;
+        Some((federation.queue_stanzas / 2, federation.queue_bytes / 2))
+    }
+
+    fn still_has_room(&self, answers: Option<(usize, usize)>) -> bool {
+        self.proved.iter().all(|proved| {
+            let load = &proved.peer.load;
+            self.shared.crossing.has_room(load) && answers.is_none_or(|most| load.answers.have_room(most))
+        })
+    }
+
+    /// Handles every complete element of `bytes`, or as many as the crossing takes and answers find room.
     fn scan(&mut self, bytes: &[u8], fresh: bool) -> Result<(), End> {
         let mut rest = bytes;
         let mut elements = 0;
+        let answers = self.most_answers();
         let outcome = loop {
-            if elements > 0
-                && self.proved.iter().any(|proved| !self.shared.crossing.has_room(&proved.peer.load))
-            {
+            if elements > 0 && !self.still_has_room(answers) {
                 self.backlog = rest.to_vec();
                 break Ok(());
             }

@@ -14,7 +14,7 @@ use trunkline_xmpp::ns;
 use super::elements::printable;
 use super::line::{End, Line, Role};
 use super::pair::Pair;
-use super::queue::Item;
+use super::queue::{Item, slim};
 use crate::control::traffic::Event;
 use crate::session::ledger::{Asked, Ledger};
 use crate::session::management::too_high;
@@ -144,6 +144,7 @@ impl Line {
         }
         unacked.asked = None;
         let done: Vec<_> = unacked.sent.drain(..count).collect();
+        slim(&mut unacked.sent);
         unacked.bytes -= done.iter().map(|(_, item)| item.size()).sum::<usize>();
         unacked.ask_from = (!unacked.sent.is_empty() && count == 0).then(|| Instant::now() + ASK_AGAIN);
         self.delivered(done.into_iter());

@@ -20,10 +20,11 @@
 //! | `accept` | an incoming connection up to TLS |
 //! | `line`, `clocks`, `management` | a stream's task: bytes in and out; time; acknowledgements |
 //! | `elements`, `proof`, `dialback` | what a peer's elements mean; who it is; XEP-0220's elements |
-//! | `crossing` | into the inside |
+//! | `crossing`, `answers` | into the inside; answers on the way back |
 //! | `wire`, `handle`, `failure`, `status` | a connection in negotiation; a stream as others see it; why not; for people |
 
 mod accept;
+mod answers;
 mod budget;
 mod clocks;
 mod crossing;

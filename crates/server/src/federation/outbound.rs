@@ -87,6 +87,7 @@ pub(super) async fn page(db: &Db, local: &str, peer: &str, after: LogId) -> Resu
                 kept: Some(id),
                 expires: row.int(1),
                 held: None,
+                answers: None,
                 _counted: None,
             }),
             None => read.broken.push(id),

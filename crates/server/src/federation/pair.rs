@@ -12,13 +12,15 @@ use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::stanza::{Kind, PresenceType};
 
+use super::answers::Answering;
 use super::budget::{Claim, Most};
+use super::crossing::Load;
 use super::expiry::Bounce;
 use super::failure::Failure;
 use super::handle::Handle;
 use super::outbound;
-use super::peer::MOST_FAULTS;
-use super::queue::{Bounds, Full, Held, Item, Page, Queue};
+use super::peer::{MOST_FAULTS, Peer};
+use super::queue::{Bounds, Full, Held, Item, Page, Queue, Sort, WEIGHT};
 use super::shared::Shared;
 use crate::admin::LastError;
 use crate::exchange::Host;
@@ -40,6 +42,7 @@ const GOOD_LIFE: Duration = Duration::from_secs(60);
 pub(super) struct Pair {
     pub(super) local: Arc<Host>,
     pub(super) peer: Jid,
+    load: Arc<Load>,
     state: Mutex<State>,
     /// Wakes who waits for the next attempt.
     changed: Notify,
@@ -95,7 +98,7 @@ pub(super) fn keeps(mail: &Mail) -> bool {
 }
 
 impl Pair {
-    pub(super) fn new(local: Arc<Host>, peer: Jid, queue: Queue) -> Arc<Pair> {
+    pub(super) fn new(local: Arc<Host>, peer: &Peer, queue: Queue) -> Arc<Pair> {
         let state = State {
             wanted: !queue.is_empty(),
             queue,
@@ -107,7 +110,8 @@ impl Pair {
             place: None,
             faults: 0,
         };
-        Arc::new(Pair { local, peer, state: Mutex::new(state), changed: Notify::new() })
+        let (peer, load) = (peer.domain.clone(), Arc::clone(&peer.load));
+        Arc::new(Pair { local, peer, load, state: Mutex::new(state), changed: Notify::new() })
     }
 
     /// Takes a stanza. Never waits.
@@ -122,7 +126,12 @@ impl Pair {
             // Presence of a domain that can't be reached is of no use later.
             return if presence { Ok(()) } else { Err(state.why_not(&self.peer)) };
         }
-        if let Err(full) = state.queue.admits(keep, mail.stanza.size(), &bounds) {
+        let sort = match (keep, mail.is_answer()) {
+            (true, _) => Sort::Kept,
+            (false, true) => Sort::Answer,
+            (false, false) => Sort::Passing,
+        };
+        if let Err(full) = state.queue.admits(sort, mail.stanza.size(), &bounds) {
             drop(state);
             shared.exchange.metrics.refused("peer-queue-full");
             return if presence && !keep { Ok(()) } else { Err(full_error(full, &self.peer)) };
@@ -139,8 +148,10 @@ impl Pair {
             state.place = Some(place);
         }
         state.wanted |= !mail.is_answer();
-        let counted = Some(shared.note_queued(mail.stanza.size()));
-        let mut item = Item { stanza: mail.stanza, kept: None, expires: 0, held: None, _counted: counted };
+        let counted = Some(shared.note_queued(mail.stanza.size() + WEIGHT));
+        let answers = (sort == Sort::Answer).then(|| Answering::new(&self.load, mail.stanza.size()));
+        let mut item =
+            Item { stanza: mail.stanza, kept: None, expires: 0, held: None, answers, _counted: counted };
         let mut held = false;
         if keep {
             item.kept = Some(shared.exchange.ids.next());

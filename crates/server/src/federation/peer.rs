@@ -47,7 +47,7 @@ impl Peer {
         let mut pairs = self.pairs.lock();
         let pair = pairs
             .entry(local.domain.as_str().to_owned())
-            .or_insert_with(|| Pair::new(Arc::clone(local), self.domain.clone(), Queue::new()));
+            .or_insert_with(|| Pair::new(Arc::clone(local), self, Queue::new()));
         Arc::clone(pair)
     }
 }

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use tokio::time::Instant;
 use trunkline_xmpp::stanza::Stanza;
 
+use super::answers::Answering;
 use super::budget::Claim;
 use crate::ids::LogId;
 use crate::session::ledger::Receipt;
@@ -18,12 +19,24 @@ use crate::session::ledger::Receipt;
 /// How much may wait.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
-    /// Stanzas in memory.
+    /// Stanzas in memory, and as many answers of the server's own.
     pub(super) stanzas: usize,
-    /// Bytes in memory.
+    /// Bytes in memory, likewise.
     pub(super) bytes: usize,
     /// Rows in the log.
     pub(super) kept: usize,
+}
+
+/// What becomes of a stanza that can't be sent now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sort {
+    /// It has a row.
+    Kept,
+    /// It is of no use later.
+    Passing,
+    /// The server's own answer to the peer. It belongs to no conversation, so it need not wait behind what is on disk,
+    /// and it has room of its own: what our users send takes nobody's answers away.
+    Answer,
 }
 
 /// One stanza that waits.
@@ -36,6 +49,8 @@ pub(super) struct Item {
     pub(super) expires: i64,
     /// That row is not written yet.
     pub(super) held: Option<Held>,
+    /// It is an answer that the peer has not taken.
+    pub(super) answers: Option<Answering>,
     /// Its bytes, among those of all queues. What is read back from the disk is not counted: it goes to a stream that is up.
     pub(super) _counted: Option<Claim<()>>,
 }
@@ -60,9 +75,22 @@ impl Drop for Held {
     }
 }
 
+/// About what an item takes beside its stanza's bytes: some 300 for itself, half as much in reserve behind it, and the
+/// allocations of addresses, root tag and tape. Of an answer to a stranger it is most.
+pub(super) const WEIGHT: usize = 768;
+/// An empty queue keeps room for this many.
+const SPARE: usize = 64;
+
 impl Item {
     pub(super) fn size(&self) -> usize {
         self.stanza.size()
+    }
+}
+
+/// Gives back what an empty queue was large for: there are thousands of them, and each was long at some time.
+pub(super) fn slim<T>(queue: &mut VecDeque<T>) {
+    if queue.is_empty() && queue.capacity() > SPARE {
+        *queue = VecDeque::new();
     }
 }
 
@@ -80,6 +108,8 @@ pub(super) enum Full {
 pub(super) struct Queue {
     items: VecDeque<Item>,
     bytes: usize,
+    /// Of these, answers: their number and bytes.
+    answers: (usize, usize),
     /// Rows of this pair, wherever else the stanzas are: here, on disk only, or on their way.
     kept: usize,
     disk: Option<Disk>,
@@ -104,7 +134,7 @@ pub(super) struct Page {
 
 impl Queue {
     pub(super) fn new() -> Queue {
-        Queue { items: VecDeque::new(), bytes: 0, kept: 0, disk: None, spills: 0 }
+        Queue { items: VecDeque::new(), bytes: 0, answers: (0, 0), kept: 0, disk: None, spills: 0 }
     }
 
     /// A queue as a restart finds it: `rows` on disk, nothing in memory.
@@ -151,12 +181,14 @@ impl Queue {
     }
 
     /// Says whether a stanza would be taken.
-    pub(super) fn admits(&self, keep: bool, size: usize, bounds: &Bounds) -> Result<(), Full> {
-        if keep {
-            return if self.kept >= bounds.kept { Err(Full::Log) } else { Ok(()) };
+    pub(super) fn admits(&self, sort: Sort, size: usize, bounds: &Bounds) -> Result<(), Full> {
+        match sort {
+            Sort::Kept if self.kept >= bounds.kept => Err(Full::Log),
+            // Behind rows that are on disk only it would overtake them.
+            Sort::Passing if self.disk.is_some() || !self.fits(size, bounds) => Err(Full::Memory),
+            Sort::Answer if !fits(self.answers, size, bounds) => Err(Full::Memory),
+            Sort::Kept | Sort::Passing | Sort::Answer => Ok(()),
         }
-        // Behind rows that are on disk only it would overtake them.
-        if self.disk.is_some() || !self.fits(size, bounds) { Err(Full::Memory) } else { Ok(()) }
     }
 
     /// A kept stanza would be in memory.
@@ -165,7 +197,8 @@ impl Queue {
     }
 
     fn fits(&self, size: usize, bounds: &Bounds) -> bool {
-        self.items.len() < bounds.stanzas && self.bytes + size <= bounds.bytes.max(size)
+        let (answers, bytes) = self.answers;
+        fits((self.items.len() - answers, self.bytes - bytes), size, bounds)
     }
 
     /// Takes a stanza that [`Queue::admits`] let in. Its row, if it has one, is being written.
@@ -183,13 +216,20 @@ impl Queue {
 
     fn append(&mut self, item: Item) {
         self.bytes += item.size();
+        if item.answers.is_some() {
+            self.answers = (self.answers.0 + 1, self.answers.1 + item.size());
+        }
         self.items.push_back(item);
     }
 
     /// The next stanza to send.
     pub(super) fn pop(&mut self) -> Option<Item> {
-        let item = self.items.pop_front()?;
+        let mut item = self.items.pop_front()?;
         self.bytes -= item.size();
+        if item.answers.take().is_some() {
+            self.answers = (self.answers.0 - 1, self.answers.1 - item.size());
+        }
+        slim(&mut self.items);
         Some(item)
     }
 
@@ -239,6 +279,7 @@ impl Queue {
             std::mem::take(&mut self.items).into_iter().partition(|item| item.kept.is_some());
         self.items = kept;
         self.bytes = self.items.iter().map(Item::size).sum();
+        self.answers = (0, 0);
         transient.into_iter().map(|item| item.stanza).collect()
     }
 
@@ -274,6 +315,11 @@ impl Queue {
     }
 }
 
+/// A further one of this size beside so many stanzas and bytes.
+fn fits((stanzas, bytes): (usize, usize), size: usize, bounds: &Bounds) -> bool {
+    stanzas < bounds.stanzas && bytes + size <= bounds.bytes.max(size)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -293,6 +339,7 @@ mod tests {
             kept: id.map(LogId),
             expires: 0,
             held: None,
+            answers: None,
             _counted: None,
         }
     }
@@ -305,12 +352,12 @@ mod tests {
     fn beyond_memory_rows_stay_on_disk_and_come_back_in_order() {
         let mut queue = Queue::new();
         for id in 1..=7 {
-            assert_eq!(queue.admits(true, 10, &BOUNDS), Ok(()));
+            assert_eq!(queue.admits(Sort::Kept, 10, &BOUNDS), Ok(()));
             queue.push(item(Some(id)), &BOUNDS);
         }
         assert_eq!(queue.len(), 7);
         assert_eq!(queue.wants_page(&BOUNDS), None);
-        assert_eq!(queue.admits(false, 10, &BOUNDS), Err(Full::Memory), "it would overtake");
+        assert_eq!(queue.admits(Sort::Passing, 10, &BOUNDS), Err(Full::Memory), "it would overtake");
         assert_eq!(ids(&mut queue), [1, 2, 3, 4]);
         let page = queue.wants_page(&BOUNDS).unwrap();
         assert_eq!(page.after, LogId(4));
@@ -327,16 +374,57 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_queue_is_small() {
+        let mut queue = Queue::new();
+        for _ in 0..1000 {
+            queue.append(item(None));
+        }
+        assert!(queue.items.capacity() >= 1000);
+        while queue.pop().is_some() {}
+        assert!(queue.items.capacity() <= SPARE);
+    }
+
+    #[test]
+    fn answers_have_room_of_their_own_and_take_none() {
+        let load = std::sync::Arc::default();
+        let mut queue = Queue::new();
+        for id in 1..=5 {
+            queue.push(item(Some(id)), &BOUNDS);
+        }
+        assert_eq!(queue.admits(Sort::Passing, 10, &BOUNDS), Err(Full::Memory));
+        for _ in 0..4 {
+            assert_eq!(queue.admits(Sort::Answer, 10, &BOUNDS), Ok(()));
+            queue.push(Item { answers: Some(Answering::new(&load, 10)), ..item(None) }, &BOUNDS);
+        }
+        assert_eq!(queue.admits(Sort::Answer, 10, &BOUNDS), Err(Full::Memory));
+        assert_eq!(queue.admits(Sort::Answer, 10, &Bounds { bytes: 0, ..BOUNDS }), Err(Full::Memory));
+        assert_eq!(ids(&mut queue), [1, 2, 3, 4]);
+        let page = queue.wants_page(&BOUNDS).unwrap();
+        queue.add_page(page, 1, Some(LogId(5)), vec![item(Some(5))]);
+        assert_eq!(queue.admits(Sort::Answer, 10, &BOUNDS), Ok(()), "they are taken");
+        // And the other way round: answers that wait keep nothing else out.
+        let mut queue = Queue::new();
+        for _ in 0..4 {
+            queue.push(Item { answers: Some(Answering::new(&load, 10)), ..item(None) }, &BOUNDS);
+        }
+        assert_eq!(queue.admits(Sort::Passing, 10, &BOUNDS), Ok(()));
+        assert!(queue.has_memory(10, &BOUNDS));
+        queue.take_transient();
+        assert_eq!(queue.admits(Sort::Answer, 10, &BOUNDS), Ok(()));
+        assert!(load.answers.have_room((1, 1)), "none waits any more");
+    }
+
+    #[test]
     fn the_quota_of_the_log_counts_what_is_on_its_way() {
         let mut queue = Queue::new();
         for id in 1..=10 {
             queue.push(item(Some(id)), &BOUNDS);
         }
-        assert_eq!(queue.admits(true, 10, &BOUNDS), Err(Full::Log));
+        assert_eq!(queue.admits(Sort::Kept, 10, &BOUNDS), Err(Full::Log));
         let _ = queue.pop();
-        assert_eq!(queue.admits(true, 10, &BOUNDS), Err(Full::Log));
+        assert_eq!(queue.admits(Sort::Kept, 10, &BOUNDS), Err(Full::Log));
         queue.forget(1);
-        assert_eq!(queue.admits(true, 10, &BOUNDS), Ok(()));
+        assert_eq!(queue.admits(Sort::Kept, 10, &BOUNDS), Ok(()));
     }
 
     #[test]
@@ -368,7 +456,7 @@ mod tests {
             let (mut next, mut disk, mut sent, mut flying) = (1i64, Vec::new(), Vec::new(), Vec::new());
             let drive = |step: u8, queue: &mut Queue, next: &mut i64, disk: &mut Vec<i64>, sent: &mut Vec<i64>, flying: &mut Vec<Item>| {
                 match step {
-                    0 | 1 if queue.admits(true, 1, &BOUNDS).is_ok() => {
+                    0 | 1 if queue.admits(Sort::Kept, 1, &BOUNDS).is_ok() => {
                         queue.push(item(Some(*next)), &BOUNDS);
                         disk.push(*next);
                         *next += 1;

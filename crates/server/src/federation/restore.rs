@@ -28,7 +28,7 @@ impl Shared {
                 continue;
             };
             let Some(peer) = self.peer(&domain, MOST_PEERS) else { continue };
-            let pair = Pair::new(local, domain, Queue::from_disk(rows.rows));
+            let pair = Pair::new(local, &peer, Queue::from_disk(rows.rows));
             peer.pairs.lock().insert(rows.local, Arc::clone(&pair));
             // One after the other: ten thousand peers are not all called in the first second.
             pair.kick_at(self, self.now() + index * STAGGER);

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::stage::{Rogue, Site, World, auth, leaf, settle};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::stage::{Person, Rogue, Site, World, auth, leaf, settle};
 use crate::federation::MOST_WAITING;
 use crate::federation::budget::Most;
 use crate::federation::handle::Command;
@@ -198,4 +200,143 @@ async fn one_account_does_not_call_all_the_world() {
     assert_eq!(here.outbound().await, 2);
     drop(taken);
     assert!(places.take(account, most).is_ok());
+}
+
+/// A stream that goes both ways and is not acknowledged yet, with messages of some 20 kB each on their way to a rogue that
+/// does not read.
+async fn bytes_wait(world: &World, here: &Site, romeo: &mut Person) -> Rogue {
+    let certs = world.certs("rogue", &leaf("rogue.example"));
+    let mut rogue = Rogue::connect(world, here, &certs, ME).await;
+    assert!(rogue.next().await.unwrap().contains("EXTERNAL"));
+    rogue.send("<bidi xmlns='urn:xmpp:bidi'/>").await;
+    rogue.external(ME.0, ME.1).await;
+    long_messages(romeo, 0..20).await;
+    assert!(here.outbound().await > 5, "most of them wait");
+    rogue
+}
+
+async fn long_messages(romeo: &mut Person, numbers: std::ops::Range<usize>) {
+    for n in numbers {
+        let body = "x".repeat(20_000);
+        let id = format!("m{n}");
+        romeo
+            .send(&format!(
+                "<message to='a@rogue.example' type='chat' id='{id}'><body>{body}</body></message>"
+            ))
+            .await;
+    }
+    settle().await;
+}
+
+/// The numbers of the messages that the rogue gets, and how many had come when acknowledgements began.
+async fn numbers(rogue: &mut Rogue) -> (Vec<usize>, Option<usize>) {
+    let (mut numbers, mut began) = (Vec::new(), None);
+    for element in rogue.heard().await {
+        if element.starts_with("<enabled") {
+            began = Some(numbers.len());
+        }
+        let id = element.split_once("id='m").and_then(|(_, rest)| rest.split_once('\''));
+        if element.starts_with("<message") {
+            numbers.push(id.unwrap().0.parse().unwrap());
+        }
+    }
+    (numbers, began)
+}
+
+#[tokio::test(start_paused = true)]
+async fn acknowledgements_that_begin_while_bytes_wait_count_what_comes_after() {
+    let (world, here) = here().await;
+    let mut romeo = here.person("romeo@here.example/a").await;
+    let mut rogue = bytes_wait(&world, &here, &mut romeo).await;
+    rogue.send("<enable xmlns='urn:xmpp:sm:3'/>").await;
+    long_messages(&mut romeo, 20..30).await;
+    let (got, began) = numbers(&mut rogue).await;
+    assert_eq!(got, (0..30).collect::<Vec<_>>());
+    let began = began.unwrap();
+    assert!((1..20).contains(&began), "{began}");
+    assert_eq!(here.outbound().await, 30 - i64::try_from(began).unwrap(), "what came before it is delivered");
+    acknowledge(&mut rogue, u32::try_from(30 - began).unwrap()).await;
+    settle().await;
+    assert_eq!(here.outbound().await, 0);
+    assert_eq!(here.federation.shared.report().peers[0].queue_kept, 0);
+    // One more than there were: both sides had the same count.
+    acknowledge(&mut rogue, u32::try_from(31 - began).unwrap()).await;
+    assert!(rogue.rest().await.contains("handled-count-too-high"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_while_bytes_wait_loses_nothing_that_the_socket_had_not_taken() {
+    let (world, here) = here().await;
+    let mut romeo = here.person("romeo@here.example/a").await;
+    let mut rogue = bytes_wait(&world, &here, &mut romeo).await;
+    let waited = usize::try_from(here.outbound().await).unwrap();
+    rogue.send("<enable xmlns='urn:xmpp:sm:3'/>").await;
+    long_messages(&mut romeo, 20..25).await;
+    drop(rogue);
+    settle().await;
+    assert_eq!(here.outbound().await, i64::try_from(waited).unwrap() + 5);
+    let mut rogue = both_ways(&world, &here).await;
+    let (got, _) = numbers(&mut rogue).await;
+    assert_eq!(got, (20 - waited..25).collect::<Vec<_>>(), "in order, each once");
+    acknowledge(&mut rogue, u32::try_from(got.len()).unwrap()).await;
+    settle().await;
+    assert_eq!(here.outbound().await, 0);
+}
+
+fn question(n: usize) -> String {
+    format!("<iq from='a@rogue.example/x' to='juliet@here.example' type='get' id='q{n}'><q xmlns='q'/></iq>")
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_and_takes_no_answers_is_read_no_further_and_misses_none() {
+    const MANY: usize = 4000;
+    let world = World::new(NAMES);
+    let here = world.site("here.example", &["federation.preset=careful", "limits.enabled=false"]).await;
+    let certs = world.certs("rogue", &leaf("rogue.example"));
+    let mut rogue = Rogue::connect(&world, &here, &certs, ME).await;
+    assert!(rogue.next().await.unwrap().contains("EXTERNAL"));
+    rogue.send("<bidi xmlns='urn:xmpp:bidi'/>").await;
+    rogue.external(ME.0, ME.1).await;
+    let questions: String = (0..MANY).map(question).collect();
+    let (mut reads, mut writes) = tokio::io::split(rogue.wire.transport);
+    let asking = tokio::spawn(async move {
+        writes.write_all(questions.as_bytes()).await.unwrap();
+        writes.flush().await.unwrap();
+        writes
+    });
+    settle().await;
+    let peer = &here.federation.shared.report().peers[0];
+    assert!((500..510).contains(&peer.queue_stanzas), "{}", peer.queue_stanzas);
+    assert!(!asking.is_finished(), "it is not read");
+    let mut heard = String::new();
+    let mut bytes = vec![0; 65536];
+    while let Ok(Ok(read)) = tokio::time::timeout(Duration::from_secs(2), reads.read(&mut bytes)).await {
+        heard.push_str(std::str::from_utf8(&bytes[..read]).unwrap());
+    }
+    let answered: Vec<usize> =
+        heard.split(" id='q").skip(1).map(|rest| rest.split_once('\'').unwrap().0.parse().unwrap()).collect();
+    assert_eq!(answered, (0..MANY).collect::<Vec<_>>());
+    assert_eq!(here.refusals("peer-queue-full"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_on_disk_takes_nobodys_answer() {
+    let world = World::new(NAMES);
+    let settings = ["federation.preset=careful", "federation.queue_stanzas=4", "limits.unacked_stanzas=16"];
+    let here = world.site("here.example", &settings).await;
+    let mut romeo = here.person("romeo@here.example/a").await;
+    let mut rogue = both_ways(&world, &here).await;
+    // The window is full, and so is the memory behind it.
+    for _ in 0..40 {
+        romeo.send(TO_ROGUE).await;
+    }
+    settle().await;
+    assert_eq!(here.federation.shared.report().peers[0].queue_stanzas, 4);
+    rogue.send(&question(1)).await;
+    settle().await;
+    assert_eq!(here.refusals("peer-queue-full"), 0);
+    let mut heard = rogue.heard().await;
+    acknowledge(&mut rogue, 16).await;
+    heard.extend(rogue.heard().await);
+    assert!(heard.iter().any(|xml| xml.starts_with("<iq") && xml.contains("id='q1'")), "{heard:?}");
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use trunkline_store::{Batch, Lane, sql};
 use trunkline_xmpp::stanza::Stanza;
 
 use super::stage::{Site, World, leaf, settle};
@@ -217,4 +218,34 @@ async fn connections_are_made_in_turns_and_answers_take_none_of_them() {
     shared.send(Mail::answer(Stanza::parse(answer.as_bytes()).unwrap())).unwrap();
     settle().await;
     assert_eq!(*world.wires.dialled.lock(), dialled + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_store_did_not_take_goes_back_before_it_is_acknowledged() {
+    let (world, north, south) = pair(&[]).await;
+    let mut romeo = north.person("romeo@north.example/a").await;
+    romeo.send("<enable xmlns='urn:xmpp:sm:3'/>").await;
+    romeo.arrived().await;
+    world.wires.unplug(&south);
+    let run = |text: &'static str| north.exchange().db.run(Batch::new(Lane::Inside).with(sql(text)));
+    run("CREATE TRIGGER broken BEFORE INSERT ON outbound BEGIN SELECT RAISE(ABORT, 'no'); END")
+        .await
+        .unwrap();
+    for n in 1..=20 {
+        romeo.send(&message(n)).await;
+        romeo.send("<r xmlns='urn:xmpp:sm:3'/>").await;
+        let arrived = romeo.arrived().await;
+        let at = |what: &str| arrived.iter().position(|xml| xml.contains(what));
+        let (error, acknowledged) = (at(&format!("id='m{n}'")), at(&format!("h='{n}'")));
+        assert!(error.is_some() && error < acknowledged, "{n}: {arrived:?}");
+        assert!(arrived[error.unwrap()].contains("resource-constraint"), "{arrived:?}");
+        romeo.send(&format!("<a xmlns='urn:xmpp:sm:3' h='{n}'/>")).await;
+    }
+    assert_eq!(north.outbound().await, 0);
+    let status = &north.federation.status().peers[0];
+    assert_eq!((status.queue_kept, status.queue_stanzas), (0, 0), "it is not sent all the same");
+    run("DROP TRIGGER broken").await.unwrap();
+    romeo.send(&message(21)).await;
+    settle().await;
+    assert_eq!(north.outbound().await, 1);
 }
