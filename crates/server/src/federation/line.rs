@@ -335,7 +335,10 @@ impl Line {
             match Pin::new(&mut self.transport).poll_flush(cx) {
                 Poll::Ready(Ok(())) => {
                     self.flush = false;
+                    self.clocks.blocked = None;
                     if self.out.is_empty() {
+                        // Room for more, and nobody else says so: what was gathered waited inside TLS.
+                        moved |= !self.writing.is_empty();
                         self.written();
                     }
                 }

@@ -440,9 +440,10 @@ mod tests {
     use crate::schema::MIGRATIONS;
     use trunkline_store::Options;
 
-    /// A store with these people.
-    async fn store(people: &[Jid]) -> Db {
-        let db = Db::open(Options::memory(MIGRATIONS)).unwrap();
+    /// A store with these people, on the disk: one in memory answers at once.
+    async fn store(people: &[Jid]) -> (Db, tempfile::TempDir) {
+        let directory = tempfile::tempdir().unwrap();
+        let db = Db::open(Options::file(directory.path().join("db"), MIGRATIONS)).unwrap();
         let mut setup =
             Batch::new(Lane::Inside).with(sql("INSERT INTO hosts (id, name) VALUES (1, 'here.example')"));
         for person in people {
@@ -450,7 +451,7 @@ mod tests {
             setup.push(insert.bind(person.local().unwrap()));
         }
         db.run(setup).await.unwrap();
-        db
+        (db, directory)
     }
 
     /// What the store has of everybody is another one than before.
@@ -492,7 +493,7 @@ mod tests {
     #[tokio::test]
     async fn who_was_changed_and_let_go_while_being_read_is_read_again() {
         let juliet: Jid = "juliet@here.example".parse().unwrap();
-        let db = store(std::slice::from_ref(&juliet)).await;
+        let (db, _directory) = store(std::slice::from_ref(&juliet)).await;
         let accounts = Accounts::new();
         let mut slow = Box::pin(accounts.load(&db, &juliet));
         until_read(&mut slow);
@@ -506,7 +507,7 @@ mod tests {
     #[tokio::test]
     async fn who_was_loaded_by_somebody_else_while_being_read_is_one_account() {
         let juliet: Jid = "juliet@here.example".parse().unwrap();
-        let db = store(std::slice::from_ref(&juliet)).await;
+        let (db, _directory) = store(std::slice::from_ref(&juliet)).await;
         let accounts = Accounts::new();
         let mut slow = Box::pin(accounts.load(&db, &juliet));
         until_read(&mut slow);
@@ -524,7 +525,7 @@ mod tests {
         let juliet: Jid = "juliet@here.example".parse().unwrap();
         let accounts = Accounts::new();
         let crowd = neighbours(&accounts, &juliet, 200, false);
-        let db = store(&[std::slice::from_ref(&juliet), &crowd].concat()).await;
+        let (db, _directory) = store(&[std::slice::from_ref(&juliet), &crowd].concat()).await;
         let mut slow = Box::pin(accounts.load(&db, &juliet));
         until_read(&mut slow);
         for person in &crowd {
@@ -540,7 +541,7 @@ mod tests {
         let juliet: Jid = "juliet@here.example".parse().unwrap();
         let accounts = Accounts::new();
         let crowd = neighbours(&accounts, &juliet, 20, true);
-        let db = store(&[std::slice::from_ref(&juliet), &crowd].concat()).await;
+        let (db, _directory) = store(&[std::slice::from_ref(&juliet), &crowd].concat()).await;
         let mut slow = Box::pin(accounts.load(&db, &juliet));
         until_read(&mut slow);
         for person in &crowd {
