@@ -188,8 +188,10 @@ fn samples(field: &mut Field, (group, subject): (&Group, Subject), round: u32) -
 
 fn build(place: &Place, options: &Options) -> Result<(), String> {
     say("building the programs in release mode");
-    let example = ["-p", "trunkline-client", "--example", "roster-pushes"];
-    let mut builds = vec![vec!["--bin", "trunkline"], example.to_vec()];
+    let mut builds = vec![vec!["--bin", "trunkline"]];
+    if !options.siege {
+        builds.push(vec!["-p", "trunkline-client", "--example", "roster-pushes"]);
+    }
     if options.load.is_none() {
         builds.push(vec!["-p", "trunkline-load"]);
     }
