@@ -8,6 +8,7 @@ mod control;
 mod eyes;
 mod invitations;
 mod limits;
+mod lists;
 mod proofs;
 mod push;
 mod queues;
