@@ -5,7 +5,7 @@
 //! The argument is the number of stored messages, in 1,000 accounts, interleaved as they would have come. The database
 //! is written to a temporary directory and removed.
 
-#![allow(missing_docs, clippy::unwrap_used, reason = "a measurement")]
+#![allow(missing_docs, reason = "a measurement")]
 #![allow(clippy::print_stdout, reason = "its output")]
 
 use std::path::Path;
@@ -34,17 +34,23 @@ const BODY: &str =
 const CATCH_UP: i64 = 10_000;
 
 fn main() {
-    let messages: i64 = std::env::args().nth(1).map_or(1_000_000, |number| number.parse().unwrap());
-    let directory = tempfile::tempdir_in(".").unwrap();
+    let messages: i64 = std::env::args()
+        .nth(1)
+        .map_or(1_000_000, |number| number.parse().expect("the argument is a number of messages"));
+    let directory = tempfile::tempdir_in(".").expect("a temporary directory");
     let file = directory.path().join("archive.db");
     let started = Instant::now();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime");
     runtime.block_on(async {
         let server = start(&file).await;
-        fill(&server.exchange().db, server.exchange().host(DOMAIN).unwrap().id, messages).await;
+        fill(&server.exchange().db, server.exchange().host(DOMAIN).expect("the domain is served").id, messages).await;
         println!(
             "{messages} messages in {ACCOUNTS} accounts, {} MB, written in {:.0} s",
-            std::fs::metadata(&file).unwrap().len() >> 20,
+            std::fs::metadata(&file).expect("the database is a file").len() >> 20,
             started.elapsed().as_secs_f64()
         );
         let last = "<set xmlns='http://jabber.org/protocol/rsm'><max>50</max><before/></set>";
@@ -75,12 +81,12 @@ async fn start(file: &Path) -> Arc<Server> {
         "federation.listen=[]",
         "limits.enabled=false",
     ] {
-        presets.set(setting).unwrap();
+        presets.set(setting).expect("the setting is known");
     }
     let text = trunkline_server::config::template(&presets);
-    let config = Config::parse(&text, Path::new("archive.toml")).unwrap();
+    let config = Config::parse(&text, Path::new("archive.toml")).expect("the configuration is right");
     let parts = Parts { clock: Clock::System, in_memory: true, store: Some(Options::file(file, MIGRATIONS)) };
-    Server::start(config, parts).await.unwrap()
+    Server::start(config, parts).await.expect("the server starts")
 }
 
 /// Ten messages a second, since 2020.
@@ -97,7 +103,7 @@ async fn fill(db: &Db, host: i64, messages: i64) {
                 .bind(host),
         );
     }
-    db.run(batch).await.unwrap();
+    db.run(batch).await.expect("the store takes the rows");
     let row = |id: LogId, account: i64, number: i64| {
         let peer = format!("peer{}@peer.example", number % PEERS);
         let stanza = format!(
@@ -109,7 +115,7 @@ async fn fill(db: &Db, host: i64, messages: i64) {
             .bind(id.0)
             .bind(account)
             .bind(peer)
-            .bind(i64::try_from(stanza.len()).unwrap())
+            .bind(i64::try_from(stanza.len()).expect("a length fits"))
             .bind(stanza.into_bytes())
     };
     for part in 0..messages / ACCOUNTS / 20 {
@@ -119,13 +125,13 @@ async fn fill(db: &Db, host: i64, messages: i64) {
                 batch.push(row(id_of(round * ACCOUNTS + account), account, round));
             }
         }
-        db.run(batch).await.unwrap();
+        db.run(batch).await.expect("the store takes the rows");
     }
     let mut batch = Batch::new(Lane::Inside);
     for number in 0..CATCH_UP {
         batch.push(row(id_of(messages + ACCOUNTS + number), ACCOUNTS + 1, number));
     }
-    db.run(batch).await.unwrap();
+    db.run(batch).await.expect("the store takes the rows");
 }
 
 struct Client {
@@ -135,7 +141,7 @@ struct Client {
 
 impl Client {
     async fn enter(server: &Arc<Server>, account: i64) -> Client {
-        let jid = Jid::parse(&format!("user{account}@{DOMAIN}")).unwrap();
+        let jid = Jid::parse(&format!("user{account}@{DOMAIN}")).expect("a right address");
         let (ours, theirs) = tokio::io::duplex(256 * 1024);
         server.seat(Transport::from(theirs), &jid);
         let mut client = Client { stream: ours, buffer: Vec::new() };
@@ -144,7 +150,7 @@ impl Client {
              xmlns:stream='http://etherx.jabber.org/streams'><iq type='set' id='bind'>\
              <bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/></iq>"
         );
-        client.stream.write_all(enter.as_bytes()).await.unwrap();
+        client.stream.write_all(enter.as_bytes()).await.expect("the stream is open");
         client.until(b"</bind></iq>").await;
         client
     }
@@ -152,14 +158,14 @@ impl Client {
     /// Asks and returns the end of the answer.
     async fn ask(&mut self, query: &str) -> String {
         let iq = format!("<iq type='set' id='q'><query xmlns='urn:xmpp:mam:2'>{query}</query></iq>");
-        self.stream.write_all(iq.as_bytes()).await.unwrap();
+        self.stream.write_all(iq.as_bytes()).await.expect("the stream is open");
         self.until(b"</fin></iq>").await
     }
 
     async fn until(&mut self, end: &[u8]) -> String {
         self.buffer.clear();
         loop {
-            self.stream.read_buf(&mut self.buffer).await.unwrap();
+            self.stream.read_buf(&mut self.buffer).await.expect("the stream is open");
             let tail = self.buffer.len().saturating_sub(600);
             if self.buffer.ends_with(end) {
                 return String::from_utf8_lossy(&self.buffer[tail..]).into_owned();
@@ -171,8 +177,9 @@ impl Client {
 /// CPU time of this process.
 fn cpu() -> Duration {
     let mut total = 0u64;
-    for task in std::fs::read_dir("/proc/self/task").unwrap() {
-        let text = std::fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap_or_default();
+    for task in std::fs::read_dir("/proc/self/task").expect("Linux tells of threads") {
+        let text = std::fs::read_to_string(task.expect("Linux tells of threads").path().join("schedstat"))
+            .unwrap_or_default();
         total += text.split(' ').next().and_then(|nanos| nanos.parse::<u64>().ok()).unwrap_or(0);
     }
     Duration::from_nanos(total)
@@ -214,7 +221,13 @@ async fn catch_up(server: &Arc<Server>) {
             if fin.contains("complete='true'") || fin.contains("complete=\"true\"") {
                 break;
             }
-            let last = fin.split_once("<last>").unwrap().1.split_once('<').unwrap().0;
+            let last = fin
+                .split_once("<last>")
+                .expect("the page has an end")
+                .1
+                .split_once('<')
+                .expect("the page has an end")
+                .0;
             after = format!("<after>{last}</after>");
         }
         let (cpu, wall) = (cpu() - before, started.elapsed());

@@ -16,7 +16,7 @@
 //! The report computes the area under the ROC curve of the best threshold classifier for each pair of classes: the
 //! probability that a sample of the one took longer than one of the other. 0.5 is chance.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a measurement that can't be made ends")]
+#![allow(clippy::print_stdout, reason = "its output")]
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -73,10 +73,10 @@ fn options() -> Options {
     while let Some(name) = arguments.next() {
         let value = arguments.next().unwrap_or_else(|| panic!("{name} needs a value"));
         match name.as_str() {
-            "--seconds" => options.seconds = value.parse().unwrap(),
-            "--streams" => options.streams = value.parse().unwrap(),
+            "--seconds" => options.seconds = value.parse().expect("the option has a value of its kind"),
+            "--streams" => options.streams = value.parse().expect("the option has a value of its kind"),
             "--kinds" => options.kinds = value.split(',').map(str::to_owned).collect(),
-            "--archive" => options.archive = value.parse().unwrap(),
+            "--archive" => options.archive = value.parse().expect("the option has a value of its kind"),
             "--out" => options.out = value,
             "--report" => options.report = Some(value),
             _ => panic!("unknown option {name}"),
@@ -90,12 +90,12 @@ fn main() {
     if let Some(file) = &options.report {
         return report(file);
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let directory = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let directory = tempfile::tempdir().expect("a temporary directory");
     let field = Field::new(directory.path(), &options);
     let server = runtime.block_on(field.start(&options));
     let samples: Arc<Mutex<String>> = Arc::default();
-    let each = Duration::from_secs(options.seconds) / u32::try_from(options.kinds.len()).unwrap();
+    let each = Duration::from_secs(options.seconds) / u32::try_from(options.kinds.len()).expect("few kinds");
     for kind in &options.kinds {
         let threads: Vec<_> = (0..options.streams)
             .map(|number| {
@@ -105,14 +105,21 @@ fn main() {
             })
             .collect();
         for thread in threads {
-            thread.join().unwrap();
+            thread.join().expect("no measuring thread ends early");
         }
     }
-    let mut file = OpenOptions::new().create(true).append(true).open(&options.out).unwrap();
-    file.write_all(samples.lock().unwrap().as_bytes()).unwrap();
+    let mut file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&options.out)
+        .expect("the file of samples can be written");
+    file.write_all(samples.lock().expect("no measuring thread ends early").as_bytes())
+        .expect("the file of samples can be written");
     runtime.block_on(async {
         let db = &server.exchange().db;
-        let count = |text| async move { db.read(sql(text)).await.unwrap().first().unwrap().int(0) };
+        let count = |text| async move {
+            db.read(sql(text)).await.expect("a count is a row").first().expect("a count is a row").int(0)
+        };
         println!(
             "held: {} stanzas in {} first contacts; {} samples refused and left out",
             count("SELECT COUNT(*) FROM held").await,
@@ -134,18 +141,23 @@ struct Field {
 impl Field {
     fn new(directory: &Path, _: &Options) -> Field {
         // A port that was free a moment ago.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Field { authority: Authority::new("Timing").unwrap(), directory: directory.to_owned(), port }
+        let port =
+            TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("a free port").port();
+        Field {
+            authority: Authority::new("Timing").expect("an authority"),
+            directory: directory.to_owned(),
+            port,
+        }
     }
 
     fn issue(&self, domain: &str) -> Pem {
-        self.authority.issue(&Leaf { client_auth: true, ..Leaf::new(domain, 1) }).unwrap()
+        self.authority.issue(&Leaf { client_auth: true, ..Leaf::new(domain, 1) }).expect("a certificate")
     }
 
     async fn start(&self, options: &Options) -> Arc<Server> {
         let file = |name: &str| self.directory.join(name);
-        std::fs::write(file("ca.pem"), self.authority.pem()).unwrap();
-        self.issue("here.example").write(&file("here.crt"), &file("here.key")).unwrap();
+        std::fs::write(file("ca.pem"), self.authority.pem()).expect("files can be written");
+        self.issue("here.example").write(&file("here.crt"), &file("here.key")).expect("files can be written");
         let mut presets = Overrides::default();
         let path = |name| file(name).display().to_string();
         for (key, value) in [
@@ -167,19 +179,19 @@ impl Field {
             ("consent.intake_peer_stanzas", "1000000".into()),
             ("log.level", "error".into()),
         ] {
-            presets.set(&format!("{key}={value}")).unwrap();
+            presets.set(&format!("{key}={value}")).expect("the setting is known");
         }
-        std::fs::create_dir_all(file("data")).unwrap();
+        std::fs::create_dir_all(file("data")).expect("a directory can be made");
         let text = trunkline_server::config::template(&presets);
-        let config = Config::parse(&text, &file("trunkline.toml")).unwrap();
-        let server = Server::start(config, Parts::default()).await.unwrap();
+        let config = Config::parse(&text, &file("trunkline.toml")).expect("the configuration is right");
+        let server = Server::start(config, Parts::default()).await.expect("the server starts");
         self.people(&server, options).await;
         server
     }
 
     async fn people(&self, server: &Arc<Server>, options: &Options) {
         let exchange = server.exchange();
-        let host = exchange.host("here.example").unwrap().id;
+        let host = exchange.host("here.example").expect("the domain is served").id;
         let mut batch = Batch::new(Lane::Inside);
         for class in &CLASSES[..3] {
             for kind in KINDS {
@@ -198,10 +210,12 @@ impl Field {
                     .bind(peer_domain(peer)),
             );
         }
-        exchange.db.run(batch).await.unwrap();
+        exchange.db.run(batch).await.expect("the store takes the rows");
         for kind in KINDS {
             for number in 0..ADDRESSES {
-                let jid: Jid = format!("{}@here.example", name("online", kind, number)).parse().unwrap();
+                let jid: Jid = format!("{}@here.example", name("online", kind, number))
+                    .parse()
+                    .expect("a right address");
                 let (ours, theirs) = tokio::io::duplex(64 * 1024);
                 server.seat(Transport::from(theirs), &jid);
                 let (mut reader, mut writer) = tokio::io::split(ours);
@@ -212,7 +226,7 @@ impl Field {
                           <bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'><resource>r</resource></bind></iq><presence/>",
                     )
                     .await
-                    .unwrap();
+                    .expect("the stream is open");
                 tokio::spawn(async move {
                     let _writer = writer;
                     let mut buffer = [0; 4096];
@@ -256,24 +270,26 @@ impl Peer {
         let domain = peer_domain(number);
         let pem = field.issue(&domain);
         let mut roots = RootCertStore::empty();
-        roots.add(field.authority.der()).unwrap();
-        let chain: Vec<CertificateDer<'static>> =
-            CertificateDer::pem_slice_iter(pem.chain.as_bytes()).collect::<Result<_, _>>().unwrap();
-        let key = PrivateKeyDer::from_pem_slice(pem.key.as_bytes()).unwrap();
+        roots.add(field.authority.der()).expect("a right certificate");
+        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(pem.chain.as_bytes())
+            .collect::<Result<_, _>>()
+            .expect("right PEM");
+        let key = PrivateKeyDer::from_pem_slice(pem.key.as_bytes()).expect("right PEM");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .unwrap()
+            .expect("TLS is set up")
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key)
-            .unwrap();
+            .expect("TLS is set up");
         config.alpn_protocols = vec![b"xmpp-server".to_vec()];
-        let name = ServerName::try_from("here.example").unwrap();
-        let tls = ClientConnection::new(Arc::new(config), name).unwrap();
-        let socket = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], field.port))).unwrap();
-        socket.set_nodelay(true).unwrap();
+        let name = ServerName::try_from("here.example").expect("a right name");
+        let tls = ClientConnection::new(Arc::new(config), name).expect("TLS is set up");
+        let socket =
+            TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], field.port))).expect("the server listens");
+        socket.set_nodelay(true).expect("TCP");
         let mut seed = [0; 8];
-        getrandom::fill(&mut seed).unwrap();
+        getrandom::fill(&mut seed).expect("the system gives random bytes");
         let random = u64::from_le_bytes(seed) | 1;
         let mut peer = Peer {
             stream: StreamOwned::new(tls, socket),
@@ -303,8 +319,8 @@ impl Peer {
     }
 
     fn send(&mut self, xml: &str) {
-        self.stream.write_all(xml.as_bytes()).unwrap();
-        self.stream.flush().unwrap();
+        self.stream.write_all(xml.as_bytes()).expect("the stream is open");
+        self.stream.flush().expect("the stream is open");
     }
 
     /// Reads until `text` has come.
@@ -315,7 +331,7 @@ impl Peer {
                 return;
             }
             let mut buffer = [0; 16384];
-            let read = self.stream.read(&mut buffer).unwrap();
+            let read = self.stream.read(&mut buffer).expect("the stream is open");
             assert!(read > 0, "the server ended the stream: {}", String::from_utf8_lossy(&self.input));
             self.input.extend_from_slice(&buffer[..read]);
         }
@@ -327,7 +343,7 @@ impl Peer {
         self.random ^= self.random << 25;
         self.random ^= self.random >> 27;
         let high = self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33;
-        usize::try_from(high).unwrap() % below
+        usize::try_from(high).expect("64 bits") % below
     }
 
     fn measure(&mut self, kind: &str, time: Duration, samples: &Mutex<String>) {
@@ -352,12 +368,13 @@ impl Peer {
                 }
                 // The first ones warm up.
                 if round >= 10 {
-                    writeln!(lines, "{kind} {} {}", CLASSES[class], sample.as_nanos()).unwrap();
+                    writeln!(lines, "{kind} {} {}", CLASSES[class], sample.as_nanos())
+                        .expect("a string takes it");
                 }
             }
             round += 1;
         }
-        samples.lock().unwrap().push_str(&lines);
+        samples.lock().expect("no measuring thread ends early").push_str(&lines);
     }
 
     fn sample(&mut self, kind: &str, to: &str, number: usize) -> Duration {
@@ -435,12 +452,16 @@ fn find(text: &[u8], what: &[u8]) -> Option<usize> {
 }
 
 fn report(file: &str) {
-    let text = std::fs::read_to_string(file).unwrap();
+    let text = std::fs::read_to_string(file).expect("the file of samples can be read");
     let mut samples: BTreeMap<(&str, &str), Vec<u64>> = BTreeMap::new();
     for line in text.lines() {
         let mut words = line.split(' ');
-        let (kind, class, nanos) = (words.next().unwrap(), words.next().unwrap(), words.next().unwrap());
-        samples.entry((kind, class)).or_default().push(nanos.parse().unwrap());
+        let (kind, class, nanos) = (
+            words.next().expect("a sample has three words"),
+            words.next().expect("a sample has three words"),
+            words.next().expect("a sample has three words"),
+        );
+        samples.entry((kind, class)).or_default().push(nanos.parse().expect("a sample ends with a number"));
     }
     println!("| stanza | class | samples | median, ms | 99 % |");
     println!("|---|---|---|---|---|");
