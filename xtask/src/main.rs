@@ -99,9 +99,13 @@ fn main() -> ExitCode {
 fn root() -> PathBuf {
     let said = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
     let here = std::env::current_dir().ok();
-    let is_root = |place: &&Path| place.join("xtask/Cargo.toml").is_file();
-    let found = said.iter().chain(&here).find_map(|from| from.ancestors().find(is_root));
-    found.map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".."), Path::to_owned)
+    let found = [said, here].into_iter().flatten().find_map(|from| checkout(&from));
+    found.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+}
+
+/// The checkout that a directory is in.
+fn checkout(from: &Path) -> Option<PathBuf> {
+    from.ancestors().find(|place| place.join("xtask/Cargo.toml").is_file()).map(Path::to_owned)
 }
 
 /// Where things are.
@@ -128,5 +132,19 @@ impl Place {
 
     fn python(&self) -> PathBuf {
         self.work.join("venv/bin/python")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkout_is_found_from_inside_and_nowhere_else() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is in a checkout");
+        for inside in ["", "xtask", "crates/server/src"] {
+            assert_eq!(checkout(&root.join(inside)).as_deref(), Some(root), "{inside}");
+        }
+        assert_eq!(checkout(Path::new("/")), None);
     }
 }
