@@ -26,6 +26,10 @@ pub(crate) struct Wish {
     pub(crate) acks: bool,
     /// Available.
     pub(crate) presence: bool,
+    /// XEP-0280.
+    pub(crate) carbons: bool,
+    /// XEP-0352: nobody looks at this device.
+    pub(crate) inactive: bool,
 }
 
 /// A connection on which one thing is said after the other.
@@ -43,10 +47,16 @@ pub(crate) async fn enter(place: &Place, number: u32, wish: Wish) -> Result<Dial
         if wish.acks {
             dialog.enable_acks().await?;
         }
+        if wish.carbons {
+            dialog.request("set", "", &format!("<enable xmlns='{}'/>", ns::CARBONS), "carbons").await?;
+        }
         if wish.presence {
             dialog.connection.queue_stanza(b"<presence/>");
         }
         dialog.sync(&place.domain).await?;
+        if wish.inactive {
+            dialog.say(format!("<inactive xmlns='{}'/>", ns::CSI))?;
+        }
         Ok(dialog)
     })
     .await

@@ -206,6 +206,10 @@ pub(crate) struct Chat {
     /// Turn on stream management (XEP-0198), ask for an acknowledgement with each window
     #[arg(long)]
     pub(crate) sm: bool,
+    /// Give each user a second device that nobody looks at: carbons (XEP-0280) on both devices, client state
+    /// (XEP-0352) inactive on the second, which must see every message too, once, in order
+    #[arg(long)]
+    pub(crate) second_device: bool,
     /// Put each message into a TLS record of its own; otherwise messages that leave at once share one
     #[arg(long)]
     pub(crate) record_each: bool,

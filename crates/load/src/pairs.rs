@@ -175,6 +175,76 @@ impl Receiver {
     }
 }
 
+/// A device on the table: its user's other device, or that of the one whom its user writes to, takes part in a flow, and
+/// this one must see all of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Watch {
+    link: Link,
+    flow: SharedFlow,
+    number: u32,
+    verifier: Arc<Mutex<Verifier>>,
+}
+
+impl Watch {
+    pub(crate) fn new(link: Link, flow: &SharedFlow) -> Watch {
+        let number = flow.lock().number;
+        Watch { link, flow: flow.clone(), number, verifier: Arc::default() }
+    }
+
+    /// Somebody takes the device up: what the server has held back comes now (XEP-0352).
+    fn take_up(&self) -> Result<(), LoadError> {
+        let mut link = self.link.lock();
+        link.queue(format!("<active xmlns='{}'/>", trunkline_xmpp::ns::CSI).as_bytes());
+        link.flush()
+    }
+
+    fn sent(&self) -> u64 {
+        u64::from(self.flow.lock().sent)
+    }
+
+    fn is_complete(&self) -> bool {
+        let sent = self.sent();
+        self.verifier.lock().complete(sent)
+    }
+
+    fn verdict(&self) -> Verdict {
+        let sent = self.sent();
+        self.verifier.lock().verdict(sent)
+    }
+}
+
+/// A task that reads the connection of a [`Watch`] for ever.
+struct Watcher {
+    watch: Watch,
+    reader: Reader,
+    stage: Arc<Stage>,
+}
+
+impl Future for Watcher {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Watcher { watch, reader, stage } = &*self;
+        loop {
+            let mut error = None;
+            let mut sink = |stanza: &[u8]| match reader.read(stanza) {
+                Some(marker) if marker.flow == watch.number => {
+                    watch.verifier.lock().arrived(marker.number);
+                }
+                _ => error = error.take().or_else(|| stray(reader, stanza)),
+            };
+            let polled = watch.link.lock().poll_receive(cx, &mut sink);
+            let failed = match (error, polled) {
+                (Some(error), _) | (None, Poll::Ready(Err(error))) => error,
+                (None, Poll::Ready(Ok(()))) => continue,
+                (None, Poll::Pending) => return Poll::Pending,
+            };
+            stage.fail(failed);
+            return Poll::Ready(());
+        }
+    }
+}
+
 /// What arrived and was not expected: nothing of ours, a bounce, or a delivery to the wrong receiver.
 pub(crate) fn stray(reader: &Reader, stanza: &[u8]) -> Option<LoadError> {
     if !reader.is_ours(stanza) {
@@ -194,11 +264,13 @@ pub(crate) fn stray(reader: &Reader, stanza: &[u8]) -> Option<LoadError> {
 }
 
 /// The pairs of one thread.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Pairs {
     pub(crate) flows: Vec<SharedFlow>,
     /// Each connection with the flow that arrives there.
     pub(crate) links: Vec<(Link, Option<SharedFlow>)>,
+    /// Second devices.
+    pub(crate) watches: Vec<Watch>,
 }
 
 /// Where one thread's pairs stand in the run.
@@ -240,6 +312,11 @@ impl Pairs {
             verdict.add(flow.lock().verdict());
         }
         verdict.check().map_err(LoadError::Delivery)?;
+        let mut copies = Verdict::default();
+        for watch in &self.watches {
+            copies.add(watch.verdict());
+        }
+        copies.check().map_err(|text| LoadError::Delivery(format!("on second devices: {text}")))?;
         Ok(verdict)
     }
 
@@ -252,7 +329,13 @@ impl Pairs {
             tally: desk.tally.clone(),
             closed_loop,
         };
-        self.links.iter().map(|it| tokio::spawn(receiver(it))).collect()
+        let watcher = |watch: &Watch| Watcher {
+            watch: watch.clone(),
+            reader: desk.reader.clone(),
+            stage: desk.stage.clone(),
+        };
+        let receivers = self.links.iter().map(|it| tokio::spawn(receiver(it)));
+        receivers.chain(self.watches.iter().map(|it| tokio::spawn(watcher(it)))).collect()
     }
 
     /// The open loop: messages leave at their times whatever happened to earlier ones.
@@ -280,11 +363,15 @@ impl Pairs {
             let flow = flow.lock();
             flow.verifier.complete(u64::from(flow.sent))
         };
-        let mut last = (desk.tally.received(), tokio::time::Instant::now());
-        while !self.flows.iter().all(complete) {
+        let copies = || self.watches.iter().map(|watch| watch.verifier.lock().count()).sum::<u64>();
+        for watch in &self.watches {
+            watch.take_up()?;
+        }
+        let mut last = (desk.tally.received() + copies(), tokio::time::Instant::now());
+        while !(self.flows.iter().all(complete) && self.watches.iter().all(Watch::is_complete)) {
             tokio::time::sleep(Duration::from_millis(5)).await;
             check(desk)?;
-            let received = desk.tally.received();
+            let received = desk.tally.received() + copies();
             if received != last.0 {
                 last = (received, tokio::time::Instant::now());
             } else if last.1.elapsed() > SILENCE {

@@ -43,6 +43,11 @@ impl Verifier {
         true
     }
 
+    /// How many are there.
+    pub(crate) fn count(&self) -> u64 {
+        self.arrived
+    }
+
     /// Whether all of `sent` are there.
     pub(crate) fn complete(&self, sent: u64) -> bool {
         self.arrived >= sent

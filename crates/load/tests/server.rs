@@ -142,6 +142,10 @@ fn one_server() {
     let paced = ["chat", "--pairs", "2", "--rate", "200", "--threads", "2", "--mechanism", "SCRAM-SHA-1"];
     positive(&provider.load(&paced), &CHAT);
 
+    let full = provider.load(&["chat", "--pairs", "3", "--sm", "--second-device"]);
+    positive(&full, &CHAT);
+    assert_eq!(full["copies_verified"].as_u64(), full["verified"].as_u64().map(|sent| sent * 2));
+
     let login = ["logins", "seconds", "logins_per_second", "server_cpu_us_per_login", "latency_us.p50"];
     let full =
         provider.load(&["login", "--at-once", "2", "--mechanism", "PLAIN", "--key-exchange", "classic"]);

@@ -54,7 +54,7 @@ impl Inside {
         let logins = Arc::new(Mutex::new(empty()));
         let (pairs, victims) = (options.pairs, options.victims);
         let (register, at_once) = (options.server.access.register, options.server.access.at_once);
-        let wish = Wish { acks: true, presence: true };
+        let wish = Wish { acks: true, presence: true, ..Wish::default() };
         let attacked = options.outside.core;
         let crew = Crew::start(&stage, 2, {
             let (stage, logins) = (stage.clone(), logins.clone());
@@ -85,7 +85,7 @@ impl Inside {
                     }
                     let users = (0..pairs * 2).collect();
                     let links = work::enter_all(&stage, &place, users, (wish, at_once)).await?;
-                    let mut engine = Pairs { flows: Vec::new(), links: Vec::new() };
+                    let mut engine = Pairs::default();
                     for (pair, ends) in (0..pairs).zip(links.chunks_exact(2)) {
                         let to = place.jid(pair * 2 + 1);
                         let template = Template::message(run, pair * 2, (&to, "chat"), BODY);
@@ -158,7 +158,7 @@ async fn come_and_go(
     place: Arc<Place>,
     (user, logins): (u32, Arc<Mutex<Histogram<u64>>>),
 ) {
-    let wish = Wish { acks: true, presence: true };
+    let wish = Wish { acks: true, presence: true, ..Wish::default() };
     let mut ticks = tokio::time::interval(LOGINS);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

@@ -7,13 +7,15 @@ use crate::error::LoadError;
 use crate::marker::{Reader, Template};
 use crate::negotiate::Wish;
 use crate::options::Chat;
-use crate::pairs::{Desk, Flow, Pairs, Records, leave};
+use crate::pairs::{Desk, Flow, Pairs, Records, Watch, leave};
 use crate::report::Report;
 use crate::work;
 
 pub(crate) fn run(options: &Chat) -> Result<Report, LoadError> {
-    let Chat { server, run: run_options, messages, sm, idle, record_each } = options;
-    work::room_for(messages.pairs.saturating_mul(2).saturating_add(*idle))?;
+    let Chat { server, run: run_options, messages, sm, second_device, idle, record_each } = options;
+    let second = *second_device;
+    let devices = if second { 2 } else { 1 };
+    work::room_for(messages.pairs.saturating_mul(2 * devices).saturating_add(*idle))?;
     let place = work::place(server)?;
     let (length, meter) = work::measuring(run_options)?;
     let (threads, at_once) = (run_options.threads, server.access.at_once);
@@ -26,8 +28,9 @@ pub(crate) fn run(options: &Chat) -> Result<Report, LoadError> {
     let (pairs, body, idle) = (messages.pairs, messages.body as usize, *idle);
     let register = server.access.register;
     let accounts = u64::from(pairs * 2 + idle);
-    stage.prepare("logging in", if register { accounts * 2 } else { accounts });
-    let wish = Wish { acks: *sm, presence: true };
+    let logins = u64::from(pairs * 2 * devices + idle);
+    stage.prepare("logging in", if register { accounts + logins } else { logins });
+    let wish = Wish { acks: *sm, presence: true, carbons: second, inactive: false };
     let crew = Crew::start(&stage, threads, {
         let stage = stage.clone();
         move |number, tally| {
@@ -41,8 +44,11 @@ pub(crate) fn run(options: &Chat) -> Result<Report, LoadError> {
                     work::register(&stage, &place, all, at_once).await?;
                 }
                 let (idlers, holders) = work::occupy(&stage, &place, idlers, (wish, at_once)).await?;
-                let links = work::enter_all(&stage, &place, users, (wish, at_once)).await?;
-                let mut pairs = Pairs { flows: Vec::new(), links: Vec::new() };
+                let links = work::enter_all(&stage, &place, users.clone(), (wish, at_once)).await?;
+                let seconds = if second { users } else { Vec::new() };
+                let wish = Wish { inactive: true, ..wish };
+                let seconds = work::enter_all(&stage, &place, seconds, (wish, at_once)).await?;
+                let mut pairs = Pairs::default();
                 for (pair, ends) in mine.iter().zip(links.chunks_exact(2)) {
                     let to = place.jid(pair * 2 + 1);
                     let template = Template::message(run, pair * 2, (&to, "chat"), body);
@@ -51,11 +57,16 @@ pub(crate) fn run(options: &Chat) -> Result<Report, LoadError> {
                     pairs.links.push((ends[1].clone(), Some(flow.clone())));
                     pairs.flows.push(flow);
                 }
+                // Both see what the one writes and the other gets.
+                for (flow, ends) in pairs.flows.iter().zip(seconds.chunks_exact(2)) {
+                    pairs.watches.extend(ends.iter().map(|link| Watch::new(link.clone(), flow)));
+                }
                 let desk = Desk { stage, tally, reader: Reader::new(run, body) };
                 let verdict = pairs.run(desk, style).await?;
                 let acknowledgements = Pairs::acknowledgements(&links);
                 holders.iter().for_each(AbortHandle::abort);
                 leave(&links).await;
+                leave(&seconds).await;
                 leave(&idlers).await;
                 Ok((verdict.sent, acknowledgements))
             }
@@ -67,10 +78,19 @@ pub(crate) fn run(options: &Chat) -> Result<Report, LoadError> {
     let mut report = Report::new("chat");
     work::describe(&mut report, server, run_options);
     work::describe_messages(&mut report, messages);
-    report.parameter("sm", *sm).parameter("idle", idle).parameter("record_each", *record_each);
+    report
+        .parameter("sm", *sm)
+        .parameter("second_device", second)
+        .parameter("idle", idle)
+        .parameter("record_each", *record_each);
     report.throughput("messages", "message", &measured).latency("latency", &measured.latency);
     let sent: u64 = ends.iter().map(|it| it.0).sum();
     report.result("verified", sent).row("verified", format!("{sent} sent, each received once, in order"));
+    if second {
+        report
+            .result("copies_verified", sent * 2)
+            .row("copies", format!("{} on second devices, the same", sent * 2));
+    }
     if *sm {
         let answers: u64 = ends.iter().map(|it| it.1).sum();
         report.result("acknowledgements", answers);

@@ -57,7 +57,7 @@ pub(crate) fn run(options: &Fanout) -> Result<Report, LoadError> {
                 stage.one_prepared();
                 let zero = pairs::link(zero.connection);
                 let holder = work::hold(&stage, std::slice::from_ref(&zero));
-                let wish = Wish { presence: true, acks: false };
+                let wish = Wish { presence: true, ..Wish::default() };
                 let friends =
                     work::enter_all(&stage, &place, (1..=contacts).collect(), (wish, at_once)).await?;
                 holder.iter().for_each(AbortHandle::abort);

@@ -44,7 +44,7 @@ pub(crate) fn run(options: &Floor) -> Result<Report, LoadError> {
         move |number, tally| {
             let (stage, place) = (stage.clone(), place.clone());
             async move {
-                let mut pairs_here = Pairs { flows: Vec::new(), links: Vec::new() };
+                let mut pairs_here = Pairs::default();
                 let mut links = Vec::new();
                 for pair in work::share(pairs, number, threads) {
                     let [near, far] = connect(&place, pair).await?;

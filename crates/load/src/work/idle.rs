@@ -23,7 +23,7 @@ pub(crate) fn run(options: &Idle) -> Result<Report, LoadError> {
     let stage = Stage::new();
     let accounts = sessions.div_ceil(per_account);
     stage.prepare("logging in", u64::from(sessions) + if register { u64::from(accounts) } else { 0 });
-    let wish = Wish { acks: *sm, presence: *presence };
+    let wish = Wish { acks: *sm, presence: *presence, ..Wish::default() };
     let before = meter.as_ref().map(Meter::memory).transpose()?;
     let begin = Instant::now();
     let crew = Crew::start(&stage, threads, {

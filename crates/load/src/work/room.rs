@@ -111,7 +111,8 @@ async fn log_in(
         {
             let (stage, place) = (stage.clone(), place.clone());
             tasks.spawn(async move {
-                let dialog = negotiate::enter(&place, number, Wish { presence: true, acks: false }).await?;
+                let wish = Wish { presence: true, ..Wish::default() };
+                let dialog = negotiate::enter(&place, number, wish).await?;
                 stage.one_prepared();
                 Ok::<_, LoadError>((number, dialog))
             });

@@ -22,7 +22,7 @@ pub(crate) fn run(options: &S2s) -> Result<Report, LoadError> {
     let (pairs, body, both_ways) = (messages.pairs, messages.body as usize, *both_ways);
     let register = server.access.register;
     stage.prepare("logging in", u64::from(pairs) * if register { 4 } else { 2 });
-    let wish = Wish { acks: *sm, presence: true };
+    let wish = Wish { acks: *sm, presence: true, ..Wish::default() };
     let crew = Crew::start(&stage, threads, {
         let stage = stage.clone();
         move |number, tally| {
@@ -36,7 +36,7 @@ pub(crate) fn run(options: &S2s) -> Result<Report, LoadError> {
                     }
                     ends.push(work::enter_all(&stage, place, mine.clone(), (wish, at_once)).await?);
                 }
-                let mut pairs = Pairs { flows: Vec::new(), links: Vec::new() };
+                let mut pairs = Pairs::default();
                 for ((pair, near), far) in mine.iter().zip(&ends[0]).zip(&ends[1]) {
                     let mut flow = |number: u32, from, to: String| {
                         let template = Template::message(run, number, (&to, "chat"), body);
