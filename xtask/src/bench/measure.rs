@@ -41,6 +41,7 @@ pub(super) const GROUPS: &[Group] = &[
     Group { rows: &["login-resumed"], subjects: SERVERS, once: NONE, measure: login_resumed },
     Group { rows: &["room"], subjects: SERVERS, once: NONE, measure: room },
     Group { rows: &["archived"], subjects: SERVERS, once: NONE, measure: archived },
+    Group { rows: &["chat-full"], subjects: SERVERS, once: NONE, measure: chat_full },
     Group { rows: &["s2s"], subjects: SERVERS, once: NONE, measure: between },
     Group {
         rows: &["growth-few", "growth-many"],
@@ -99,10 +100,21 @@ fn rate(field: &mut Field, subject: Subject) -> Outcome {
     ])
 }
 
-fn archived(field: &mut Field, subject: Subject) -> Outcome {
+/// Chat of 100 pairs with an archive that is empty at first.
+fn kept(field: &mut Field, subject: Subject, options: &[&str]) -> Result<Report, String> {
     field.archiving(subject)?;
-    let report = field.on(subject, &["chat", "--pairs", "100", "--body", "100", "--window", "1", "--sm"])?;
+    let common = ["chat", "--pairs", "100", "--body", "100", "--window", "1", "--sm"];
+    field.on(subject, &[&common[..], options].concat())
+}
+
+fn archived(field: &mut Field, subject: Subject) -> Outcome {
+    let report = kept(field, subject, &[])?;
     Ok(vec![found("archived", &report, CPU)?])
+}
+
+fn chat_full(field: &mut Field, subject: Subject) -> Outcome {
+    let report = kept(field, subject, &["--second-device"])?;
+    Ok(vec![found("chat-full", &report, CPU)?])
 }
 
 fn fanout(field: &mut Field, subject: Subject) -> Outcome {

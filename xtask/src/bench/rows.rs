@@ -113,6 +113,13 @@ pub(super) const ROWS: &[Row] = &[
         bounds: &[Bound::Peer(0.25)],
     },
     Row {
+        id: "chat-full",
+        work: "the same with two devices a user, carbons, one of them inactive (three deliveries and two archives a message)",
+        unit: CPU,
+        target: "≤ 1/4 of the best peer",
+        bounds: &[Bound::Peer(0.25)],
+    },
+    Row {
         id: "fanout",
         work: "presence to 1,000 contacts online, a delivery",
         unit: CPU,
