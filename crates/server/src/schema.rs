@@ -24,6 +24,7 @@ pub const MIGRATIONS: &[Migration] = &[
     NODES,
     CONSENT_BOUNDS,
     REPORT_WEIGHT,
+    FOLLOWERS,
 ];
 
 const ACCOUNTS: Migration = Migration {
@@ -604,5 +605,14 @@ const REPORT_WEIGHT: Migration = Migration {
         UPDATE reports SET counted_at = at WHERE id IN
             (SELECT MIN(id) FROM reports WHERE origin = 'user' GROUP BY reporter, domain, at / 86400000);
         CREATE INDEX reports_counted ON reports (reporter, domain, counted_at) WHERE counted_at IS NOT NULL;
+    ",
+};
+
+/// Since when somebody follows our own list; of those before it is known when they last renewed it.
+const FOLLOWERS: Migration = Migration {
+    name: "followers",
+    sql: "
+        ALTER TABLE list_subscribers ADD COLUMN since INTEGER NOT NULL DEFAULT 0;
+        UPDATE list_subscribers SET since = at;
     ",
 };

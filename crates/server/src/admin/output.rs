@@ -328,10 +328,11 @@ fn subscriber_table(subscribers: &[Subscriber], now: i64) -> String {
     if subscribers.is_empty() {
         return "Nobody follows it.\n".into();
     }
-    let mut rows = vec![["ADDRESS", "NODE", "OF", "ENDS IN"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["ADDRESS", "NODE", "OF", "SINCE", "ENDS IN"].map(str::to_owned).to_vec()];
     for one in subscribers {
+        let since = format!("{} ago", span((now - one.since).max(0)));
         let ends = span((one.until - now).max(0));
-        rows.push(vec![printable(&one.address), printable(&one.node), printable(&one.host), ends]);
+        rows.push(vec![printable(&one.address), printable(&one.node), printable(&one.host), since, ends]);
     }
     table(&rows)
 }
@@ -742,11 +743,13 @@ mod tests {
             address: "south.example".into(),
             node: "n".into(),
             host: "north.example".into(),
+            since: NOW - 2000,
             until: NOW + 5000,
         }];
         assert_eq!(
             human(&Outcome::ListSubscribers { subscribers }, NOW),
-            "ADDRESS        NODE  OF             ENDS IN\nsouth.example  n     north.example  5 s\n"
+            "ADDRESS        NODE  OF             SINCE    ENDS IN\n\
+             south.example  n     north.example  2 s ago  5 s\n"
         );
         let items = vec![ListEntry { entry: "bad.example".into(), reason: "why".into() }];
         assert_eq!(human(&Outcome::ListItems { items, more: false }, NOW), "bad.example  why\n");

@@ -382,7 +382,7 @@ impl Exchange {
         }
         let over = sql("DELETE FROM list_subscribers WHERE at < ?1").bind(now - LASTS);
         let insert =
-            sql("INSERT INTO list_subscribers (host, node, jid, domain, at) VALUES (?1, ?2, ?3, ?4, ?5) \
+            sql("INSERT INTO list_subscribers (host, node, jid, domain, at, since) VALUES (?1, ?2, ?3, ?4, ?5, ?5) \
                           ON CONFLICT (host, node, jid) DO UPDATE SET at = excluded.at")
             .bind(host)
             .bind(node)
@@ -413,8 +413,9 @@ impl Exchange {
         let rows = self
             .db
             .read(
-                sql("SELECT jid, node, host, at FROM list_subscribers WHERE at >= ?1 ORDER BY domain, jid, node")
-                    .bind(self.clock().now() - LASTS),
+                sql("SELECT jid, node, host, at, since FROM list_subscribers WHERE at >= ?1 \
+                     ORDER BY domain, jid, node")
+                .bind(self.clock().now() - LASTS),
             )
             .await
             .map_err(|error| OpError::Store(error.to_string()))?;
@@ -422,6 +423,7 @@ impl Exchange {
             address: row.text(0).to_owned(),
             node: row.text(1).to_owned(),
             host: row.text(2).to_owned(),
+            since: row.int(4),
             until: row.int(3) + LASTS,
         });
         Ok(Outcome::ListSubscribers { subscribers: subscribers.collect() })
@@ -533,7 +535,7 @@ impl Exchange {
         self.db.run(batch).await.map_err(store)?;
         self.control.lists.own.write().add(wanted.clone(), reason.as_str().into());
         let told = self.announce(node_of(&wanted), |w| item(w, &id, &reason)).await.map_err(store)?;
-        Ok(Outcome::Done { text: format!("{written} is on our list; {told} subscribers were told.") })
+        Ok(Outcome::Done { text: format!("{written} is on our list; {}.", were_told(told)) })
     }
 
     /// Takes somebody off our own list.
@@ -564,7 +566,7 @@ impl Exchange {
             })
             .await
             .map_err(store)?;
-        Ok(Outcome::Done { text: format!("{} is off our list; {told} subscribers were told.", entry.trim()) })
+        Ok(Outcome::Done { text: format!("{} is off our list; {}.", entry.trim(), were_told(told)) })
     }
 
     fn listable(&self, entry: &str) -> Result<(Entry, String), OpError> {
@@ -611,6 +613,13 @@ impl Exchange {
             );
         }
         Ok(rows.len())
+    }
+}
+
+fn were_told(subscribers: usize) -> String {
+    match subscribers {
+        1 => "1 subscriber was told".into(),
+        more => format!("{more} subscribers were told"),
     }
 }
 

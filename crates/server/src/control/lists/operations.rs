@@ -88,6 +88,8 @@ pub struct Subscriber {
     pub node: String,
     /// Of which of our domains.
     pub host: String,
+    /// Since when, milliseconds since 1970.
+    pub since: i64,
     /// When it ends unless it is renewed, milliseconds since 1970.
     pub until: i64,
 }

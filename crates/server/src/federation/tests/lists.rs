@@ -1,5 +1,6 @@
 //! Block lists between two providers: followed, published, reloaded.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use super::signals::{ask, audited, pair};
 use super::stage::{Person, Site, World, settle};
 use crate::admin::{OpError, Operation, Outcome};
 use crate::config::Config;
-use crate::control::lists::{ListView, ListsOp};
+use crate::control::lists::{ListView, ListsOp, Subscriber};
 use crate::control::policy::PolicyOp;
 use crate::control::rule::Action;
 
@@ -117,7 +118,7 @@ async fn subscriptions_end_unless_renewed_and_operators_can_end_them() {
     let mut iago = south.person("iago@south.example/5").await;
     let mut romeo = north.person("romeo@north.example/a").await;
     let age = async |days: i64| {
-        let older = sql("UPDATE list_subscribers SET at = at - ?1").bind(days * DAY);
+        let older = sql("UPDATE list_subscribers SET at = at - ?1, since = since - ?1").bind(days * DAY);
         north.exchange().db.run(Batch::new(Lane::Inside).with(older)).await.unwrap();
     };
     let pubsub = "<pubsub xmlns='http://jabber.org/protocol/pubsub'>";
@@ -139,7 +140,9 @@ async fn subscriptions_end_unless_renewed_and_operators_can_end_them() {
         Outcome::ListSubscribers { subscribers } => subscribers,
         other => panic!("{other:?}"),
     };
-    assert_eq!(subscribers().await.len(), 20);
+    let since = |all: Vec<Subscriber>| all.into_iter().map(|one| (one.address, one.since));
+    let first: BTreeMap<String, i64> = since(subscribers().await).collect();
+    assert_eq!(first.values().filter(|at| **at > 0).count(), 20);
     age(20).await;
     // By reading and by subscribing again.
     iago.send(&wish("iago@south.example", 3)).await;
@@ -149,8 +152,10 @@ async fn subscriptions_end_unless_renewed_and_operators_can_end_them() {
     iago.send(&read).await;
     assert_eq!(iago.arrived().await.len(), 2);
     age(20).await;
-    let left: Vec<String> = subscribers().await.into_iter().map(|one| one.address).collect();
-    assert_eq!(left, ["iago@south.example/3", "iago@south.example/5"]);
+    let left: BTreeMap<String, i64> = since(subscribers().await).collect();
+    assert!(left.keys().eq(["iago@south.example/3", "iago@south.example/5"]));
+    let kept = |(address, since): (&String, &i64)| first[address] - 40 * DAY == *since;
+    assert!(left.iter().all(kept), "who renews does not begin anew: {first:?} {left:?}");
     publish(&north, "bad.example").await;
     settle().await;
     assert!(iago.arrived().await.iter().any(|xml| xml.contains("bad.example")));
