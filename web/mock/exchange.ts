@@ -51,6 +51,7 @@ export class Exchange {
   private requests: api.RequestView[];
   private lists: api.ListView[];
   private own: api.ListEntry[] = [{ entry: 'spamhaven.example', reason: 'sends invitations to random addresses' }];
+  private subscribers: api.Subscriber[];
   private users: api.User[];
   private tokens: api.Token[];
 
@@ -72,10 +73,11 @@ export class Exchange {
       { block: { domain: 'old-spam.example', subdomains: false, reason: 'never again', until: null }, set_by: 'configuration', set_at: 0, configured: true },
     ];
     this.levels = [{ domain: 'freeshells.example', level: 'no-new-contacts', reason: 'flood of subscription requests', set_by: 'trigger: refusals over half', set_at: now - 40 * MINUTE, until: now + 20 * MINUTE }];
+    const stanza = (id: number, body: string) => `<message xmlns='jabber:client' from='crypto-profits@spamhaven.example/1' to='juliet@trunkline.example' type='chat' id='${id}'><body>${body}</body></message>`;
     const report = (id: number, part: Partial<api.ReportView>): api.ReportView => ({
       id, at: now - id * 37 * MINUTE, reporter: 'juliet@trunkline.example', affiliation: 'registered', about: 'crypto-profits@spamhaven.example', reason: 'spam',
       text: 'I do not know this person. Third time today.', stanza_ids: [`2026-11-2${id}-f81d`, `2026-11-2${id}-a077`],
-      messages: ['Hi! Earn 40 coins a day from home: https://coins.example/?ref=<b>you</b>', 'Last chance, dear'], may_forward: true, may_share: false, state: 'open', actions: [], ...part,
+      messages: [stanza(id, 'Hi! Earn 40 coins a day from home: https://coins.example/?ref=&lt;b>you&lt;/b>'), stanza(id, 'Last chance, dear')], may_forward: true, may_share: false, state: 'open', actions: [], ...part,
     });
     this.reports = [
       report(1, {}),
@@ -91,6 +93,9 @@ export class Exchange {
       { name: 'muc-bans', service: 'pubsub.rooms.city.example', node: 'bans-sha256', action: null, entries: 28, state: 'the service does not answer: remote-server-timeout', changed_at: now - 6 * DAY, hits: 3 },
       { name: 'own', service: 'trunkline.example', node: 'urn:xmpp:blocklist', action: null, entries: 1, state: 'published', changed_at: now - 2 * DAY, hits: 0 },
     ];
+    this.subscribers = ['pubsub.rooms.city.example', 'lists@hackspace.example/bot', 'admin@tiny.example', 'admin@library.example'].flatMap((address, n) => ['muc_bans_sha256', 'spam_source_domains'].slice(n % 2).map((node) => ({
+      address, node, host: 'trunkline.example', since: now - (n + 1) * 61 * DAY, until: now + (27 - 5 * n) * DAY,
+    })));
     this.users = ['admin', 'benvolio', 'juliet', 'lawrence', 'mercutio', 'nurse', 'romeo', 'rosaline'].map((name, n) => ({
       address: `${name}@trunkline.example`, created_at: now - (n + 2) * 31 * DAY, disabled: name === 'rosaline', sessions: Math.round(noise(name, 1) * 3),
     }));
@@ -304,6 +309,14 @@ export class Exchange {
       },
       'GET /lists': () => ({ outcome: 'lists', lists: this.lists }),
       'GET /lists/items': (fields) => ({ outcome: 'list-items', items: fields.name === 'own' ? this.own : NAMES.slice(4, 9).map((entry) => ({ entry, reason: 'spam source' })), more: false }),
+      'GET /lists/subscribers': () => ({ outcome: 'list-subscribers', subscribers: this.subscribers }),
+      'POST /lists/remove-subscriber': (fields) => {
+        const who = text(fields.address);
+        const left = this.subscribers.filter((it) => it.address !== who && !(it.address.split('/')[0] ?? '').endsWith(`@${who}`));
+        if (left.length === this.subscribers.length) throw new Error(`${who} is not among the subscribers`);
+        this.subscribers = left;
+        return done(`${who} is not subscribed any more.`);
+      },
       'POST /lists/subscribe': (fields) => {
         this.lists.splice(-1, 0, { name: text(fields.name), service: text(fields.service), node: text(fields.node), action: (fields.action as api.Action | undefined) ?? null, entries: 0, state: 'asked', changed_at: null, hits: 0 });
         return done('Subscribed.');

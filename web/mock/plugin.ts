@@ -5,6 +5,7 @@ import type { IncomingMessage } from 'node:http';
 import type { Connect, Plugin } from 'vite';
 
 import { Exchange } from './exchange';
+import { hostile } from './hostile';
 
 /** As the server says it (crates/server/src/admin/api). */
 const POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
@@ -27,6 +28,7 @@ export function mock(): Plugin {
 
 function serve(middlewares: Connect.Server): void {
   const exchange = new Exchange();
+  const worst = process.env.TRUNKLINE_MOCK === 'hostile';
   middlewares.use('/api/v1', (request, response) => {
     void body(request).then((text) => {
       const cookie = /trunkline=(\w+)/.exec(request.headers.cookie ?? '')?.[1] ?? '';
@@ -35,7 +37,8 @@ function serve(middlewares: Connect.Server): void {
       response.statusCode = answer.status;
       response.setHeader('Content-Type', answer.status < 400 ? 'application/json' : 'application/problem+json');
       if (answer.cookie !== undefined) response.setHeader('Set-Cookie', `trunkline=${answer.cookie}; HttpOnly; SameSite=Strict; Path=/`);
-      response.end(answer.status === 204 ? '' : JSON.stringify(answer.body));
+      const told = worst && !url.pathname.startsWith('/session') ? hostile(answer.body) : answer.body;
+      response.end(answer.status === 204 ? '' : JSON.stringify(told));
     });
   });
 }

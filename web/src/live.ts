@@ -5,12 +5,11 @@ import { effect, signal } from '@preact/signals';
 import { get } from './api/client';
 import { session } from './api/session';
 import type { NowView } from './api/types';
+import { idle } from './logic/idle';
 import { Ring } from './logic/ring';
 import { inWords } from './parts/hooks';
 
 const EVERY = 2000;
-/** A page that nobody touches must not keep a session alive for ever (`console.idle_timeout`). */
-const IDLE = 20 * 60_000;
 /** Seconds that the live chart shows. */
 export const SPAN = 300;
 
@@ -30,13 +29,6 @@ async function ask(): Promise<void> {
   } catch (error) {
     lost.value = inWords(error);
   }
-}
-
-let touched = Date.now();
-for (const kind of ['pointerdown', 'pointermove', 'keydown', 'wheel', 'touchstart']) {
-  addEventListener(kind, () => {
-    touched = Date.now();
-  }, { passive: true });
 }
 
 /** What was before this page was looked at: the chart does not begin empty. */
@@ -69,7 +61,7 @@ effect(() => {
   let timer: ReturnType<typeof setTimeout> | undefined;
   let over = false;
   const turn = async () => {
-    if (Date.now() - touched > IDLE) lost.value = 'Nobody has moved for twenty minutes, so this page no longer asks. Move to go on.';
+    if (idle()) lost.value = 'Nobody has moved for twenty minutes, so this page no longer asks. Move to go on.';
     else if (!document.hidden) await ask();
     if (!over) timer = setTimeout(() => void turn(), EVERY);
   };

@@ -1,6 +1,7 @@
 import { render } from 'preact';
 
 import { App } from './app';
+import './parts/foreign';
 import './style/base.css';
 import './style/parts.css';
 

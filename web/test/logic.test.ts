@@ -1,3 +1,4 @@
+import { h } from 'preact';
 import { describe, expect, test } from 'vitest';
 
 import { query } from '../src/api/client';
@@ -8,6 +9,20 @@ import { href, parse } from '../src/logic/place';
 import { choices, isOurs } from '../src/logic/reports';
 import { Ring } from '../src/logic/ring';
 import { EMPTY, blockOf, conditionsInWords, ruleInWords, toForm, toRule } from '../src/logic/rules';
+import { visible } from '../src/parts/foreign';
+
+describe('what others write', () => {
+  test('marks that turn or hide text are shown as what they are, in texts and titles, wherever they stand', () => {
+    expect(visible('a\u202Egnp.exe\u2066\u0085')).toBe('a[U+202E]gnp.exe[U+2066][U+0085]');
+    // Words of another direction, joined letters and ends of lines are no tricks.
+    const innocent = '\u05E9\u05DC\u05D5\u05DD \u200D\u{1F469}\n\tx';
+    expect(visible(innocent)).toBe(innocent);
+    const made = h('p', { title: '\u202E' }, ['x', ['\u202D', h('b', null, '\u202C')]]);
+    const text = JSON.stringify(made.props);
+    for (const mark of ['202E', '202D', '202C']) expect(text).toContain(`[U+${mark}]`);
+    expect(text).not.toMatch(/[\u202A-\u202E]/);
+  });
+});
 
 describe('numbers and times', () => {
   test('durations have their two largest units, and no hole between them', () => {

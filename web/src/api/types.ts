@@ -201,6 +201,14 @@ export interface ListEntry {
   reason: string;
 }
 
+export interface Subscriber {
+  address: string;
+  node: string;
+  host: string;
+  since: number;
+  until: number;
+}
+
 export interface AuditEntry {
   id: number;
   at: number;
@@ -265,6 +273,7 @@ export interface Outcomes {
   report: ReportView;
   lists: { lists: ListView[] };
   'list-items': { items: ListEntry[]; more: boolean };
+  'list-subscribers': { subscribers: Subscriber[] };
   now: NowView;
   domains: { domains: DomainSummary[]; total: number };
   domain: DomainDetail;

@@ -22,3 +22,13 @@ export function choices(report: Pick<ReportView, 'state' | 'origin' | 'may_forwa
   if (!ours && report.origin !== 'outside' && report.may_forward && !report.forwarded_to) found.push('forward');
   return found;
 }
+
+/** The text of a message that was reported as a stanza; nothing of it is carried out or fetched. */
+export function spoken(xml: string): string | null {
+  // What is no stanza would be answered with a document about the error, whose style the page's policy forbids.
+  if (!/^<message[\s>]/.test(xml)) return null;
+  const stanza = new DOMParser().parseFromString(xml, 'text/xml').documentElement;
+  if (stanza.localName !== 'message') return null;
+  const bodies = [...stanza.children].filter((it) => it.localName === 'body' && it.namespaceURI === stanza.namespaceURI);
+  return bodies[0]?.textContent ?? null;
+}

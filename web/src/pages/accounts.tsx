@@ -126,7 +126,7 @@ function Devices(props: { user: User; onClose: () => void }) {
           { name: 'It has', cell: (it) => [it.password ? 'the password' : '', it.token ? 'a token' : ''].filter(Boolean).join(', ') || <span class="quiet">nothing</span> },
           { name: 'Last seen', cell: (it) => <Time at={it.last_seen} /> },
           { name: 'Change', bare: true, cell: (it) => (
-            <button type="button" class="plain" aria-label={`Sign ${named(it)} out`} disabled={doing.busy} onClick={() => doing.run(async () => {
+            <button type="button" class="plain" aria-label={`Sign out ${named(it)}`} disabled={doing.busy} onClick={() => doing.run(async () => {
               const said = await change('/accounts/end-device', { address: props.user.address, client: it.id });
               list.again();
               return said;

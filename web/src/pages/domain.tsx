@@ -10,7 +10,7 @@ import { hurry } from '../live';
 import { Facts, Lamp, LevelLamp, Page, Panel, Score, StateLamp, Time, Waiting } from '../parts/basics';
 import { Block, Unblock } from '../parts/block';
 import { Chart } from '../parts/chart';
-import { useLoad } from '../parts/hooks';
+import { useFresh, useLoad } from '../parts/hooks';
 import { Switch } from '../parts/switch';
 import { Table } from '../parts/table';
 
@@ -19,18 +19,22 @@ export function Domain(props: { name: string }) {
   const detail = useLoad(() => get('domain', '/domains/show', { domain: name }), [name]);
   const breaker = useLoad(() => get('breaker', '/breaker'), [name]);
   const policy = useLoad(() => get('policy', '/policy'), [name]);
+  const again = () => {
+    detail.again();
+    breaker.again();
+    policy.again();
+  };
+  useFresh(again, 10_000);
   const block = blockOf(name, policy.data?.blocks ?? []);
   const [asking, ask] = useState<'block' | 'unblock' | null>(null);
   const done = () => {
     ask(null);
-    detail.again();
-    breaker.again();
-    policy.again();
+    again();
     hurry();
   };
   const summary = detail.data?.summary;
   return (
-    <Page title={name} lead={<><a href={href('domains')}>All domains</a>{summary && <>: first seen <Time at={summary.first_seen} />, last seen <Time at={summary.last_seen} /></>}</>}
+    <Page title={name} lead={<><a href={href('domains')}>All domains</a>{summary && <>: first seen <Time at={summary.first_seen} />, last seen <Time at={summary.last_seen} /></>}<Elsewhere domain={name} /></>}
       aside={summary && (
         <>
           <StateLamp state={summary.blocked ? 'blocked' : summary.state} />
@@ -59,7 +63,7 @@ export function Domain(props: { name: string }) {
             {breaker.data && breaker.data.all.level !== 'normal' && <p class="note">For all of the outside: <LevelLamp level={breaker.data.all.level} /></p>}
           </Panel>
           <Panel title="Sanctions">
-            {block && <p class="wrong">Blocked{block.block.domain !== name && ` with ${block.block.domain}`}: {block.block.reason || 'no reason was given'}. Set by {block.set_by}{block.set_at > 0 && <>, <Time at={block.set_at} /></>}{block.block.until !== null && <>, ends <Time at={block.block.until} /></>}.</p>}
+            {block && <div class="wrong"><p>Blocked{block.block.domain !== name && ` with ${block.block.domain}`}: {block.block.reason || 'no reason was given'}. Set by {block.set_by}{block.set_at > 0 && <>, <Time at={block.set_at} /></>}{block.block.until !== null && <>, ends <Time at={block.block.until} /></>}.</p></div>}
             <Table caption="Rules that name it" none="No rule names this domain." rows={it.sanctions} id={(row) => row.id ?? ruleInWords(row.rule)} columns={[
               { name: 'Rule', head: true, cell: (row) => <>{ruleInWords(row.rule)}{row.rule.shadow && <span class="tag">shadow</span>}</> },
               { name: 'Reason', cell: (row) => row.rule.reason || <span class="quiet">none</span> },
@@ -74,6 +78,17 @@ export function Domain(props: { name: string }) {
       {asking === 'block' && <Block domain={name} onClose={() => ask(null)} onDone={done} />}
       {asking === 'unblock' && <Unblock domain={block?.block.domain ?? name} onClose={() => ask(null)} onDone={done} />}
     </Page>
+  );
+}
+
+/** What else there is about it. */
+function Elsewhere(props: { domain: string }) {
+  return (
+    <span class="elsewhere">
+      {may('moderate') && <a href={href('reports', null, { domain: props.domain, all: 'yes' })}>Reports about it</a>}
+      {may('audit') && <a href={href('audit', null, { search: props.domain })}>Changes about it</a>}
+      <a href={href('domains', null, { search: props.domain })}>What is below it</a>
+    </span>
   );
 }
 
@@ -109,6 +124,7 @@ const REACH: [number, string][] = [[1, '1 hour'], [24, '1 day'], [168, '1 week']
 export function History(props: { domain: string | null }) {
   const [hours, setHours] = useState(24);
   const history = useLoad(() => get('history', '/domains/history', { domain: props.domain, hours }), [props.domain, hours]);
+  useFresh(history.again, 60_000);
   const points = history.data?.points ?? [];
   const sum = (of: (point: HistoryPoint) => number) => points.reduce((total, point) => total + of(point), 0);
   const series = (of: (point: HistoryPoint) => number) => points.map(of);

@@ -2,18 +2,20 @@ import { useState } from 'preact/hooks';
 
 import { change, get } from '../api/client';
 import { may } from '../api/session';
-import type { Action, ListView } from '../api/types';
+import type { Action, ListView, Subscriber } from '../api/types';
 import { count, many } from '../logic/format';
 import { href } from '../logic/place';
 import { actionInWords } from '../logic/rules';
+import { domainOf } from '../logic/reports';
 import { Lamp, Name, Page, Panel, Time, Waiting } from '../parts/basics';
 import { Dialog, Form } from '../parts/dialog';
-import { Select, Text } from '../parts/fields';
-import { useLoad } from '../parts/hooks';
+import { One, Search, Select, Text } from '../parts/fields';
+import { useFresh, useLoad } from '../parts/hooks';
 import { Pages, Table } from '../parts/table';
 
 export function Lists() {
   const lists = useLoad(() => get('lists', '/lists'), []);
+  useFresh(lists.again, 5000);
   const [asking, ask] = useState<'subscribe' | ListView | null>(null);
   const done = () => {
     ask(null);
@@ -27,7 +29,7 @@ export function Lists() {
         <Panel title={many(data.lists.length, 'list')}>
           <Table caption="Lists" none="No list is followed." rows={data.lists} id={(it) => it.name} columns={[
             { name: 'Name', head: true, cell: (it) => <a href={href('lists', it.name)}>{it.name === 'own' ? 'Our own' : it.name}</a> },
-            { name: 'Where', cell: (it) => <span class="mono small">{it.service} {it.node}</span> },
+            { name: 'Where', cell: (it) => <><Name of={it.service} /><span class="why mono">{it.node}</span></> },
             { name: 'State', cell: (it) => <Lamp tone={well(it.state) ? 'good' : 'warn'}>{it.state}</Lamp> },
             { name: 'Entries', number: true, cell: (it) => count(it.entries) },
             { name: 'Those on it', cell: (it) => (it.name === 'own' ? <span class="quiet">for others</span> : it.action ? actionInWords(it.action) : 'as rules say') },
@@ -83,6 +85,7 @@ export function List(props: { name: string }) {
   const [after, setAfter] = useState<string | null>(null);
   const [asking, ask] = useState<{ retract: string } | 'publish' | null>(null);
   const items = useLoad(() => get('list-items', '/lists/items', { name, after }), [name, after]);
+  useFresh(items.again, 10_000);
   const free = own && may('moderate');
   const done = () => {
     ask(null);
@@ -102,9 +105,61 @@ export function List(props: { name: string }) {
           </>
         )}</Waiting>
       </Panel>
+      {own && may('moderate') && <Followers />}
       {asking === 'publish' && <Publish onClose={() => ask(null)} onDone={done} />}
       {asking !== null && asking !== 'publish' && <Retract entry={asking.retract} onClose={() => ask(null)} onDone={done} />}
     </Page>
+  );
+}
+
+const SHOWN = 50;
+
+/** Who is told when our own list changes. Everybody may follow it: there is nothing to approve, only to end. */
+function Followers() {
+  const list = useLoad(() => get('list-subscribers', '/lists/subscribers'), []);
+  const [search, setSearch] = useState('');
+  const [offset, setOffset] = useState(0);
+  const [ending, end] = useState<Subscriber | null>(null);
+  const found = (list.data?.subscribers ?? []).filter((it) => it.address.toLowerCase().includes(search.toLowerCase()));
+  return (
+    <Panel title={list.data ? `Followed by ${many(found.length, 'subscription')}` : 'Followed by'} note="Everybody may follow it. A subscription that is not renewed ends after 30 days." aside={<Search label="Search who follows it" value="" onSearch={(text) => {
+      setOffset(0);
+      setSearch(text.trim());
+    }} />}>
+      <Waiting of={list}>{() => (
+        <>
+          <Table caption="Who follows our own list" none={search ? `No address contains “${search}”.` : 'Nobody follows it.'} rows={found.slice(offset, offset + SHOWN)} id={(it) => `${it.address} ${it.node} ${it.host}`} columns={[
+            { name: 'Address', head: true, cell: (it) => <><Name of={it.address} /><span class="why"><a href={href('domains', domainOf(it.address))}>{domainOf(it.address)}</a></span></> },
+            { name: 'Node', cell: (it) => <><span class="mono small">{it.node}</span><span class="why">of {it.host}</span></> },
+            { name: 'Since', cell: (it) => <Time at={it.since} /> },
+            { name: 'Ends, unless renewed', cell: (it) => <Time at={it.until} /> },
+            { name: 'Change', bare: true, cell: (it) => <button type="button" class="plain" aria-label={`End the subscription of ${it.address} to ${it.node}`} onClick={() => end(it)}>End</button> },
+          ]} />
+          <Pages first={offset === 0} more={offset + SHOWN < found.length} onFirst={() => setOffset(0)} onMore={() => setOffset(offset + SHOWN)} />
+        </>
+      )}</Waiting>
+      {ending && <EndSubscription of={ending} onClose={() => end(null)} onDone={() => {
+        end(null);
+        list.again();
+      }} />}
+    </Panel>
+  );
+}
+
+function EndSubscription(props: { of: Subscriber; onClose: () => void; onDone: () => void }) {
+  const { address } = props.of;
+  const domain = domainOf(address);
+  const [whose, setWhose] = useState<'address' | 'domain'>(domain === address ? 'domain' : 'address');
+  const [why, setWhy] = useState('');
+  return (
+    <Dialog title={`End the subscriptions of ${address}?`} onClose={props.onClose}>
+      <p>They are not told of changes any more, on none of the list’s nodes. They may subscribe again: to keep them out, block the domain.</p>
+      <Form act="End" danger onCancel={props.onClose} onDone={props.onDone} work={() => change('/lists/remove-subscriber', { address: whose === 'domain' ? domain : address, why: why.trim() })}>
+        {domain !== address && <One label="Whose" name="whose" value={whose} onChange={setWhose} options={[['address', 'Of this address'], ['domain', `Of everybody at ${domain}`]]} />}
+        {domain === address && <p class="hint">Everybody at {domain} is meant.</p>}
+        <Text label="Reason" hint="For the audit log." value={why} onInput={setWhy} required autoFocus />
+      </Form>
+    </Dialog>
   );
 }
 

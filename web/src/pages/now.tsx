@@ -3,11 +3,12 @@ import { may } from '../api/session';
 import { capital, count, many, rate, words } from '../logic/format';
 import { href } from '../logic/place';
 import { SPAN, hurry, live, lost, now } from '../live';
-import { Bars, LevelLamp, Page, Panel, Time, Waiting, Wrong } from '../parts/basics';
+import { Bars, LevelLamp, Page, Panel, Said, StateLamp, Time, Waiting, Wrong } from '../parts/basics';
 import { Chart } from '../parts/chart';
-import { useLoad } from '../parts/hooks';
+import { useFresh, useLoad } from '../parts/hooks';
 import { Switch } from '../parts/switch';
 import { Table } from '../parts/table';
+import { History } from './domain';
 
 export function Now() {
   const at = now.value;
@@ -20,6 +21,7 @@ export function Now() {
   return (
     <Page title="Now" lead="Stanzas a second over the last ten seconds. Inside is among people here; outside is everybody else.">
       <Wrong text={lost.value} />
+      <Problems />
       <dl class="readings">
         <Reading name="Inside" value={at && rate(at.inside)} unit="a second" tone="line-inside" />
         <Reading name="From outside" value={at && rate(at.outside_in)} unit="a second" tone="line-in" />
@@ -61,7 +63,68 @@ export function Now() {
           )}</Waiting>
         </Panel>
       </div>
+      <div class="columns two">
+        <Stuck />
+        {may('audit') && <Changed />}
+      </div>
+      <History domain={null} />
     </Page>
+  );
+}
+
+/** Who renews certificates by a program has a new one by then. */
+const SOON = 14 * 86_400_000;
+
+/** What the server itself finds wrong: certificates that end, a disk that fills, settings that wait for a restart. */
+function Problems() {
+  const status = useLoad(() => get('status', '/status'), []);
+  useFresh(status.again, 30_000);
+  const { problems = [], needs_restart: waits = [], domains = [] } = status.data ?? {};
+  const ending = domains.filter((it) => it.certificate_expires_at !== null && it.certificate_expires_at < Date.now() + SOON);
+  return (
+    <>
+      {ending.map((it) => <div class="wrong" key={it.name}><p>The certificate of {it.name} ends: <Time at={it.certificate_expires_at} /></p></div>)}
+      {problems.map((text) => <p class="wrong" key={text}>{text}</p>)}
+      {waits.length > 0 && <p class="note wrap">Waits for a restart: {waits.join(', ')}</p>}
+    </>
+  );
+}
+
+const MOST = 6;
+
+function Stuck() {
+  const list = useLoad(() => get('domains', '/domains', { sort: 'queue' }), []);
+  useFresh(list.again, 10_000);
+  const stuck = (list.data?.domains ?? []).filter((it) => it.queue > 0).slice(0, MOST);
+  return (
+    <Panel title="Not delivered yet" aside={<a href={href('domains', null, { sort: 'queue' })}>Domains by queue</a>}>
+      <Waiting of={list}>{() => (
+        <Table caption="Domains for which stanzas wait" none="Nothing waits for any domain." rows={stuck} id={(it) => it.domain} columns={[
+          { name: 'Domain', head: true, cell: (it) => <a href={href('domains', it.domain)}>{it.domain}</a> },
+          { name: 'State', cell: (it) => <StateLamp state={it.blocked ? 'blocked' : it.state} /> },
+          { name: 'Stanzas', number: true, cell: (it) => count(it.queue) },
+          { name: 'Last seen', cell: (it) => <Time at={it.last_seen} /> },
+        ]} />
+      )}</Waiting>
+    </Panel>
+  );
+}
+
+/** The first question when something is wrong. */
+function Changed() {
+  const list = useLoad(() => get('audit', '/audit'), []);
+  useFresh(list.again, 15_000);
+  return (
+    <Panel title="Changed last" aside={<a href={href('audit')}>All changes</a>}>
+      <Waiting of={list}>{(data) => (
+        <ul class="plain-list">
+          {data.entries.length === 0 && <li class="quiet">Nothing was changed yet.</li>}
+          {data.entries.slice(0, MOST).map((it) => (
+            <li key={it.id}>{capital(words(it.what))}{it.why && <>: <Said text={it.why} /></>}<span class="why">{it.who}, <Time at={it.at} /></span></li>
+          ))}
+        </ul>
+      )}</Waiting>
+    </Panel>
   );
 }
 

@@ -5,12 +5,12 @@ import { change, get } from '../api/client';
 import type { ReportAction, ReportView, RequestView } from '../api/types';
 import { count, many, moment } from '../logic/format';
 import { type Place, href } from '../logic/place';
-import { choices, domainOf, isOurs } from '../logic/reports';
+import { choices, domainOf, isOurs, spoken } from '../logic/reports';
 import { hurry } from '../live';
 import { Facts, Lamp, Name, Page, Panel, Time, Waiting } from '../parts/basics';
 import { Dialog, Form } from '../parts/dialog';
 import { Check, One, Search, Text, Until } from '../parts/fields';
-import { useLoad } from '../parts/hooks';
+import { useFresh, useLoad } from '../parts/hooks';
 import { Pages, Table } from '../parts/table';
 
 /** The queue of reports, and the first contacts that wait. */
@@ -19,6 +19,7 @@ export function Reports(props: { place: Place }) {
   const [domain, all] = [query.get('domain') ?? '', query.get('all') === 'yes'];
   const [before, setBefore] = useState<number | null>(null);
   const list = useLoad(() => get('reports', '/reports', { open_only: !all, domain, before }), [all, domain, before]);
+  useFresh(list.again, 15_000);
   const go = (change: Record<string, string>) => {
     setBefore(null);
     window.location.replace(href('reports', null, { domain, all: all ? 'yes' : '', ...change }));
@@ -59,6 +60,7 @@ function Requests() {
   const [before, setBefore] = useState<number | null>(null);
   const [dropping, drop] = useState<string | null>(null);
   const list = useLoad(() => get('requests', '/requests', { domain, before }), [domain, before]);
+  useFresh(list.again, 15_000);
   return (
     <Panel title="First contacts that wait" note="Whoever they are for decides. What was written is not shown to anybody else." aside={<Search label="Requests from a domain" value={domain} onSearch={(text) => {
       setBefore(null);
@@ -111,7 +113,7 @@ export function Report(props: { id: number }) {
         <div class="columns two">
           <Panel title="What was reported">
             <Facts rows={[
-              ['About', <><span class="mono">{it.about}</span> (<a href={href('domains', domainOf(it.about))}>{domainOf(it.about)}</a>)</>],
+              ['About', <><Name of={it.about} /> (<a href={href('domains', domainOf(it.about))}>{domainOf(it.about)}</a>)</>],
               ['Reason', <Reason report={it} />],
               ['From', <><Name of={it.reporter} />{it.origin === 'outside' && <span class="tag">another provider</span>}{it.affiliation && <span class="tag">{it.affiliation}</span>}</>],
               ['When', moment(it.at)],
@@ -121,7 +123,7 @@ export function Report(props: { id: number }) {
               ...(it.forwarded_to ? [['Forwarded to', <Name of={it.forwarded_to} />] as [string, ComponentChildren]] : []),
             ]} />
             <h3>Messages ({count(it.messages.length)})</h3>
-            {it.messages.length ? it.messages.map((text, n) => <blockquote key={n} class="message">{text}</blockquote>) : <p class="quiet">{it.origin === 'outside' ? 'The provider sent none, or they are no longer kept.' : 'The report names none of the reporter’s archive, or they are no longer kept.'}</p>}
+            {it.messages.length ? it.messages.map((text, n) => <Message key={n} xml={text} />) : <p class="quiet">{it.origin === 'outside' ? 'The provider sent none, or they are no longer kept.' : 'The report names none of the reporter’s archive, or they are no longer kept.'}</p>}
             {it.actions.length > 0 && <><h3>What was done</h3><ol class="plain-list">{it.actions.map((text, n) => <li key={n}>{text}</li>)}</ol></>}
           </Panel>
           <Panel title="What is done about it"><Decide report={it} onDone={() => {
@@ -131,6 +133,18 @@ export function Report(props: { id: number }) {
         </div>
       )}</Waiting>
     </Page>
+  );
+}
+
+/** What was written; the whole stanza on request. */
+function Message(props: { xml: string }) {
+  const said = spoken(props.xml);
+  if (said === null) return <blockquote class="message">{props.xml}</blockquote>;
+  return (
+    <>
+      <blockquote class="message">{said}</blockquote>
+      <details><summary>As it came</summary><pre class="diff" tabIndex={0} role="region" aria-label="The stanza">{props.xml}</pre></details>
+    </>
   );
 }
 

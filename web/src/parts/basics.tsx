@@ -80,6 +80,11 @@ export function Time(props: { at: number | null | undefined; none?: string }) {
   return <time dateTime={new Date(props.at).toISOString()} title={moment(props.at)}>{ago(props.at)}</time>;
 }
 
+/** What somebody wrote, in a line of ours: its direction stays its own. */
+export function Said(props: { text: string }) {
+  return <bdi>{props.text}</bdi>;
+}
+
 /** An address or a domain: a narrow column breaks it after its parts only. */
 export function Name(props: { of: string }) {
   return <span class="mono">{props.of.split(/(?<=[@.])/).map((part, n) => <>{n > 0 && <wbr />}{part}</>)}</span>;

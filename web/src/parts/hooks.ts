@@ -3,6 +3,8 @@
 import { signal } from '@preact/signals';
 import { useCallback, useEffect, useRef, useState } from 'preact/hooks';
 
+import { idle } from '../logic/idle';
+
 export interface Loaded<T> {
   data: T | undefined;
   error: string;
@@ -26,6 +28,18 @@ export function useLoad<T>(load: () => Promise<T>, deps: unknown[]): Loaded<T> {
     };
   }, [...deps, turn]);
   return { ...state, again: useCallback(() => setTurn((n) => n + 1), []) };
+}
+
+/** Loads again at intervals while the page is looked at: what stands there is as it is, not as it was. */
+export function useFresh(again: () => void, every: number): void {
+  const latest = useRef(again);
+  latest.current = again;
+  useEffect(() => {
+    const timer = setInterval(() => {
+      if (!document.hidden && !idle()) latest.current();
+    }, every);
+    return () => clearInterval(timer);
+  }, [every]);
 }
 
 export interface Doing {
