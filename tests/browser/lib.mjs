@@ -73,7 +73,8 @@ export async function browser() {
 export async function visit(running, base, options = {}) {
   const context = await running.newContext({ viewport: WIDE, reducedMotion: 'reduce', locale: 'en-GB', ...options });
   const page = await context.newPage();
-  page.setDefaultTimeout(10_000);
+  // A loaded machine takes its time.
+  page.setDefaultTimeout(30_000);
   page.wrongs = [];
   page.on('pageerror', (error) => page.wrongs.push(`error in the page: ${error.message}`));
   page.on('console', (message) => {
@@ -83,6 +84,8 @@ export async function visit(running, base, options = {}) {
   page.on('request', (request) => {
     const url = new URL(request.url());
     if (url.origin !== new URL(base).origin && url.protocol !== 'blob:') page.wrongs.push(`a request to ${url.origin}`);
+    // `<img src=x>` of somebody's.
+    if (url.pathname === '/x') page.wrongs.push('something that somebody wrote was fetched');
   });
   page.on('dialog', (dialog) => {
     page.wrongs.push(`a script of somebody's ran: ${dialog.message()}`);
@@ -92,8 +95,10 @@ export async function visit(running, base, options = {}) {
   return page;
 }
 
+/** Nothing went wrong since the last time this was asked. */
 export function clean(page) {
-  must(page.wrongs.length === 0, page.wrongs.join('; '));
+  const wrongs = page.wrongs.splice(0);
+  must(wrongs.length === 0, wrongs.join('; '));
 }
 
 export async function signIn(page, { address, password }) {
@@ -132,6 +137,31 @@ export async function accessible(page) {
       .map((it) => `${it.id}: ${it.nodes.slice(0, 3).map((node) => `${node.html.slice(0, 160)} ${node.any.map((why) => why.message).join(' ')}`).join(' | ')}`);
   });
   must(found.length === 0, found.join('\n      '));
+}
+
+/** What others wrote is text: none of it is an element, turns the text around it, or is hidden in it. */
+export async function inert(page) {
+  const wrong = await page.evaluate(() => {
+    const found = [...document.querySelectorAll('#evil, [onerror], main img, iframe, object, embed')].map((it) => `an element: ${it.outerHTML.slice(0, 80)}`);
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    const place = (node, at) => {
+      const range = document.createRange();
+      range.setStart(node, at);
+      range.setEnd(node, at + 1);
+      return range.getBoundingClientRect();
+    };
+    for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+      const text = node.data;
+      if (/[\u202A-\u202E\u2066-\u2069]/.test(text)) found.push(`a mark that turns text: ${text.slice(0, 80)}`);
+      // Two letters of one word: the first is to the left, or on the line above.
+      const at = text.search(/[A-Za-z]{2}/);
+      if (at < 0 || !node.parentElement?.checkVisibility()) continue;
+      const [one, two] = [place(node, at), place(node, at + 1)];
+      if (one.width && two.width && one.top === two.top && one.left > two.left) found.push(`turned: ${text.slice(0, 80)}`);
+    }
+    return found;
+  });
+  must(wrong.length === 0, wrong.join('\n      '));
 }
 
 /** Nothing sticks out to the side. */

@@ -4,11 +4,26 @@
 import { spawn } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 
-import { Failed, PHONE, Report, WIDE, accessible, at, browser, clean, fits, must, settled, shot, signIn, visit } from './lib.mjs';
+import { Failed, PHONE, Report, WIDE, accessible, at, browser, clean, fits, inert, must, settled, shot, signIn, visit } from './lib.mjs';
 
 const PAGES = [
   ['now', 'Now'], ['domains', 'Domains'], ['domains/spamhaven.example', 'spamhaven.example'], ['policy', 'Policy'], ['reports', 'Requests and reports'],
   ['reports/1', 'Report 1'], ['lists', 'Lists'], ['lists/own', 'Our own list'], ['audit', 'Audit'], ['accounts', 'Accounts'], ['you', 'You and this server'],
+];
+/** Every dialog: where, and the button that opens it. */
+const DIALOGS = [
+  ['now', 'Now', 'Switch to “Closed”…'],
+  ['domains', 'Domains', 'Block a domain…'],
+  ['domains/jabber.example', 'jabber.example', 'Block…'],
+  ['domains/spamhaven.example', 'spamhaven.example', 'Take the block back…'],
+  ['policy', 'Policy', 'Add a rule…'], ['policy', 'Policy', /^Edit /], ['policy', 'Policy', /^Remove /], ['policy', 'Policy', /^Use /],
+  ['policy', 'Policy', 'Import…'], ['policy', 'Policy', 'Block a domain…'], ['policy', 'Policy', /^Take back /],
+  ['reports', 'Requests and reports', /^Drop what waits/], ['reports', 'Requests and reports', /^Whole domain/],
+  ['lists', 'Lists', 'Follow a list…'], ['lists', 'Lists', /^Stop following/],
+  ['lists/own', 'Our own list', 'Put somebody on it…'], ['lists/own', 'Our own list', /^Take off/], ['lists/own', 'Our own list', /^End the subscription/],
+  ['accounts', 'Accounts', 'Invite…'], ['accounts', 'Accounts', 'Add an account…'], ['accounts', 'Accounts', /^Set the password/], ['accounts', 'Accounts', /^Second factor/],
+  ['accounts', 'Accounts', /^Devices of/], ['accounts', 'Accounts', /^End sessions/], ['accounts', 'Accounts', /^Disable /], ['accounts', 'Accounts', /^Enable /],
+  ['accounts', 'Accounts', /^Remove /], ['accounts', 'Accounts', 'Make a token…'], ['accounts', 'Accounts', /^Revoke /],
 ];
 const ADMIN = { address: 'admin@trunkline.example', password: 'secret' };
 const PORT = Number(process.env.PORT ?? 41_739);
@@ -17,16 +32,20 @@ const shots = process.argv[2] ?? 'screenshots';
 const report = new Report(process.argv.slice(3));
 
 const web = fileURLToPath(new URL('../../web', import.meta.url));
-const server = spawn(process.execPath, ['node_modules/vite/bin/vite.js', 'preview', '--host', '127.0.0.1', '--port', String(PORT), '--strictPort'], {
-  cwd: web, stdio: ['ignore', 'ignore', 'inherit'],
-});
-process.on('exit', () => server.kill());
+const servers = [];
+process.on('exit', () => servers.forEach((it) => it.kill()));
 process.on('SIGTERM', () => process.exit(1));
 
-async function ready() {
-  for (let n = 0; n < 150; n += 1) {
+/** An invented exchange behind the built files; where it answers. */
+async function preview(port, mock) {
+  const server = spawn(process.execPath, ['node_modules/vite/bin/vite.js', 'preview', '--host', '127.0.0.1', '--port', String(port), '--strictPort'], {
+    cwd: web, stdio: ['ignore', 'ignore', 'inherit'], env: { ...process.env, TRUNKLINE_MOCK: mock },
+  });
+  servers.push(server);
+  const base = `http://127.0.0.1:${port}/`;
+  for (const end = Date.now() + 90_000; Date.now() < end;) {
     if (server.exitCode !== null) throw new Failed('vite preview ended');
-    if (await fetch(BASE).then((it) => it.ok, () => false)) return;
+    if (await fetch(base).then((it) => it.ok, () => false)) return base;
     await new Promise((resolve) => setTimeout(resolve, 200));
   }
   throw new Failed('vite preview does not answer');
@@ -34,7 +53,7 @@ async function ready() {
 
 const running = await browser();
 try {
-  await ready();
+  await preview(PORT, '');
   for (const [size, viewport] of [['wide', WIDE], ['phone', PHONE]]) {
     for (const colorScheme of ['light', 'dark']) {
       const page = await visit(running, BASE, { viewport, colorScheme, hasTouch: size === 'phone', isMobile: size === 'phone' });
@@ -170,6 +189,28 @@ try {
     });
   }
 
+  await report.check('keyboard only: every dialog is opened, walked, held, closed by Escape, and gives the focus back', async () => {
+    const page = await visit(running, BASE);
+    await signIn(page, ADMIN);
+    await page.getByRole('heading', { level: 1, name: 'Now' }).waitFor();
+    for (const [path, heading, name] of DIALOGS) {
+      await at(page, path, heading);
+      if (path === 'now') await page.getByRole('radio', { name: 'Closed' }).check();
+      const opener = opens(page, name);
+      await opener.focus();
+      await page.keyboard.press('Enter');
+      await page.getByRole('dialog').waitFor();
+      await settled(page);
+      await held(page, `${path}, ${name}`);
+      await accessible(page);
+      await page.keyboard.press('Escape');
+      await page.getByRole('dialog').waitFor({ state: 'detached' });
+      must(await opener.evaluate((it) => it === document.activeElement), `${path}, ${name}: the focus is not given back`);
+    }
+    clean(page);
+    await page.context().close();
+  });
+
   await report.check('skip link, and a toggle between light and dark that stays', async () => {
     const page = await visit(running, BASE, { colorScheme: 'light' });
     await signIn(page, ADMIN);
@@ -199,10 +240,55 @@ try {
     await at(page, 'reports/1', 'Report 1');
     await page.getByText('https://coins.example/?ref=<b>you</b>').waitFor();
     must((await page.locator('.message a, .message b').count()) === 0, 'a link or mark of the message is live');
-    await at(page, 'reports?domain=<img src=x onerror=alert(1)>', 'Requests and reports');
+    for (const [path, heading] of [['reports?domain=', 'Requests and reports'], ['domains?search=', 'Domains'], ['audit?search=', 'Audit']]) {
+      await at(page, `${path}<img src=x id=evil onerror=alert(1)>\u202E`, heading);
+      await inert(page);
+    }
     clean(page);
     await page.context().close();
   });
+
+  const worst = await preview(PORT + 1, 'hostile');
+  for (const [size, viewport] of [['wide', WIDE], ['phone', PHONE]]) {
+    const page = await visit(running, worst, { viewport });
+    await signIn(page, ADMIN);
+    await page.getByRole('heading', { level: 1, name: 'Now' }).waitFor();
+    for (const [path, heading] of PAGES) {
+      await report.check(`${size}: markup, turned text and endless words in all of ${path}`, async () => {
+        await at(page, path, heading);
+        // Some of it is folded away.
+        for (const it of await page.locator('main summary').all()) await it.click();
+        if (path !== 'domains' && path !== 'you') must(await page.locator('main').getByText('<img src=x id=evil').count(), 'nothing of it is shown');
+        await shot(page, shots, `hostile-${path.replace('/', '-')}-${size}`);
+        await inert(page);
+        await fits(page);
+        // Nobody's address pushes the buttons of its row out of sight.
+        const [content, seen] = await page.evaluate(() => [...document.querySelectorAll('.table-frame')].map((it) => [it.scrollWidth, it.clientWidth]).find(([all, some]) => all > some) ?? [0, 0]);
+        must(content <= seen, `a table is ${content} wide in a frame of ${seen}`);
+        await accessible(page);
+        clean(page);
+      });
+    }
+    await report.check(`${size}: markup, turned text and endless words in every dialog`, async () => {
+      for (const [path, heading, name] of DIALOGS) {
+        await at(page, path, heading);
+        // On the invented exchange's blocked domain the button is another.
+        if (path === 'now') await page.getByRole('radio', { name: 'Closed' }).check();
+        const opener = opens(page, path.startsWith('domains/') ? /^(Block|Take the block back)…$/ : name);
+        await opener.click();
+        await page.getByRole('dialog').waitFor();
+        await settled(page);
+        await inert(page);
+        await fits(page);
+        const [content, seen] = await page.getByRole('dialog').evaluate((it) => [it.scrollWidth, it.clientWidth]);
+        must(content <= seen, `${path}, ${name}: ${content} wide in a dialog of ${seen}`);
+        await page.keyboard.press('Escape');
+        await page.getByRole('dialog').waitFor({ state: 'detached' });
+      }
+      clean(page);
+    });
+    await page.context().close();
+  }
 
   await report.check('errors are for people: the form says why, and keeps what was typed', async () => {
     const page = await visit(running, BASE);
@@ -245,9 +331,41 @@ try {
   });
 } finally {
   await running.close();
-  server.kill();
+  servers.forEach((it) => it.kill());
 }
 process.exitCode = report.end();
+
+function opens(page, name) {
+  return page.getByRole('main').getByRole('button', { name, exact: typeof name === 'string' }).and(page.locator(':enabled')).first();
+}
+
+/** The open dialog: everything in it is reached by Tab, and nothing behind it. */
+async function held(page, where) {
+  const expected = await page.getByRole('dialog').evaluate((dialog) => {
+    window.__reached = new Set();
+    return stops(dialog).length;
+
+    function stops(root) {
+      const radios = new Set();
+      return [...root.querySelectorAll('a[href], button, input, select, textarea, summary')].filter((it) => {
+        if (it.disabled || !it.checkVisibility()) return false;
+        if (it.type !== 'radio') return true;
+        return radios.has(it.name) ? false : Boolean(radios.add(it.name));
+      });
+    }
+  });
+  must((await focused(page)).inside, `${where}: the focus is not in the dialog`);
+  for (let n = 0; n < 2 * expected + 4; n += 1) {
+    const it = await focused(page);
+    // Past the last field is the browser's own frame.
+    must(it.inside || it.tag === 'BODY', `${where}: the focus leaves for ${it.tag} ${it.text || it.label}`);
+    if (it.inside) must(it.shown, `${where}: no focus to be seen on ${it.tag} ${it.text || it.label}`);
+    await page.evaluate(() => window.__reached.add(document.activeElement));
+    await page.keyboard.press(n < expected + 2 ? 'Tab' : 'Shift+Tab');
+  }
+  const reached = await page.evaluate(() => [...window.__reached].filter((it) => it.closest('dialog') && it.tagName !== 'DIALOG').length);
+  must(reached >= expected, `${where}: ${reached} reached of ${expected}`);
+}
 
 /** What has the focus, and whether one can see that it has. */
 async function focused(page) {
@@ -260,7 +378,7 @@ async function focused(page) {
       return style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) > 0;
     });
     const box = it?.getBoundingClientRect();
-    return { tag: it?.tagName ?? '', text: it?.textContent?.trim() ?? '', label, shown, seen: Boolean(box && box.width > 0 && box.height > 0) };
+    return { inside: Boolean(it?.closest('dialog')), tag: it?.tagName ?? '', text: it?.textContent?.trim() ?? '', label, shown, seen: Boolean(box && box.width > 0 && box.height > 0) };
   });
 }
 
