@@ -1,7 +1,7 @@
 // The console in front of a real exchange that federates with a real Prosody. run.py starts all of it and does what
 // people with XMPP clients do (`stage`).
 
-import { PHONE, Report, accessible, at, browser, clean, enter, fits, must, settled, shot, signIn, totp, visit } from './lib.mjs';
+import { PHONE, Report, accessible, at, browser, clean, enter, fits, inert, must, settled, shot, signIn, totp, visit } from './lib.mjs';
 
 const play = JSON.parse(process.argv[2]);
 const report = new Report(process.argv.slice(3));
@@ -10,6 +10,9 @@ const admin = { address: `admin@${ours}`, password: 'secret' };
 const moderator = { address: `moderator@${ours}`, password: 'secret' };
 
 const { stage, leave } = enter(play.port);
+
+/** What nobody's client should take for more than text. */
+const MARKUP = '<img src=x id=evil onerror=alert(1)><b id=evil>b</b>';
 
 const running = await browser();
 let page;
@@ -249,6 +252,48 @@ await check('a wrong rule is refused in words', async () => {
   clean(page);
 });
 
+await check('a list of theirs is followed, its bans take effect and end, and it is left', async () => {
+  const spammer = `romeo@${theirs}`;
+  const entries = (n) => row('theirs').getByRole('cell').nth(2).getByText(n, { exact: true }).waitFor();
+  await stage('ban', { who: 'first.example', reason: MARKUP });
+  await at(page, 'lists', 'Lists');
+  await page.getByRole('button', { name: 'Follow a list…' }).click();
+  const dialog = page.getByRole('dialog');
+  await dialog.getByLabel('Name here').fill('theirs');
+  await dialog.getByLabel('Pubsub service').fill(theirs);
+  await dialog.getByLabel('Node').fill('muc_bans_sha256');
+  await dialog.getByLabel('Those on it').selectOption('reject');
+  await dialog.getByLabel('Reason').fill('they know their spammers');
+  await dialog.getByRole('button', { name: 'Follow', exact: true }).click();
+  // The page asks again by itself.
+  await row('theirs').getByText('subscribed').waitFor();
+  await stage('talk');
+  const banned = await stage('ban', { who: spammer, reason: 'he sells pills' });
+  await at(page, 'lists/theirs', 'List theirs');
+  await row(banned).getByText('he sells pills').waitFor();
+  await row('first.example').getByText(MARKUP).waitFor();
+  await inert(page);
+  await fits(page);
+  await shot(page, shots, 'exchange-list-theirs');
+  const id = await stage('say', { from: 'romeo', to: `juliet@${ours}`, text: 'pills' });
+  must((await stage('bounce', { who: 'romeo', id })).includes('policy-violation'), 'who is on the list still writes');
+  await at(page, 'lists', 'Lists');
+  await entries(2);
+  must((await row('theirs').getByRole('cell').allInnerTexts())[4] === '1', 'what the list decided is not counted');
+  await shot(page, shots, 'exchange-lists-followed');
+  await stage('ban', { who: spammer });
+  await entries(1);
+  await stage('talk');
+  await row('theirs').getByRole('button', { name: 'Stop following theirs' }).click();
+  await dialog.getByLabel('Reason').fill('a test');
+  await dialog.getByRole('button', { name: 'Stop following' }).click();
+  await row('theirs').waitFor({ state: 'detached' });
+  await stage('ban', { who: spammer, reason: 'he sells pills again' });
+  await stage('talk');
+  await audited('lists subscribe', 'they know their spammers');
+  clean(page);
+});
+
 await check('a report is handled: the sender is blocked for everybody', async () => {
   const id = await stage('report', { who: 'juliet', about: `tybalt@${theirs}`, text: 'he will not stop' });
   must(id !== '', 'nothing was reported');
@@ -301,6 +346,36 @@ await check('our own list: published, shown, taken off', async () => {
   clean(page);
 });
 
+await check('who follows our own list is seen, is told, and can be ended', async () => {
+  const follower = `romeo@${theirs}`;
+  for (const node of ['muc_bans_sha256', 'spam_source_domains']) await stage('follow', { who: 'romeo', node });
+  await at(page, 'lists', 'Lists');
+  await at(page, 'lists/own', 'Our own list');
+  await page.getByRole('heading', { level: 2, name: 'Followed by 2 subscriptions' }).waitFor();
+  await page.getByRole('button', { name: 'Put somebody on it…' }).click();
+  const dialog = page.getByRole('dialog');
+  await dialog.getByLabel('Address or domain').fill('spam.example');
+  await dialog.getByLabel('Reason').fill('a test');
+  await dialog.getByRole('button', { name: 'Publish' }).click();
+  await page.getByText('spam.example is on our list; 1 subscriber was told.').waitFor();
+  must(await stage('told', { who: 'romeo', entry: 'spam.example' }), 'the subscriber is not told');
+  await page.getByLabel('Search who follows it').fill('nobody');
+  await page.getByText('No address contains “nobody”.').waitFor();
+  await page.getByLabel('Search who follows it').fill('ROMEO');
+  await shot(page, shots, 'exchange-followers');
+  await accessible(page);
+  await page.getByRole('button', { name: `End the subscription of ${follower} to spam_source_domains` }).click();
+  await dialog.getByLabel('Reason').fill('he tells the spammers');
+  await dialog.getByRole('button', { name: 'End', exact: true }).click();
+  await page.getByText('No address contains “ROMEO”.').waitFor();
+  await row('spam.example').getByRole('button', { name: /^Take off/ }).click();
+  await dialog.getByLabel('Reason').fill('a test');
+  await dialog.getByRole('button', { name: 'Take off' }).click();
+  await page.getByText('spam.example is off our list; 0 subscribers were told.').waitFor();
+  await audited('lists remove subscriber', 'he tells the spammers');
+  clean(page);
+});
+
 await check('an account: added, logs in, its sessions end, removed', async () => {
   await at(page, 'accounts', 'Accounts');
   await page.getByRole('button', { name: 'Add an account…' }).click();
@@ -322,7 +397,7 @@ await check('an account: added, logs in, its sessions end, removed', async () =>
   await row(`rosaline@${ours}`).getByRole('button', { name: /^Devices/ }).click();
   await dialog.getByText('connected', { exact: true }).waitFor();
   await shot(page, shots, 'exchange-devices', false);
-  await dialog.getByRole('button', { name: /^Sign .* out$/ }).first().click();
+  await dialog.getByRole('button', { name: /^Sign out / }).first().click();
   must(await stage('ended', { who: 'rosaline' }), 'the device goes on');
   await dialog.getByRole('button', { name: 'Close' }).click();
   await row(`rosaline@${ours}`).getByRole('button', { name: /^Disable/ }).click();
@@ -362,6 +437,39 @@ await check('a token: works for its scope only, and not after it is revoked', as
   await dialog.getByRole('button', { name: 'Revoke' }).click();
   await page.getByText('There are no tokens.').waitFor();
   must((await status('/now')) === 401, 'the revoked token works');
+  clean(page);
+});
+
+await check('what outsiders write is text, wherever it is shown', async () => {
+  await stage('report', { who: 'juliet', about: `romeo@${theirs}`, text: MARKUP, message: MARKUP });
+  await stage('say', { from: 'paris', to: `mercutio@${ours}`, text: MARKUP });
+  await stage('login', { who: 'mercutio', password: 'secret', resource: MARKUP });
+  await at(page, 'reports', 'Requests and reports');
+  await page.getByRole('link', { name: `romeo@${theirs}` }).first().click();
+  await page.getByRole('heading', { level: 1, name: /^Report / }).waitFor();
+  // The text of the report, and the message.
+  await page.locator('.facts').getByText(MARKUP).waitFor();
+  await page.locator('.message').getByText(MARKUP).waitFor();
+  await inert(page);
+  await fits(page);
+  await shot(page, shots, 'exchange-markup-report');
+  await page.getByRole('radio', { name: 'Dismiss' }).check();
+  await page.getByLabel('Reason', { exact: true }).last().fill(MARKUP);
+  await page.getByRole('button', { name: 'Decide' }).click();
+  await page.getByText('handled', { exact: true }).waitFor();
+  await inert(page);
+  await at(page, 'accounts', 'Accounts');
+  await row(`mercutio@${ours}`).getByRole('button', { name: /^Devices/ }).click();
+  await page.getByRole('dialog').getByText(MARKUP).waitFor();
+  await inert(page);
+  await shot(page, shots, 'exchange-markup-device', false);
+  await page.keyboard.press('Escape');
+  for (const [path, name] of [['reports?all=yes', 'Requests and reports'], ['audit', 'Audit'], ['now', 'Now'], [`domains/${theirs}`, theirs]]) {
+    await at(page, path, name);
+    if (['audit', 'now'].includes(path)) await page.getByText(MARKUP).first().waitFor();
+    await inert(page);
+    await fits(page);
+  }
   clean(page);
 });
 

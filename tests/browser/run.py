@@ -17,14 +17,16 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "interop"))
 
 from clients import Client, Timeout, bounce, message  # noqa: E402
+from control_signals import EVENT, NODE, PUBSUB, ListingProsody, digest  # noqa: E402
 from nameserver import Dns  # noqa: E402
 from pki import Pki  # noqa: E402
-from servers import Prosody, Setting, Trunkline, World, free_ports  # noqa: E402
+from servers import Setting, Trunkline, World, free_ports  # noqa: E402
 from slixmpp.xmlstream import ET  # noqa: E402
 
 PATIENCE = 30
@@ -49,7 +51,7 @@ class Stage:
     """What people with XMPP clients do when the browser's script says so: one line of JSON each way."""
 
     def __init__(self, ours, theirs):
-        self.ours, self.theirs, self.people = ours, theirs, {}
+        self.ours, self.theirs, self.people, self.listing = ours, theirs, {}, False
 
     async def enter(self):
         for name, home in (("juliet", self.ours), ("mercutio", self.ours), ("romeo", self.theirs),
@@ -108,21 +110,52 @@ class Stage:
         status = json.loads(await self.ours.ctl("federation", "status", "--json"))
         return sum(len(peer["streams"]) for peer in status["peers"] if domain in (None, peer["domain"]))
 
-    async def report(self, who, about, text):
+    async def pubsub(self, who, service, payload):
+        answer = await self.people[who].iq(service, f"<pubsub xmlns='{PUBSUB}'>{payload}</pubsub>", type="set")
+        assert answer.get("type") == "result", ET.tostring(answer, encoding="unicode")
+
+    async def follow(self, who, node):
+        """Somebody outside follows our own list."""
+        await self.pubsub(who, self.ours.domain, f"<subscribe node='{node}' jid='{self.people[who].boundjid.bare}'/>")
+
+    async def told(self, who, entry):
+        """Whether a follower of our list is told of an entry."""
+        try:
+            await self.people[who].expect(
+                "an event", lambda x: any(item.get("id") == entry for item in x.iter(f"{EVENT}item")), PATIENCE)
+        except Timeout:
+            return False
+        return True
+
+    async def ban(self, who, reason=""):
+        """Theirs publish a list; romeo is their admin. The reason is empty: no longer."""
+        if not self.listing:
+            await self.pubsub("romeo", self.theirs.domain, f"<create node='{NODE}'/>")
+            self.listing = True
+        item = digest(who) if "@" in who else who
+        report = f"<report xmlns='urn:xmpp:reporting:1' reason='urn:xmpp:reporting:spam'><text>{escape(reason)}</text></report>"
+        change = (f"<publish node='{NODE}'><item id='{item}'>{report}</item></publish>" if reason
+                  else f"<retract node='{NODE}' notify='true'><item id='{item}'/></retract>")
+        await self.pubsub("romeo", self.theirs.domain, change)
+        return item
+
+    async def report(self, who, about, text, message="you will regret this"):
         """A message is reported (XEP-0377) while its sender is blocked (XEP-0191)."""
         name = about.partition("@")[0]
-        sent = await self.passes(name, who, f"you will regret this {time.monotonic()}")
+        sent = await self.passes(name, who, f"{message} {time.monotonic()}")
         stanza_id = sent.find("{urn:xmpp:sid:0}stanza-id")
         named = "" if stanza_id is None else ET.tostring(stanza_id, encoding="unicode")
         answer = await self.people[who].iq(self.people[who].boundjid.bare, f"""
             <block xmlns='urn:xmpp:blocking'><item jid='{about}'>
-              <report xmlns='urn:xmpp:reporting:1' reason='urn:xmpp:reporting:abuse'>{named}<text>{text}</text></report>
+              <report xmlns='urn:xmpp:reporting:1' reason='urn:xmpp:reporting:abuse'>{named}<text>{escape(text)}</text></report>
             </item></block>""", type="set")
         assert answer.get("type") == "result", ET.tostring(answer, encoding="unicode")
         return sent.get("id")
 
-    async def login(self, who, password):
-        client = Client(self.ours, who, password)
+    async def login(self, who, password, resource=""):
+        if before := self.people.get(who):
+            await before.logout()
+        client = Client(self.ours, who, password, resource)
         self.people[who] = await client.login()
         self.gone = asyncio.get_running_loop().create_future()
         client.add_event_handler("disconnected", lambda _: self.gone.done() or self.gone.set_result(True))
@@ -134,7 +167,7 @@ class Stage:
             return False
 
     async def serve(self, reader, writer):
-        acts = ("talk", "inside", "say", "picture", "got", "bounce", "streams", "report", "login", "ended")
+        acts = ("talk", "inside", "say", "picture", "got", "bounce", "streams", "follow", "told", "ban", "report", "login", "ended")
         while line := await reader.readline():
             asked = json.loads(line)
             act = asked.pop("act")
@@ -172,7 +205,7 @@ async def script(name, *arguments) -> tuple[int, int]:
 
 def exchange(world) -> Stage:
     """Ours and a Prosody that federate."""
-    ours, theirs = Exchange(world, "trunkline.example", Setting()), Prosody(world, "prosody.example", Setting())
+    ours, theirs = Exchange(world, "trunkline.example", Setting()), ListingProsody(world, "prosody.example", Setting())
     ours.peers, theirs.peers = [theirs], [ours]
     return Stage(ours, theirs)
 
