@@ -66,7 +66,7 @@ export function enter(port) {
 export async function browser() {
   const executablePath = process.env.CHROMIUM ?? '/usr/bin/chromium';
   // Without a sandbox: tests run as root in containers, and only pages of ours are opened.
-  return await chromium.launch({ executablePath, args: ['--no-sandbox', '--disable-dev-shm-usage'] });
+  return await chromium.launch({ executablePath, timeout: 120_000, args: ['--no-sandbox', '--disable-dev-shm-usage'] });
 }
 
 /** A page that notes what no page of ours may do: errors, breaches of the policy, requests elsewhere. */

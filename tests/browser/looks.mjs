@@ -2,6 +2,8 @@
 // real listener: wide and narrow, light and dark, by ear and by keyboard.
 
 import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { createServer } from 'node:net';
 import { fileURLToPath } from 'node:url';
 
 import { Failed, PHONE, Report, WIDE, accessible, at, browser, clean, fits, inert, must, settled, shot, signIn, visit } from './lib.mjs';
@@ -26,18 +28,28 @@ const DIALOGS = [
   ['accounts', 'Accounts', /^Remove /], ['accounts', 'Accounts', 'Make a token…'], ['accounts', 'Accounts', /^Revoke /],
 ];
 const ADMIN = { address: 'admin@trunkline.example', password: 'secret' };
-const PORT = Number(process.env.PORT ?? 41_739);
-const BASE = `http://127.0.0.1:${PORT}/`;
 const shots = process.argv[2] ?? 'screenshots';
 const report = new Report(process.argv.slice(3));
 
 const web = fileURLToPath(new URL('../../web', import.meta.url));
 const servers = [];
+let base = '';
 process.on('exit', () => servers.forEach((it) => it.kill()));
 process.on('SIGTERM', () => process.exit(1));
 
+/** A port that nobody has. */
+async function free() {
+  const taken = createServer().listen(0, '127.0.0.1');
+  await once(taken, 'listening');
+  const { port } = taken.address();
+  taken.close();
+  await once(taken, 'close');
+  return port;
+}
+
 /** An invented exchange behind the built files; where it answers. */
-async function preview(port, mock) {
+async function preview(mock) {
+  const port = await free();
   const server = spawn(process.execPath, ['node_modules/vite/bin/vite.js', 'preview', '--host', '127.0.0.1', '--port', String(port), '--strictPort'], {
     cwd: web, stdio: ['ignore', 'ignore', 'inherit'], env: { ...process.env, TRUNKLINE_MOCK: mock },
   });
@@ -53,10 +65,10 @@ async function preview(port, mock) {
 
 const running = await browser();
 try {
-  await preview(PORT, '');
+  base = await preview('');
   for (const [size, viewport] of [['wide', WIDE], ['phone', PHONE]]) {
     for (const colorScheme of ['light', 'dark']) {
-      const page = await visit(running, BASE, { viewport, colorScheme, hasTouch: size === 'phone', isMobile: size === 'phone' });
+      const page = await visit(running, base, { viewport, colorScheme, hasTouch: size === 'phone', isMobile: size === 'phone' });
       await report.check(`${size} ${colorScheme}: signing in`, async () => {
         await page.getByLabel('Address').waitFor();
         await accessible(page);
@@ -69,7 +81,7 @@ try {
         await report.check(`${size} ${colorScheme}: ${path}`, async () => {
           await at(page, path, heading);
           // The live chart needs a few points to be one.
-          if (path === 'now') await page.waitForTimeout(4500);
+          for (let n = 0; path === 'now' && n < 2; n += 1) await page.waitForResponse((it) => it.url().endsWith('/api/v1/now'));
           await accessible(page);
           await fits(page);
           await shot(page, shots, `${path.replace('/', '-')}-${size}-${colorScheme}`);
@@ -104,7 +116,7 @@ try {
   }
 
   await report.check('phone: the menu opens, leads on, and closes', async () => {
-    const page = await visit(running, BASE, { viewport: PHONE });
+    const page = await visit(running, base, { viewport: PHONE });
     await signIn(page, ADMIN);
     const menu = page.getByRole('button', { name: 'Menu' });
     await menu.waitFor();
@@ -120,7 +132,7 @@ try {
   });
 
   await report.check('keyboard only: sign in, find a domain, block it', async () => {
-    const page = await visit(running, BASE);
+    const page = await visit(running, base);
     const press = (key) => page.keyboard.press(key);
     await page.getByLabel('Address').waitFor();
     await page.keyboard.type(ADMIN.address);
@@ -154,15 +166,16 @@ try {
     must((await focused(page)).label === 'Reason', 'a dialog begins at its field');
     await page.keyboard.type('a test');
     await press('Enter');
+    // It is said for some seconds only.
+    await page.getByText('hackspace.example is blocked.').waitFor();
     await dialog.waitFor({ state: 'detached' });
     await page.getByRole('button', { name: 'Take the block back…' }).waitFor();
-    await page.getByText('hackspace.example is blocked.').waitFor();
     clean(page);
     await page.context().close();
   });
 
   await report.check('keyboard only: the breaker is a radio group', async () => {
-    const page = await visit(running, BASE);
+    const page = await visit(running, base);
     await signIn(page, ADMIN);
     await page.getByRole('radio', { name: 'Normal' }).focus();
     await page.keyboard.press('ArrowRight');
@@ -179,7 +192,7 @@ try {
 
   for (const [path, heading] of PAGES) {
     await report.check(`keyboard only: all of ${path} is reached, seen and left`, async () => {
-      const page = await visit(running, BASE);
+      const page = await visit(running, base);
       await signIn(page, ADMIN);
       await page.getByRole('heading', { level: 1, name: 'Now' }).waitFor();
       await at(page, path, heading);
@@ -190,7 +203,7 @@ try {
   }
 
   await report.check('keyboard only: every dialog is opened, walked, held, closed by Escape, and gives the focus back', async () => {
-    const page = await visit(running, BASE);
+    const page = await visit(running, base);
     await signIn(page, ADMIN);
     await page.getByRole('heading', { level: 1, name: 'Now' }).waitFor();
     for (const [path, heading, name] of DIALOGS) {
@@ -212,7 +225,7 @@ try {
   });
 
   await report.check('skip link, and a toggle between light and dark that stays', async () => {
-    const page = await visit(running, BASE, { colorScheme: 'light' });
+    const page = await visit(running, base, { colorScheme: 'light' });
     await signIn(page, ADMIN);
     await page.getByRole('heading', { level: 1, name: 'Now' }).waitFor();
     await page.reload();
@@ -234,7 +247,7 @@ try {
   });
 
   await report.check('what outsiders write is text', async () => {
-    const page = await visit(running, BASE);
+    const page = await visit(running, base);
     await signIn(page, ADMIN);
     await page.getByRole('heading', { level: 1, name: 'Now' }).waitFor();
     await at(page, 'reports/1', 'Report 1');
@@ -248,7 +261,7 @@ try {
     await page.context().close();
   });
 
-  const worst = await preview(PORT + 1, 'hostile');
+  const worst = await preview('hostile');
   for (const [size, viewport] of [['wide', WIDE], ['phone', PHONE]]) {
     const page = await visit(running, worst, { viewport });
     await signIn(page, ADMIN);
@@ -291,7 +304,7 @@ try {
   }
 
   await report.check('errors are for people: the form says why, and keeps what was typed', async () => {
-    const page = await visit(running, BASE);
+    const page = await visit(running, base);
     await signIn(page, { ...ADMIN, password: 'wrong' });
     await page.getByRole('alert').getByText('The address or the password is wrong').waitFor();
     await page.getByLabel('Password').fill(ADMIN.password);
@@ -318,7 +331,7 @@ try {
   });
 
   await report.check('a session that has ended leads back to signing in', async () => {
-    const page = await visit(running, BASE);
+    const page = await visit(running, base);
     await signIn(page, ADMIN);
     await page.getByRole('heading', { level: 1, name: 'Now' }).waitFor();
     await page.context().clearCookies();

@@ -29,7 +29,7 @@ from pki import Pki  # noqa: E402
 from servers import Setting, Trunkline, World, free_ports  # noqa: E402
 from slixmpp.xmlstream import ET  # noqa: E402
 
-PATIENCE = 30
+PATIENCE = 60
 SUITES = ["looks", "exchange", "chat"]
 
 
@@ -56,7 +56,7 @@ class Stage:
     async def enter(self):
         for name, home in (("juliet", self.ours), ("mercutio", self.ours), ("romeo", self.theirs),
                            ("tybalt", self.theirs), ("paris", self.theirs)):
-            self.people[name] = await Client(home, name).login()
+            self.people[name] = await Client(home, name).login(timeout=PATIENCE)
         # Ours writes first: from then on the two may talk.
         for name in ("romeo", "tybalt"):
             await self.passes("juliet", name, f"hello {name}")
@@ -105,13 +105,17 @@ class Stage:
         return ET.tostring(await self.people[who].expect("an error", bounce(id), PATIENCE), encoding="unicode")
 
     async def streams(self, domain):
-        """Streams to a domain, or to all, a second after what was done."""
-        await asyncio.sleep(1)
-        status = json.loads(await self.ours.ctl("federation", "status", "--json"))
-        return sum(len(peer["streams"]) for peer in status["peers"] if domain in (None, peer["domain"]))
+        """Streams to a domain, or to all; waits for the last one to end. How soon they end is measured elsewhere."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            status = json.loads(await self.ours.ctl("federation", "status", "--json"))
+            left = sum(len(peer["streams"]) for peer in status["peers"] if domain in (None, peer["domain"]))
+            if left == 0 or time.monotonic() > end:
+                return left
+            await asyncio.sleep(0.2)
 
     async def pubsub(self, who, service, payload):
-        answer = await self.people[who].iq(service, f"<pubsub xmlns='{PUBSUB}'>{payload}</pubsub>", type="set")
+        answer = await self.people[who].iq(service, f"<pubsub xmlns='{PUBSUB}'>{payload}</pubsub>", "set", PATIENCE)
         assert answer.get("type") == "result", ET.tostring(answer, encoding="unicode")
 
     async def follow(self, who, node):
@@ -148,7 +152,7 @@ class Stage:
         answer = await self.people[who].iq(self.people[who].boundjid.bare, f"""
             <block xmlns='urn:xmpp:blocking'><item jid='{about}'>
               <report xmlns='urn:xmpp:reporting:1' reason='urn:xmpp:reporting:abuse'>{named}<text>{escape(text)}</text></report>
-            </item></block>""", type="set")
+            </item></block>""", "set", PATIENCE)
         assert answer.get("type") == "result", ET.tostring(answer, encoding="unicode")
         return sent.get("id")
 
@@ -156,13 +160,13 @@ class Stage:
         if before := self.people.get(who):
             await before.logout()
         client = Client(self.ours, who, password, resource)
-        self.people[who] = await client.login()
+        self.people[who] = await client.login(timeout=PATIENCE)
         self.gone = asyncio.get_running_loop().create_future()
         client.add_event_handler("disconnected", lambda _: self.gone.done() or self.gone.set_result(True))
 
     async def ended(self, who):
         try:
-            return await asyncio.wait_for(self.gone, 10)
+            return await asyncio.wait_for(self.gone, PATIENCE)
         except TimeoutError:
             return False
 

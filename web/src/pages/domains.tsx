@@ -8,7 +8,7 @@ import { type Place, href } from '../logic/place';
 import { LevelLamp, Page, Panel, Score, StateLamp, Time, Waiting } from '../parts/basics';
 import { Block } from '../parts/block';
 import { Search, Select } from '../parts/fields';
-import { useLoad } from '../parts/hooks';
+import { useFresh, useLoad } from '../parts/hooks';
 import { type Column, Pages, Table } from '../parts/table';
 
 const SORTS: [string, string][] = [
@@ -48,6 +48,7 @@ export function Domains(props: { place: Place }) {
   const [search, sort, offset] = [query.get('search') ?? '', query.get('sort') ?? 'in', Number(query.get('offset') ?? 0) || 0];
   const [blocking, block] = useState(false);
   const list = useLoad(() => get('domains', '/domains', { search, sort, offset }), [search, sort, offset]);
+  useFresh(list.again, 15_000);
   const go = (change: Record<string, string>) => {
     const next = { search, sort, ...change };
     window.location.replace(href('domains', null, next));

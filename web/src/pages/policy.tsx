@@ -10,7 +10,7 @@ import { Lamp, Page, Panel, Time, Waiting } from '../parts/basics';
 import { Block, Unblock } from '../parts/block';
 import { Dialog, Form } from '../parts/dialog';
 import { Area, Check, One, Select, Text } from '../parts/fields';
-import { useDoing, useLoad } from '../parts/hooks';
+import { useDoing, useFresh, useLoad } from '../parts/hooks';
 import { RuleEditor } from '../parts/rule';
 import { Table } from '../parts/table';
 import { Wrong } from '../parts/basics';
@@ -19,6 +19,7 @@ type Asking = { what: 'add' } | { what: 'edit' | 'remove'; rule: RuleView } | { 
 
 export function Policy() {
   const policy = useLoad(() => get('policy', '/policy'), []);
+  useFresh(policy.again, 15_000);
   const [asking, ask] = useState<Asking>(null);
   const close = () => ask(null);
   const done = () => {
