@@ -231,7 +231,7 @@ export class Exchange {
         });
         return { outcome: 'history', step, points };
       },
-      'GET /policy': (): api.PolicyView & { outcome: string } => ({ outcome: 'policy', preset: this.preset, preset_shadow: this.presetShadow, preset_hits: 3120, preset_shadow_hits: 0, rules: this.rules, blocks: this.blocks, blocks_total: this.blocks.length, warnings: [] }),
+      'GET /policy': (): api.PolicyView & { outcome: string } => ({ outcome: 'policy', preset: this.preset, preset_shadow: this.presetShadow, preset_hits: 3120, preset_shadow_hits: 0, rules: this.rules, blocks: this.blocks, blocks_total: this.blocks.length, warnings: ['rule 5 names the list gone, which is not there: it decides as if everybody were on it'] }),
       'POST /policy/preset': (fields) => {
         this.log('policy set-preset', text(fields.why), JSON.stringify({ preset: this.preset }), JSON.stringify({ preset: fields.preset }));
         this.preset = fields.preset as api.Preset;
@@ -371,7 +371,7 @@ export class Exchange {
       },
       'GET /status': (): api.Status & { outcome: string } => ({
         outcome: 'status', version: '0.1.0', pid: 4242, started_at: Date.now() - 9 * DAY, domains: [{ name: 'trunkline.example', certificate_expires_at: Date.now() + 61 * DAY }], listeners: [{ name: 'clients.listen', address: '0.0.0.0:5222' }],
-        accounts: 1890, sessions: 1412, sessions_waiting: 31, peers: 11, federation_open: this.all.level !== 'closed', memory: 91_000_000, database: 412_000_000, needs_restart: [], problems: [],
+        accounts: 1890, sessions: 1412, sessions_waiting: 31, peers: 11, federation_open: this.all.level !== 'closed', memory: 91_000_000, database: 412_000_000, needs_restart: [], problems: ['the disk of the database has 3 % left'],
       }),
       'POST /reload': () => ({ outcome: 'reloaded' }),
       'POST /session/totp': (fields) => {

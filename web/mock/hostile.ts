@@ -9,7 +9,7 @@ const TEXT = `${MARKUP} ${TURNED} ${'w'.repeat(300)}`;
 const DOMAINS = [`${'a'.repeat(63)}.${'b'.repeat(63)}.${'c'.repeat(63)}.${'d'.repeat(53)}.example`, '\u05D3\u05D5\u05D0\u05E8.\u05E9\u05DC\u05D5\u05DD'];
 
 const TEXTS = new Set(['reason', 'text', 'why', 'affiliation', 'last_error', 'software', 'device', 'by']);
-const LISTS_OF_TEXTS = new Set(['stanza_ids', 'actions', 'contacts', 'certificate', 'resources', 'problems', 'needs_restart', 'trace']);
+const LISTS_OF_TEXTS = new Set(['stanza_ids', 'actions', 'contacts', 'certificate', 'resources', 'problems', 'warnings', 'needs_restart', 'trace']);
 const ADDRESSES = new Set(['about', 'reporter', 'from']);
 
 function domain(n: number): string {

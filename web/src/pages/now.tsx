@@ -78,13 +78,17 @@ const SOON = 14 * 86_400_000;
 /** What the server itself finds wrong: certificates that end, a disk that fills, settings that wait for a restart. */
 function Problems() {
   const status = useLoad(() => get('status', '/status'), []);
-  useFresh(status.again, 30_000);
+  const policy = useLoad(() => get('policy', '/policy'), []);
+  useFresh(() => {
+    status.again();
+    policy.again();
+  }, 30_000);
   const { problems = [], needs_restart: waits = [], domains = [] } = status.data ?? {};
   const ending = domains.filter((it) => it.certificate_expires_at !== null && it.certificate_expires_at < Date.now() + SOON);
   return (
     <>
       {ending.map((it) => <div class="wrong" key={it.name}><p>The certificate of {it.name} ends: <Time at={it.certificate_expires_at} /></p></div>)}
-      {problems.map((text) => <p class="wrong" key={text}>{text}</p>)}
+      {[...problems, ...(policy.data?.warnings ?? [])].map((text) => <p class="wrong" key={text}>{text}</p>)}
       {waits.length > 0 && <p class="note wrap">Waits for a restart: {waits.join(', ')}</p>}
     </>
   );
