@@ -1,9 +1,12 @@
 """Unmodified clients: slixmpp for what a script can check, profanity driven in a terminal by its keyboard."""
 
 import asyncio
+import hashlib
 import os
 import shlex
+import struct
 import time
+import zlib
 
 from clients import Client, Timeout, body, condition, kind, message, presence, roster_push
 from scenarios import PATIENCE, play
@@ -21,7 +24,7 @@ async def run(report, world, kinds=("trunkline", "prosody")):
             where = "direct TLS" if direct else "STARTTLS"
             checks.append((f"{name} slixmpp: login, {where}, {mechanism or 'its own choice'}",
                            login(direct, mechanism)))
-    for scenario in (wrong_password, roster, carbons, resumption):
+    for scenario in (wrong_password, roster, carbons, profile, bookmarks, resumption):
         checks.append((f"{name} slixmpp: {scenario.__name__}", scenario))
     checks.append((f"{name} trunkline-client: logins, acknowledgements, resumption", own_client))
     checks.append((f"{name} profanity: local chat", profanity_local))
@@ -112,6 +115,86 @@ async def carbons(pair):
         await phone.absent("copy on the device that has the original", copy("received", "to the phone"), 0.5)
     finally:
         await asyncio.gather(phone.logout(), laptop.logout(), juliet.logout())
+
+
+def png() -> bytes:
+    """A picture, 1 by 1."""
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0))
+            + chunk(b"IDAT", zlib.compress(b"\0\1\2\3")) + chunk(b"IEND", b""))
+
+
+async def profile(pair):
+    """XEP-0398: a picture published in PEP is in the vCard and in presence, for a contact at the other provider too, and
+    the other way round; a vCard4 (XEP-0292) and a vCard of XEP-0054 say the same."""
+    picture, plugins = png(), ["xep_0054", "xep_0060", "xep_0084", "xep_0163", "xep_0292"]
+    name = hashlib.sha1(picture).hexdigest()
+    update = "{vcard-temp:x:update}x/{vcard-temp:x:update}photo"
+
+    def shows(sender, text):
+        def match(x):
+            photo = x.find(update)
+            return presence(sender)(x) and photo is not None and (photo.text or "") == text
+        return match
+
+    async with people(pair, plugins=plugins) as (romeo, juliet):
+        await scenarios.befriend(romeo, juliet)
+        me = romeo.boundjid.bare
+        await romeo["xep_0084"].publish_avatar(picture, timeout=10)
+        await romeo["xep_0084"].publish_avatar_metadata(
+            [{"id": name, "type": "image/png", "bytes": str(len(picture))}], timeout=10)
+        await juliet.expect("presence with the hash", shows(me, name), PATIENCE)
+        seen = (await juliet["xep_0054"].get_vcard(me, timeout=10))["vcard_temp"]
+        assert seen["PHOTO"]["BINVAL"] == picture, "another picture"
+        # Back: a vCard without it takes it away, and says the other things in the vCard4.
+        card = romeo["xep_0054"].make_vcard()
+        card["FN"] = "Romeo M."
+        await romeo["xep_0054"].publish_vcard(card, timeout=10)
+        await juliet.expect("presence without a hash", shows(me, ""), PATIENCE)
+        new = await juliet["xep_0060"].get_item(me, "urn:xmpp:vcard4", "current", timeout=10)
+        assert new["pubsub"]["items"]["item"]["vcard4"]["full_name"] == "Romeo M.", new
+        # A client that writes only the old one.
+        card["PHOTO"]["TYPE"], card["PHOTO"]["BINVAL"] = "image/png", picture
+        await romeo["xep_0054"].publish_vcard(card, timeout=10)
+        await juliet.expect("presence with the hash again", shows(me, name), PATIENCE)
+        data = await juliet["xep_0084"].retrieve_avatar(me, name, timeout=10)
+        assert data["pubsub"]["items"]["item"]["avatar_data"]["value"] == picture, "another picture"
+        # And one that writes only the new one.
+        await romeo["xep_0292"].publish_vcard(full_name="Romeo Montague", note="in love", node="urn:xmpp:vcard4", timeout=10)
+        seen = (await juliet["xep_0054"].get_vcard(me, timeout=10))["vcard_temp"]
+        assert (seen["FN"], seen["NOTE"]) == ("Romeo Montague", "in love"), seen
+        assert seen["PHOTO"]["BINVAL"] == picture, "the picture is gone"
+        for one, other in ((romeo, juliet), (juliet, romeo)):
+            item = f"<item jid='{other.boundjid.bare}' subscription='remove'/>"
+            await one.iq(None, f"<query xmlns='jabber:iq:roster'>{item}</query>", "set")
+
+
+async def bookmarks(pair):
+    """XEP-0411: a bookmark of XEP-0402 is in private XML, and one put there is an item of XEP-0402."""
+    plugins = ["xep_0048", "xep_0049", "xep_0060", "xep_0163", "xep_0402"]
+    phone = Client(pair.left, "romeo", plugins=plugins)
+    node = "urn:xmpp:bookmarks:1"
+    try:
+        await phone.login()
+        conference = phone["xep_0402"].stanza.Conference()
+        conference["name"], conference["nick"], conference["autojoin"] = "The Balcony", "Romeo", True
+        await phone["xep_0163"].publish(conference, node=node, id="balcony@rooms.example", timeout=10)
+        old = (await phone["xep_0048"].get_bookmarks(method="xep_0049", timeout=10))["private"]["bookmarks"]
+        [room] = old["conferences"]
+        assert (str(room["jid"]), room["nick"], room["autojoin"]) == ("balcony@rooms.example", "Romeo", True), room
+        old.add_conference("orchard@rooms.example", "Romeo", autojoin=False)
+        await phone["xep_0048"].set_bookmarks(old, method="xep_0049", timeout=10)
+        items = await phone["xep_0060"].get_items(None, node, timeout=10)
+        found = {i["id"]: i["conference"]["autojoin"] for i in items["pubsub"]["items"]}
+        assert found == {"balcony@rooms.example": True, "orchard@rooms.example": False}, found
+        for room in found:
+            await phone["xep_0060"].retract(None, node, room, timeout=10)
+        old = (await phone["xep_0048"].get_bookmarks(method="xep_0049", timeout=10))["private"]["bookmarks"]
+        assert not list(old["conferences"]), old
+    finally:
+        await phone.logout()
 
 
 async def resumption(pair):

@@ -19,6 +19,7 @@ pub mod modules;
 pub mod net;
 pub mod notify;
 pub mod operations;
+pub mod profile;
 pub mod protocols;
 pub mod pubsub;
 pub mod push;

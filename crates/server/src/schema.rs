@@ -25,6 +25,7 @@ pub const MIGRATIONS: &[Migration] = &[
     CONSENT_BOUNDS,
     REPORT_WEIGHT,
     FOLLOWERS,
+    PROFILES,
 ];
 
 const ACCOUNTS: Migration = Migration {
@@ -614,5 +615,19 @@ const FOLLOWERS: Migration = Migration {
     sql: "
         ALTER TABLE list_subscribers ADD COLUMN since INTEGER NOT NULL DEFAULT 0;
         UPDATE list_subscribers SET since = at;
+    ",
+};
+
+/// The hash of the picture that presence shows: `NULL`, never one; empty, none any more. And whose vCard and nodes are
+/// still to be brought into step, once.
+const PROFILES: Migration = Migration {
+    name: "profiles",
+    sql: "
+        ALTER TABLE accounts ADD COLUMN avatar TEXT;
+        CREATE TABLE profiles_to_adopt (
+            account INTEGER PRIMARY KEY REFERENCES accounts (id) ON DELETE CASCADE
+        ) STRICT;
+        INSERT INTO profiles_to_adopt (account) SELECT account FROM vcards UNION SELECT account FROM pubsub_nodes
+            WHERE name IN ('urn:xmpp:vcard4', 'urn:xmpp:avatar:metadata') AND place = '#' || account;
     ",
 };

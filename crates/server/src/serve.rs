@@ -167,6 +167,7 @@ impl Server {
         crate::control::Control::start(&exchange).await?;
         exchange.start_consent().await?;
         crate::modules::bookmarks::adopt(&exchange).await?;
+        crate::profile::adopt(&exchange).await?;
         if !parts.in_memory {
             // Before anything moves: a port that is taken must not cost anybody a session.
             let bound = server.bind(&config)?;

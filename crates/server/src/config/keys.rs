@@ -602,7 +602,7 @@ pub const KEYS: &[Key] = &[
     key("limits.directed_presence", Int(1, i64::MAX))
         .default("500")
         .doc("Addresses outside the roster that one session has sent presence to."),
-    key("limits.vcard_bytes", Bytes).default("\"128 KiB\"").doc("The largest vCard, picture included."),
+    key("limits.vcard_bytes", Bytes).default("\"240 KiB\"").doc("The largest vCard, picture included."),
     key("limits.private_bytes", Bytes).default("\"256 KiB\"").doc("Private XML of one account, all together."),
     key("limits.pubsub_nodes", Int(1, i64::MAX))
         .default("500")

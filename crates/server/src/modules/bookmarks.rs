@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use trunkline_store::{Batch, Lane, StoreError, sql};
+use trunkline_store::{StoreError, sql};
 use trunkline_xml::{Element, Node, Writer};
 use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::jid::Jid;
@@ -14,7 +14,7 @@ use trunkline_xmpp::ns;
 
 use super::{Level, Module, Scope};
 use crate::exchange::Exchange;
-use crate::pubsub::along::{Also, Coming};
+use crate::pubsub::along::{Also, Coming, Items, Take};
 use crate::pubsub::config::NodeConfig;
 use crate::pubsub::node::Item;
 use crate::pubsub::{Desk, Happened, NewItem, Terms};
@@ -169,6 +169,7 @@ async fn to_legacy(coming: Coming) -> Result<Vec<Also>, StanzaError> {
         }
         Happened::Retracted(ids) => items.retain(|item| !ids.contains(&item.id)),
         Happened::Purged | Happened::Deleted => items.clear(),
+        Happened::Configured => return Ok(Vec::new()),
     }
     let legacy = items_of(&coming.desk, ns::BOOKMARKS_LEGACY).await?;
     let before = legacy.last().and_then(|item| Storage::read(&item.payload)).unwrap_or_default();
@@ -181,12 +182,12 @@ async fn to_legacy(coming: Coming) -> Result<Vec<Also>, StanzaError> {
         return Ok(Vec::new());
     }
     let after = Storage { bookmarks, others: before.others };
-    Ok(vec![Also {
+    Ok(vec![Also::Items(Box::new(Items {
         node: ns::BOOKMARKS_LEGACY,
         made_as: NodeConfig::bookmarks_legacy(),
         put: vec![NewItem { id: Some(CURRENT.to_owned()), payload: after.write() }],
-        take: legacy.into_iter().map(|item| item.id).filter(|id| id != CURRENT).collect(),
-    }])
+        take: Take::Others,
+    }))])
 }
 
 /// The item of XEP-0048 changes: so do the bookmarks that differ (XEP-0402 s.5.1: the others are not told of).
@@ -209,6 +210,7 @@ async fn from_legacy(coming: Coming) -> Result<Vec<Also>, StanzaError> {
             }
         }
         Happened::Purged | Happened::Deleted => Storage::default(),
+        Happened::Configured => return Ok(Vec::new()),
     };
     let items = items_of(&coming.desk, ns::BOOKMARKS).await?;
     let listed: HashSet<&str> = storage.bookmarks.iter().map(|bookmark| bookmark.room.as_str()).collect();
@@ -226,7 +228,19 @@ async fn from_legacy(coming: Coming) -> Result<Vec<Also>, StanzaError> {
             put.push(after.to_item());
         }
     }
-    Ok(vec![Also { node: ns::BOOKMARKS, made_as: NodeConfig::private(), put, take }])
+    // From before bookmarks were kept here.
+    let old = sql("DELETE FROM private_xml WHERE account = ?1 AND ns = ?2 AND name = 'storage'")
+        .bind(coming.desk.place.account().map_or(0, |account| account.id))
+        .bind(ns::BOOKMARKS_LEGACY);
+    Ok(vec![
+        Also::Items(Box::new(Items {
+            node: ns::BOOKMARKS,
+            made_as: NodeConfig::private(),
+            put,
+            take: Take::Ids(take),
+        })),
+        Also::Rows(vec![old]),
+    ])
 }
 
 /// A node's items; none if it has gone elsewhere (XEP-0060 s.8.4.1).
@@ -264,15 +278,10 @@ pub async fn adopt(exchange: &Arc<Exchange>) -> Result<(), StoreError> {
             let Ok(jid) = Jid::parse(&format!("{}@{}", row.text(1), row.text(2))) else { continue };
             let Some(account) = exchange.accounts.load(&exchange.db, &jid).await? else { continue };
             let desk = exchange.pep(&account);
+            // With what is published goes the row it was read from ([`from_legacy`]).
             if let Err(error) = take_over(&desk, row.blob(3)).await {
                 tracing::warn!(%error, account = last, "old bookmarks could not be taken over");
-                continue;
             }
-            // If this is not reached, the next start takes over the same once more.
-            let gone = sql("DELETE FROM private_xml WHERE account = ?1 AND ns = ?2 AND name = 'storage'")
-                .bind(last)
-                .bind(ns::BOOKMARKS_LEGACY);
-            exchange.db.run(Batch::new(Lane::Inside).with(gone)).await?;
         }
     }
 }
@@ -299,6 +308,8 @@ async fn take_over(desk: &Desk, old: &[u8]) -> Result<(), StanzaError> {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+
+    use trunkline_store::{Batch, Lane};
 
     use super::*;
     use crate::admin::Password;

@@ -19,6 +19,7 @@ pub mod invitations;
 pub mod pep;
 pub mod ping;
 pub mod private;
+pub mod profile;
 pub mod publication;
 pub mod pubsub;
 pub mod push;
@@ -29,7 +30,6 @@ pub mod session;
 pub mod stanza_ids;
 pub mod time;
 pub mod uptime;
-pub mod vcard;
 pub mod version;
 
 use std::collections::HashMap;
@@ -80,7 +80,7 @@ pub fn all() -> Vec<Module> {
         retraction::module(),
         displayed::module(),
         carbons::module(),
-        vcard::module(),
+        profile::module(),
         private::module(),
         bookmarks::module(),
         push::module(),

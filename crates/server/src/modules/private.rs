@@ -145,13 +145,8 @@ async fn set_bookmarks(request: &Request, account: &Arc<Account>, payload: Vec<u
     let mut desk = request.exchange.pep(account);
     desk.ours = false;
     let item = NewItem { id: Some("current".to_owned()), payload };
+    // What private XML had before goes with it.
     desk.publish(ns::BOOKMARKS_LEGACY, vec![item], Terms::Private).await?;
-    // From before bookmarks were kept there.
-    let old = sql("DELETE FROM private_xml WHERE account = ?1 AND ns = ?2 AND name = 'storage'")
-        .bind(account.id)
-        .bind(ns::BOOKMARKS_LEGACY);
-    let batch = Batch::new(Lane::Inside).with(old);
-    request.exchange.db.run(batch).await.map_err(|error| store_trouble(&error))?;
     Ok(Reply::Empty)
 }
 

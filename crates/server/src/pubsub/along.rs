@@ -4,7 +4,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use trunkline_store::{Batch, StoreError, sql};
+use trunkline_store::{Batch, Statement, StoreError, sql};
 use trunkline_xmpp::error::{Condition, StanzaError};
 
 use super::config::{Access, NodeConfig};
@@ -29,22 +29,40 @@ pub struct Coming {
 
 /// What else is to change.
 #[derive(Clone, Debug)]
-pub struct Also {
-    /// In this node of the same account.
+pub enum Also {
+    /// Items of another node of the same account.
+    Items(Box<Items>),
+    /// Rows of other tables, of the same account.
+    Rows(Vec<Statement>),
+}
+
+/// What changes in another node.
+#[derive(Clone, Debug)]
+pub struct Items {
+    /// Its name.
     pub node: &'static str,
     /// If the node has to be made, it is made like this. If this is private, what is there becomes private.
     pub made_as: NodeConfig,
     /// These items come.
     pub put: Vec<NewItem>,
-    /// The items with these ids go.
-    pub take: Vec<String>,
+    /// These go.
+    pub take: Take,
+}
+
+/// Items that go.
+#[derive(Clone, Debug)]
+pub enum Take {
+    /// Those with these ids.
+    Ids(Vec<String>),
+    /// All that do not come.
+    Others,
 }
 
 /// What a module says to it.
 pub type Along =
     Arc<dyn Fn(Coming) -> Pin<Box<dyn Future<Output = Result<Vec<Also>, StanzaError>> + Send>> + Send + Sync>;
 
-/// [`Also`], as far as it was found to be a change; to be told of when it is on disk.
+/// [`Items`], as far as it was found to be a change; to be told of when it is on disk.
 pub(super) struct Told {
     name: &'static str,
     put: Vec<Item>,
@@ -69,8 +87,8 @@ impl Desk {
             return Ok(Vec::new());
         }
         let desk = Desk { lane: self.lane, ..self.exchange.pep(account) };
-        let mut told = Vec::new();
-        let mut grows = matches!(what, Happened::Published(_));
+        let mut all = Vec::new();
+        let grows = matches!(what, Happened::Published(_));
         for hook in hooks {
             let coming = Coming {
                 desk: desk.clone(),
@@ -78,9 +96,50 @@ impl Desk {
                 what: what.clone(),
                 gone: gone.to_vec(),
             };
-            for also in hook(coming).await? {
-                grows |= !also.put.is_empty();
-                told.extend(desk.add(also, batch).await?);
+            all.extend(hook(coming).await?);
+        }
+        desk.add_all(all, grows, batch).await
+    }
+
+    /// Changes several things of the account at once, which `plan` is asked for while the place is locked: all of them or,
+    /// if one fails, none. What changes along with one of them is for `plan` to say.
+    ///
+    /// # Errors
+    /// Those of `plan`; quotas; the store's.
+    pub async fn together<F, Fut>(&self, plan: F) -> Result<(), StanzaError>
+    where
+        F: FnOnce(Desk) -> Fut,
+        Fut: Future<Output = Result<Vec<Also>, StanzaError>> + Send,
+    {
+        let _turn = self.exchange.pubsub.turn(&self.place.key()).await;
+        let all = plan(self.clone()).await?;
+        let mut batch = Batch::new(self.lane);
+        let told = self.add_all(all, false, &mut batch).await?;
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.exchange.db.run(batch).await.map_err(|error| self.refused(&error, &told))?;
+        self.tell_along(&told).await;
+        Ok(())
+    }
+
+    /// Adds the statements of all of them; `grows`: more bytes come beside them.
+    async fn add_all(
+        &self,
+        all: Vec<Also>,
+        mut grows: bool,
+        batch: &mut Batch,
+    ) -> Result<Vec<Told>, StanzaError> {
+        let mut told = Vec::new();
+        for also in all {
+            match also {
+                Also::Items(items) => {
+                    grows |= !items.put.is_empty();
+                    told.extend(self.add(*items, batch).await?);
+                }
+                Also::Rows(rows) => rows.into_iter().for_each(|row| {
+                    batch.push(row);
+                }),
             }
         }
         if grows && !told.is_empty() {
@@ -90,8 +149,8 @@ impl Desk {
     }
 
     /// Adds the statements of one.
-    async fn add(&self, also: Also, batch: &mut Batch) -> Result<Option<Told>, StanzaError> {
-        if also.put.is_empty() && also.take.is_empty() {
+    async fn add(&self, also: Items, batch: &mut Batch) -> Result<Option<Told>, StanzaError> {
+        if also.put.is_empty() && matches!(&also.take, Take::Ids(ids) if ids.is_empty()) {
             return Ok(None);
         }
         // One that has gone elsewhere (s.8.4.1) is not followed there.
@@ -102,7 +161,7 @@ impl Desk {
         let allowed = self.allowed();
         let (config, there) = match opened {
             Some(Opened { mut node, .. }) => {
-                let there = self.items(also.node).await?;
+                let there = self.ids(&node).await?;
                 if also.made_as.access == Access::Whitelist {
                     self.close(&mut node, batch);
                 }
@@ -114,7 +173,14 @@ impl Desk {
         // Nothing is pushed out here: then the two would differ.
         let most = config.items(&allowed);
         let comes = |id: &str| also.put.iter().any(|item| item.id.as_deref() == Some(id));
-        let stay = there.iter().filter(|item| !also.take.contains(&item.id) && !comes(&item.id)).count();
+        let take: Vec<String> = match also.take {
+            Take::Ids(ids) => ids,
+            Take::Others => there.iter().filter(|id| !comes(id)).cloned().collect(),
+        };
+        if also.put.is_empty() && take.is_empty() {
+            return Ok(None);
+        }
+        let stay = there.iter().filter(|id| !take.contains(id) && !comes(id)).count();
         if !also.put.is_empty() && stay + also.put.len() > most {
             return Err(errors::specific(Condition::NotAllowed, "max-items-exceeded").text(format!(
                 "{most} items are kept in {}; this makes them {}.",
@@ -133,13 +199,13 @@ impl Desk {
                 at: self.now(),
             })
             .collect();
-        for id in &also.take {
+        for id in &take {
             self.remove_item(also.node, id, batch);
         }
         for item in &put {
             self.put_item(also.node, item, batch);
         }
-        Ok(Some(Told { name: also.node, put, take: also.take }))
+        Ok(Some(Told { name: also.node, put, take }))
     }
 
     /// XEP-0411 s.5: nobody else may read what comes from a private place.

@@ -506,6 +506,11 @@ impl NodeConfig {
         NodeConfig { access: Access::Whitelist, ..NodeConfig::default() }
     }
 
+    /// XEP-0222 s.3, XEP-0292 s.3.1: for everybody, as people expect of what they tell about themselves.
+    pub fn public() -> NodeConfig {
+        NodeConfig { access: Access::Open, ..NodeConfig::default() }
+    }
+
     /// XEP-0223 s.3: nobody else gets to see it, and all of it is kept.
     pub fn private() -> NodeConfig {
         NodeConfig {

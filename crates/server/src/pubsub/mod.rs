@@ -160,6 +160,9 @@ pub enum Happened {
     Purged,
     /// The node is gone.
     Deleted,
+    /// It has another configuration. Nothing changes along with that but the items that it leaves no room for, which
+    /// are [`Happened::Retracted`] before.
+    Configured,
 }
 
 /// Why somebody may not read. Each has its error in XEP-0060.

@@ -98,7 +98,7 @@ impl Desk {
 
     /// s.8.2.4
     pub(super) async fn configure(&self, name: &str, form: Filled) -> Result<(), StanzaError> {
-        let _turn = self.exchange.pubsub.turn(&self.place.key()).await;
+        let turn = self.exchange.pubsub.turn(&self.place.key()).await;
         let node = self.open_owned(name).await?.node;
         let config = match form {
             Filled::Cancelled => return Ok(()),
@@ -108,12 +108,33 @@ impl Desk {
         if config == node.config {
             return Ok(());
         }
-        self.reconfigure(&node, config).await
+        let gone = self.reconfigure(&node, config).await?;
+        drop(turn);
+        if !gone.is_empty() {
+            self.changed(&node, Happened::Retracted(gone)).await;
+        }
+        self.changed(&node, Happened::Configured).await;
+        Ok(())
     }
 
-    async fn reconfigure(&self, node: &Node, config: NodeConfig) -> Result<(), StanzaError> {
-        let kept = i64::try_from(config.items(&self.allowed())).unwrap_or(i64::MAX);
-        let batch = Batch::new(self.lane)
+    /// What is kept in step with something does not go by itself: the other would stay.
+    pub(super) fn may_be(&self, name: &str, config: &NodeConfig) -> Result<(), StanzaError> {
+        let in_step = || self.place.account().is_some() && !self.exchange.modules.along(name).is_empty();
+        if config.item_expire.is_some() && in_step() {
+            return Err(StanzaError::new(Condition::NotAcceptable)
+                .text("What this node holds is kept in step with other data and can't expire."));
+        }
+        Ok(())
+    }
+
+    /// The ids of the items for which there is no room any more.
+    async fn reconfigure(&self, node: &Node, config: NodeConfig) -> Result<Vec<String>, StanzaError> {
+        self.may_be(&node.name, &config)?;
+        let most = config.items(&self.allowed());
+        let kept = i64::try_from(most).unwrap_or(i64::MAX);
+        let mut gone = self.ids(node).await?;
+        gone.truncate(gone.len().saturating_sub(most));
+        let mut batch = Batch::new(self.lane)
             .with(
                 sql("UPDATE pubsub_nodes SET config = ?2, kept_for = ?3 WHERE id = ?1")
                     .bind(node.id)
@@ -128,12 +149,17 @@ impl Desk {
                 .bind(node.id)
                 .bind(kept),
             );
-        self.exchange.db.run(batch).await.map_err(|error| store_trouble(&error))?;
+        let along = match gone.is_empty() {
+            true => Vec::new(),
+            false => self.along(node, Happened::Retracted(gone.clone()), &[], &mut batch).await?,
+        };
+        self.exchange.db.run(batch).await.map_err(|error| self.refused(&error, &along))?;
         if config.notify_config {
             let node = Node { config, ..node.clone() };
             self.tell(&node, &Event::Config).await;
         }
-        Ok(())
+        self.tell_along(&along).await;
+        Ok(gone)
     }
 
     /// s.8.4; `redirect` is where to look instead.

@@ -393,6 +393,7 @@ impl Desk {
         name: &str,
         config: &NodeConfig,
     ) -> Result<Node, StanzaError> {
+        self.may_be(name, config)?;
         let key = self.place.key();
         let ours = self.exchange.host(self.who.domain()).and_then(|_| self.who.local());
         let counted = sql(

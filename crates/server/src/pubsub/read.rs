@@ -77,6 +77,39 @@ impl Desk {
         Ok(self.select(&opened.node, Select::Id(id)).await?.pop().map(|(item, _)| item))
     }
 
+    /// The ids of a node's items, oldest first.
+    pub(super) async fn ids(&self, node: &node::Node) -> Result<Vec<String>, StanzaError> {
+        let ids = sql("SELECT item FROM pubsub_items WHERE node = ?1 ORDER BY seq").bind(node.id);
+        let rows = self.exchange.db.read_in(self.lane, ids).await.map_err(|error| store_trouble(&error))?;
+        Ok(rows.iter().map(|row| row.text(0).to_owned()).collect())
+    }
+
+    /// The newest item of a node; none where there is no node, or it has gone elsewhere (s.8.4.1).
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn newest(&self, name: &str) -> Result<Option<Item>, StanzaError> {
+        let opened = match self.look(name).await {
+            Err(error) if error.condition == Condition::Gone => return Ok(None),
+            other => other?,
+        };
+        let Some(opened) = opened else { return Ok(None) };
+        self.may_read(&opened)?;
+        Ok(self.select(&opened.node, Select::Newest(1)).await?.pop().map(|(item, _)| item))
+    }
+
+    /// They may read what is at a node, or would be if there were one.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn shows(&self, name: &str) -> Result<bool, StanzaError> {
+        match self.look(name).await {
+            Ok(opened) => Ok(opened.is_none_or(|opened| self.may_read(&opened).is_ok())),
+            Err(error) if error.condition == Condition::Gone => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Answers `<items/>`.
     pub(super) async fn retrieve(&self, name: &str, wanted: Wanted) -> Result<Vec<u8>, StanzaError> {
         let opened = self.open(name).await?;

@@ -20,6 +20,7 @@ use trunkline_xmpp::stanza::Stanza;
 use super::roster::Roster;
 use crate::ids::LogId;
 use crate::log::in_flight::InFlight;
+use crate::profile::avatar::Avatar;
 use crate::push::Registration;
 use crate::session::Session;
 
@@ -56,6 +57,8 @@ pub struct AccountState {
     pub waiting: Waiting,
     /// What wakes the user's devices (XEP-0357).
     pub pushes: Box<[Registration]>,
+    /// The user's picture, as presence says it; `None`: there never was one.
+    pub avatar: Option<Box<Avatar>>,
     /// Pages of the archive that are being sent to the user's devices.
     pub pages: u8,
     /// The account was removed while in memory.
@@ -328,7 +331,10 @@ async fn read(
 ) -> Result<Option<(i64, AccountState)>, StoreError> {
     let of = |text| sql(text).bind(domain).bind(local);
     let statements = vec![
-        of("SELECT a.id, a.roster_version FROM accounts a JOIN hosts h ON h.id = a.host_id \
+        of("SELECT a.id, a.roster_version, a.avatar, \
+            (SELECT n.config FROM pubsub_nodes n WHERE n.place = '#' || a.id AND n.name = 'urn:xmpp:avatar:data'), \
+            (SELECT n.config FROM pubsub_nodes n WHERE n.place = '#' || a.id AND n.name = 'urn:xmpp:avatar:metadata') \
+            FROM accounts a JOIN hosts h ON h.id = a.host_id \
             WHERE h.name = ?1 AND a.local = ?2 AND a.disabled = 0"),
         of(Roster::QUERY),
         of("SELECT jid FROM blocked WHERE account = (SELECT a.id FROM accounts a \
@@ -352,6 +358,7 @@ async fn read(
         roster: Roster::load(items, row.int(1)),
         blocked: blocked.iter().filter_map(|row| Jid::parse(row.text(0)).ok()).collect(),
         pushes: Registration::load(pushes),
+        avatar: Avatar::read(&row, 2),
         archiving: (!rules.is_empty()).then(|| Box::new(preferences(rules))),
         ..AccountState::default()
     };

@@ -5,6 +5,7 @@
 //! awaited by whoever reads the stanza's source (so the brake is on the sender's own socket).
 
 pub mod account;
+pub mod avatar;
 pub mod components;
 pub(crate) mod consent;
 pub mod iq;

@@ -57,7 +57,7 @@ impl Exchange {
     }
 
     /// RFC 6121 s.4.2 and s.4.4: initial presence and updates.
-    fn broadcast_available(self: &Arc<Self>, session: &Arc<Session>, mail: Mail) -> Routed {
+    fn broadcast_available(self: &Arc<Self>, session: &Arc<Session>, mut mail: Mail) -> Routed {
         let priority = match priority(&mail.stanza) {
             Ok(priority) => priority,
             Err(error) => {
@@ -67,6 +67,7 @@ impl Exchange {
         };
         let account = &session.account;
         let mut state = account.state();
+        state.show_avatar(&mut mail.stanza, None);
         let Some(resource) = state.resource_of(session) else { return Routed::Done };
         let initial = resource.presence.is_none();
         let takes_now = priority >= 0 && !(resource.takes_messages());
@@ -139,7 +140,7 @@ impl Exchange {
     }
 
     /// Gives `stanza` to each of `audience`.
-    fn spread(self: &Arc<Self>, stanza: &Stanza, audience: Vec<Jid>) {
+    pub(in crate::route) fn spread(self: &Arc<Self>, stanza: &Stanza, audience: Vec<Jid>) {
         for contact in audience {
             let mut copy = stanza.clone();
             copy.head.to = Some(contact);
@@ -153,7 +154,7 @@ impl Exchange {
         session: &Arc<Session>,
         kind: PresenceType,
         to: &Jid,
-        mail: Mail,
+        mut mail: Mail,
     ) -> Routed {
         let most = self.config.load().limits.directed_presence;
         let mut state = session.account.state();
@@ -162,6 +163,9 @@ impl Exchange {
             drop(state);
             refuse(session, &mail.stanza, &super::blocked_error());
             return Routed::Done;
+        }
+        if kind == PresenceType::Available {
+            state.show_avatar(&mut mail.stanza, Some(to));
         }
         let Some(resource) = state.resource_of(session) else { return Routed::Done };
         match kind {
@@ -246,7 +250,7 @@ impl Exchange {
 }
 
 /// Contacts who get the account's presence (RFC 6121 s.4.2.2), without those the user blocks.
-fn audience(state: &AccountState) -> Vec<Jid> {
+pub(in crate::route) fn audience(state: &AccountState) -> Vec<Jid> {
     state
         .roster
         .iter()
@@ -256,7 +260,7 @@ fn audience(state: &AccountState) -> Vec<Jid> {
 }
 
 /// The account's available devices.
-fn devices(state: &AccountState) -> Vec<Arc<Session>> {
+pub(in crate::route) fn devices(state: &AccountState) -> Vec<Arc<Session>> {
     state
         .resources
         .iter()
@@ -265,7 +269,7 @@ fn devices(state: &AccountState) -> Vec<Arc<Session>> {
         .collect()
 }
 
-fn push_presence(session: &Arc<Session>, stanza: &Stanza, to: Jid, outside: bool) {
+pub(in crate::route) fn push_presence(session: &Arc<Session>, stanza: &Stanza, to: Jid, outside: bool) {
     let mut stanza = stanza.clone();
     stanza.head.to = Some(to);
     if let Push::Refused(why) = session.push(Queued { stanza, kept: None, outside, lazy: true }) {
