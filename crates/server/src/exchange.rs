@@ -73,6 +73,8 @@ pub struct Exchange {
     pub gravedigger: crate::log::tombstones::Gravedigger,
     /// Who searches an archive waits here.
     pub searches: crate::log::search::Searches,
+    /// What the staff tells everybody.
+    pub notices: crate::notices::Notices,
     /// Wakes devices that sleep.
     pub pushes: crate::push::Publisher,
     /// Looks after the sessions.

@@ -17,6 +17,7 @@ pub mod logging;
 pub mod metrics;
 pub mod modules;
 pub mod net;
+pub mod notices;
 pub mod notify;
 pub mod operations;
 pub mod profile;

@@ -3,6 +3,8 @@
 //! [`Operator`] implements [`Admin`], the ONE set. What a user may do to the own account (change the password, remove
 //! it) is done by the same functions.
 
+mod users;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -22,6 +24,7 @@ use crate::control;
 use crate::devices::{Ended, Ender};
 use crate::exchange::Exchange;
 use crate::invites::{InviteError, Wish};
+use crate::notices::{self, Announcement};
 use crate::route::Mail;
 use crate::route::account::{Account, Loaded};
 use crate::route::remote::Remote;
@@ -144,18 +147,19 @@ impl Operator {
                 accounts::set_state(&exchange.db, &jid, State::Enabled, audit).await?;
                 Ok(said(format!("{jid} can be used again.")))
             }
-            Operation::UserList { domain, after } => {
+            Operation::UserList { domain, after, only } => {
                 let after = after.map(|after| accounts::address(&after, &config)).transpose()?;
-                let (mut users, more) =
-                    accounts::list(&exchange.db, domain.as_deref(), after.as_ref()).await?;
-                for user in &mut users {
-                    let online =
-                        Jid::parse(&user.address).ok().and_then(|jid| exchange.accounts.online(&jid));
-                    let sessions = online.map_or(0, |account| account.state().resources.len());
-                    user.sessions = Some(u32::try_from(sessions).unwrap_or(u32::MAX));
-                }
-                Ok(Outcome::Users { users, more })
+                users::list(exchange, (domain.as_deref(), only), after.as_ref()).await
             }
+            Operation::UserShow { address } => {
+                let jid = accounts::address(&address, &config)?;
+                users::show(exchange, &jid).await
+            }
+            Operation::UserCount { domain } => users::count(exchange, domain.as_deref()).await,
+            Operation::Announce { text, domain, all } => {
+                notices::announce(exchange, actor, Announcement { text, domain, all }).await
+            }
+            Operation::Motd(op) => notices::run(exchange, actor, op).await,
             Operation::UserClients { address } => {
                 let account = exchange.account_of(&address, &config).await?;
                 let clients = exchange.devices(&account).await;

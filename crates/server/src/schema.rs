@@ -26,6 +26,7 @@ pub const MIGRATIONS: &[Migration] = &[
     REPORT_WEIGHT,
     FOLLOWERS,
     PROFILES,
+    NOTICES,
 ];
 
 const ACCOUNTS: Migration = Migration {
@@ -629,5 +630,20 @@ const PROFILES: Migration = Migration {
         ) STRICT;
         INSERT INTO profiles_to_adopt (account) SELECT account FROM vcards UNION SELECT account FROM pubsub_nodes
             WHERE name IN ('urn:xmpp:vcard4', 'urn:xmpp:avatar:metadata') AND place = '#' || account;
+    ",
+};
+
+/// Who was here when; the message of the day, and which one an account got last.
+const NOTICES: Migration = Migration {
+    name: "notices",
+    sql: "
+        ALTER TABLE accounts ADD COLUMN last_login INTEGER;
+        ALTER TABLE accounts ADD COLUMN motd INTEGER NOT NULL DEFAULT 0;
+        CREATE TABLE motd (
+            host INTEGER PRIMARY KEY REFERENCES hosts (id),
+            id INTEGER NOT NULL,
+            text TEXT NOT NULL,
+            at INTEGER NOT NULL
+        ) STRICT;
     ",
 };

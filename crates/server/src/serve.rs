@@ -168,6 +168,7 @@ impl Server {
         exchange.start_consent().await?;
         crate::modules::bookmarks::adopt(&exchange).await?;
         crate::profile::adopt(&exchange).await?;
+        crate::notices::start(&exchange).await?;
         if !parts.in_memory {
             // Before anything moves: a port that is taken must not cost anybody a session.
             let bound = server.bind(&config)?;
@@ -751,6 +752,7 @@ async fn exchange(config: Config, parts: &Parts) -> Result<Arc<Exchange>, StartE
         failed: crate::route::message::Failed::default(),
         gravedigger: crate::log::tombstones::Gravedigger::default(),
         searches: crate::log::search::Searches::default(),
+        notices: crate::notices::Notices::default(),
         pushes: crate::push::Publisher::default(),
         keeper: Keeper::default(),
         refusals: crate::logging::Refusals::new(Arc::clone(&metrics)),

@@ -46,6 +46,7 @@ const ANSWERS: &[(&str, Answer)] = &[
     ("pending", Goes("account")),
     ("outbound", Stays("on its way to another provider, for federation.queue_age at most")),
     ("vcards", Goes("account")),
+    ("motd", Stays("set by the staff, for everybody")),
     ("profiles_to_adopt", Goes("account")),
     ("private_xml", Goes("account")),
     ("session_snapshots", Goes("account")),

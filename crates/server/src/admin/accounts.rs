@@ -6,7 +6,7 @@ use trunkline_store::{Batch, Db, Lane, Statement, StoreError, Violation, sql};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::sasl::{Hash, ScramKeys};
 
-use super::{OpError, PAGE, Password, User};
+use super::{AccountView, Counts, OpError, PAGE, Password, User};
 use crate::config::Config;
 
 /// The bare address of an account on one of our domains. It need not exist.
@@ -218,15 +218,20 @@ fn extend(batch: &mut Batch, audit: Option<Statement>) {
 
 /// One page of accounts in the order of their addresses (by domain, then local part), and whether there are more.
 /// `sessions` of each is `None`.
-pub async fn list(db: &Db, domain: Option<&str>, after: Option<&Jid>) -> Result<(Vec<User>, bool), OpError> {
+pub async fn list(
+    db: &Db,
+    (domain, only_disabled): (Option<&str>, bool),
+    after: Option<&Jid>,
+) -> Result<(Vec<User>, bool), OpError> {
     let statement = sql("SELECT hosts.name, accounts.local, accounts.created_at, accounts.disabled FROM accounts \
          JOIN hosts ON hosts.id = accounts.host_id \
          WHERE (?1 IS NULL OR hosts.name = ?1) AND (hosts.name > ?2 OR (hosts.name = ?2 AND accounts.local > ?3)) \
-         ORDER BY hosts.name, accounts.local LIMIT ?4")
+         AND (?5 = 0 OR accounts.disabled <> 0) ORDER BY hosts.name, accounts.local LIMIT ?4")
     .bind(domain.map_or(trunkline_store::Value::Null, Into::into))
     .bind(after.map_or("", Jid::domain))
     .bind(after.and_then(Jid::local).unwrap_or_default())
-    .bind(i64::try_from(PAGE + 1).unwrap_or(i64::MAX));
+    .bind(i64::try_from(PAGE + 1).unwrap_or(i64::MAX))
+    .bind(only_disabled);
     let rows = db.read(statement).await.map_err(store)?;
     let users = rows.iter().take(PAGE).map(|row| User {
         address: format!("{}@{}", row.text(1), row.text(0)),
@@ -235,6 +240,33 @@ pub async fn list(db: &Db, domain: Option<&str>, after: Option<&Jid>) -> Result<
         sessions: None,
     });
     Ok((users.collect(), rows.len() > PAGE))
+}
+
+/// What the store knows of an account.
+pub async fn show(db: &Db, jid: &Jid) -> Result<AccountView, OpError> {
+    let statement = sql("SELECT accounts.created_at, accounts.disabled, accounts.last_login, \
+         (SELECT COUNT(*) FROM roster WHERE roster.account = accounts.id) FROM accounts \
+         JOIN hosts ON hosts.id = accounts.host_id WHERE hosts.name = ?1 AND accounts.local = ?2");
+    let rows = db.read(on_account(statement, jid)).await.map_err(store)?;
+    let row = rows.first().ok_or_else(|| OpError::NoSuchUser(jid.to_string()))?;
+    Ok(AccountView {
+        address: jid.to_string(),
+        created_at: row.int(0),
+        disabled: row.int(1) != 0,
+        last_login: row.opt_int(2),
+        contacts: u64::try_from(row.int(3)).unwrap_or(0),
+        resources: Vec::new(),
+    })
+}
+
+/// How many accounts there are of a domain or of all, and how many of them are disabled.
+pub async fn counts(db: &Db, domain: Option<&str>) -> Result<Counts, OpError> {
+    let statement = sql("SELECT COUNT(*), COALESCE(SUM(accounts.disabled <> 0), 0) FROM accounts \
+         JOIN hosts ON hosts.id = accounts.host_id WHERE ?1 IS NULL OR hosts.name = ?1")
+    .bind(domain.map_or(trunkline_store::Value::Null, Into::into));
+    let rows = db.read(statement).await.map_err(store)?;
+    let count = |column| rows.first().and_then(|row| u64::try_from(row.int(column)).ok()).unwrap_or(0);
+    Ok(Counts { registered: count(0), disabled: count(1), ..Counts::default() })
 }
 
 /// How many accounts there are.

@@ -35,6 +35,7 @@ use crate::control::reports::{ReportView, ReportsOp};
 use crate::control::requests::{RequestView, RequestsOp};
 use crate::control::traffic::{DomainDetail, DomainSummary, DomainsOp, HistoryPoint, NowView};
 use crate::devices::Device;
+use crate::notices::MotdOp;
 
 use actor::{Actor, Scope};
 use tokens::{TokenView, TokensOp};
@@ -88,7 +89,34 @@ pub enum Operation {
         domain: Option<String>,
         /// After this address: the last one of the page before.
         after: Option<String>,
+        /// Not all of them.
+        #[serde(default)]
+        only: Option<Only>,
     },
+    /// What is known of an account.
+    UserShow {
+        /// `user@domain`
+        address: String,
+    },
+    /// How many accounts there are.
+    UserCount {
+        /// Of this domain only.
+        #[serde(default)]
+        domain: Option<String>,
+    },
+    /// Sends a message to whoever is online, or to everybody.
+    Announce {
+        /// What it says.
+        text: String,
+        /// To accounts of this domain only.
+        #[serde(default)]
+        domain: Option<String>,
+        /// To those who are not online, too: it waits for them.
+        #[serde(default)]
+        all: bool,
+    },
+    /// The message of the day.
+    Motd(MotdOp),
     /// Takes the second factor off an account, when its owner has lost it.
     UserTotpReset {
         /// `user@domain`
@@ -167,6 +195,20 @@ impl Operation {
     }
 }
 
+/// Which accounts of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Only {
+    /// Those that nobody can log in to.
+    Disabled,
+    /// Those of which a device is available.
+    Online,
+    /// Of these, those of which a device is neither away nor away for long.
+    Active,
+    /// Of these, the others.
+    Idle,
+}
+
 /// How many accounts one page of a list has at most.
 pub const PAGE: usize = 500;
 
@@ -185,6 +227,17 @@ pub enum Outcome {
         users: Vec<User>,
         /// Whether there are more after the last of these.
         more: bool,
+    },
+    /// What is known of an account.
+    Account(Box<AccountView>),
+    /// How many accounts there are.
+    Counts(Counts),
+    /// The message of the day.
+    Motd {
+        /// `None`: there is none.
+        text: Option<String>,
+        /// Milliseconds since 1970.
+        set_at: Option<i64>,
     },
     /// The devices of an account.
     Clients {
@@ -304,6 +357,38 @@ pub struct User {
     pub disabled: bool,
     /// Connected devices; `None` when the server is not running.
     pub sessions: Option<u32>,
+}
+
+/// What is known of an account. Whom it knows and what it writes is nobody's business.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AccountView {
+    /// `user@domain`
+    pub address: String,
+    /// Milliseconds since 1970.
+    pub created_at: i64,
+    /// No login possible.
+    pub disabled: bool,
+    /// When a device became available last: milliseconds since 1970. `None`: never, or before this was noted.
+    pub last_login: Option<i64>,
+    /// Contacts.
+    pub contacts: u64,
+    /// The resources of its connected devices.
+    pub resources: Vec<String>,
+}
+
+/// How many accounts there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Counts {
+    /// In the database.
+    pub registered: u64,
+    /// Of these: nobody can log in to them.
+    pub disabled: u64,
+    /// Of these: a device is available.
+    pub online: u64,
+    /// Of those online: a device is neither away nor away for long.
+    pub active: u64,
+    /// Of those online: the others.
+    pub idle: u64,
 }
 
 /// How the server is.

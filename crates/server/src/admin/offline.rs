@@ -5,7 +5,7 @@ use trunkline_xmpp::jid::Jid;
 
 use super::accounts::{self, NewAccount, State};
 use super::actor::Actor;
-use super::{Admin, OpError, Operation, Outcome, totp};
+use super::{Admin, Only, OpError, Operation, Outcome, totp};
 use crate::config::Config;
 use crate::control::audit::Audit;
 use crate::schema::MIGRATIONS;
@@ -71,9 +71,17 @@ impl Admin for Offline {
                 accounts::set_state(&self.db, &jid, State::Enabled, audit).await?;
                 Ok(Outcome::Done { text: format!("{jid} can be used again.") })
             }
-            Operation::UserList { domain, after } => {
+            Operation::UserList { only: Some(Only::Online | Only::Active | Only::Idle), .. } => {
+                Err(OpError::NotRunning)
+            }
+            Operation::UserShow { address } => {
+                let jid = accounts::address(&address, &self.config)?;
+                accounts::show(&self.db, &jid).await.map(|view| Outcome::Account(Box::new(view)))
+            }
+            Operation::UserList { domain, after, only } => {
                 let after = after.map(|after| accounts::address(&after, &self.config)).transpose()?;
-                let (users, more) = accounts::list(&self.db, domain.as_deref(), after.as_ref()).await?;
+                let (users, more) =
+                    accounts::list(&self.db, (domain.as_deref(), only.is_some()), after.as_ref()).await?;
                 Ok(Outcome::Users { users, more })
             }
             Operation::UserTotpReset { address } => {
@@ -92,6 +100,9 @@ impl Admin for Offline {
             | Operation::Kick { .. }
             | Operation::UserClients { .. }
             | Operation::UserClientEnd { .. }
+            | Operation::UserCount { .. }
+            | Operation::Announce { .. }
+            | Operation::Motd(_)
             | Operation::InviteCreate { .. }
             | Operation::Policy(_)
             | Operation::Breaker(_)
@@ -137,8 +148,11 @@ mod tests {
         }
 
         async fn list(&self, domain: Option<&str>, after: Option<&str>) -> (Vec<String>, bool) {
-            let operation =
-                Operation::UserList { domain: domain.map(Into::into), after: after.map(Into::into) };
+            let operation = Operation::UserList {
+                domain: domain.map(Into::into),
+                after: after.map(Into::into),
+                only: None,
+            };
             match self.offline.run(&Actor::command_line(), operation).await.unwrap() {
                 Outcome::Users { users, more } => {
                     (users.into_iter().map(|user| user.address).collect(), more)

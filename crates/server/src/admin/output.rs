@@ -6,7 +6,9 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::tokens::TokenView;
-use super::{FederationStatus, Outcome, PeerStatus, Status, StreamStatus, User, output_policy};
+use super::{
+    AccountView, Counts, FederationStatus, Outcome, PeerStatus, Status, StreamStatus, User, output_policy,
+};
 use crate::control::lists::{ListEntry, ListView, Subscriber};
 use crate::control::reports::ReportView;
 use crate::control::requests::RequestView;
@@ -18,6 +20,12 @@ pub fn human(outcome: &Outcome, now: i64) -> String {
     match outcome {
         Outcome::Done { text } => format!("{text}\n"),
         Outcome::Users { users, .. } => user_table(users),
+        Outcome::Account(view) => account_text(view),
+        Outcome::Counts(counts) => counts_text(counts),
+        Outcome::Motd { text: None, .. } => "No message of the day.\n".into(),
+        Outcome::Motd { text: Some(text), set_at } => {
+            format!("{text}\nSet: {}\n", set_at.map_or("-".into(), time))
+        }
         Outcome::Clients { clients } => device_table(clients),
         Outcome::Reloaded { reload } => {
             let mut out = String::new();
@@ -223,6 +231,31 @@ pub fn user_table(users: &[User]) -> String {
 }
 
 /// Devices as a table.
+fn account_text(view: &AccountView) -> String {
+    let names = view.resources.iter().map(|name| printable(name)).collect::<Vec<_>>().join(", ");
+    let state = if view.disabled { "disabled" } else { "enabled" };
+    let rows = [
+        ["address".to_owned(), printable(&view.address)],
+        ["made".into(), time(view.created_at)],
+        ["state".into(), state.into()],
+        ["last login".into(), view.last_login.map_or("-".into(), time)],
+        ["contacts".into(), view.contacts.to_string()],
+        ["connected".into(), if names.is_empty() { "-".into() } else { names }],
+    ];
+    table(&rows.map(Vec::from))
+}
+
+fn counts_text(counts: &Counts) -> String {
+    let rows = [
+        ("registered", counts.registered),
+        ("disabled", counts.disabled),
+        ("online", counts.online),
+        ("active", counts.active),
+        ("idle", counts.idle),
+    ];
+    table(&rows.map(|(name, count)| vec![name.to_owned(), count.to_string()]))
+}
+
 fn device_table(devices: &[Device]) -> String {
     if devices.is_empty() {
         return "No devices.\n".into();

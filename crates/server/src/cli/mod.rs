@@ -5,6 +5,7 @@
 //! argument: arguments are visible to everybody on the machine.
 
 mod federation;
+mod notices;
 mod policy;
 mod signals;
 mod tokens;
@@ -70,7 +71,7 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
-    /// Accounts: add, passwd, disable, enable, remove, list, kick, and their devices
+    /// Accounts: add, passwd, disable, enable, remove, list, show, count, kick, and their devices
     #[command(subcommand)]
     User(users::UserCommand),
     /// Make the running server read its configuration and certificates again
@@ -91,6 +92,11 @@ enum Command {
     /// Invitations: create
     #[command(subcommand)]
     Invite(InviteCommand),
+    /// Send a message to whoever is online, or to everybody
+    Announce(notices::AnnounceArgs),
+    /// The message of the day, which everybody gets once: show, set, edit, delete
+    #[command(subcommand)]
+    Motd(notices::MotdCommand),
     /// Tokens for programs that use the HTTP API: create, list, revoke
     #[command(subcommand)]
     Token(tokens::TokenCommand),
@@ -226,6 +232,8 @@ fn run(command: Command) -> Result<(), CliError> {
         Command::Status { common } => ask(&common, Operation::Status),
         Command::Audit(args) => policy::audit(args),
         Command::Federation(command) => federation::federation(command),
+        Command::Announce(args) => notices::announce(args),
+        Command::Motd(command) => notices::motd(command),
         Command::Token(command) => tokens::token(command),
         Command::Invite(InviteCommand::Create { domain, common }) => {
             ask(&common, Operation::InviteCreate { domain })

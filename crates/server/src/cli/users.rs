@@ -2,11 +2,11 @@
 
 use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::{CliError, Common, Reached, ask, load, print, print_json, run_anywhere, runtime};
 use crate::admin::socket::CallError;
-use crate::admin::{Operation, Outcome, Password, User, output};
+use crate::admin::{Only, Operation, Outcome, Password, User, output};
 use crate::config::Config;
 
 #[derive(Debug, Subcommand)]
@@ -84,9 +84,50 @@ pub(super) enum UserCommand {
         /// Of this domain only
         #[arg(long)]
         domain: Option<String>,
+        /// Not all of them
+        #[arg(long, value_enum)]
+        only: Option<OnlyArg>,
         #[command(flatten)]
         common: Common,
     },
+    /// Show what is known of an account
+    Show {
+        /// Such as romeo@example.org
+        address: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Count accounts
+    Count {
+        /// Of this domain only
+        #[arg(long)]
+        domain: Option<String>,
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum OnlyArg {
+    /// Nobody can log in to them
+    Disabled,
+    /// A device is available
+    Online,
+    /// A device is available and not away
+    Active,
+    /// Devices are available, and all are away
+    Idle,
+}
+
+impl From<OnlyArg> for Only {
+    fn from(only: OnlyArg) -> Only {
+        match only {
+            OnlyArg::Disabled => Only::Disabled,
+            OnlyArg::Online => Only::Online,
+            OnlyArg::Active => Only::Active,
+            OnlyArg::Idle => Only::Idle,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -143,20 +184,25 @@ pub(super) fn user(command: UserCommand) -> Result<(), CliError> {
         UserCommand::ClientEnd { address, client, common } => {
             ask(&common, Operation::UserClientEnd { address, client })
         }
-        UserCommand::List { domain, common } => {
+        UserCommand::Show { address, common } => {
             let config = load(&common)?;
-            let users = runtime()?.block_on(list(config, domain))?;
+            run_anywhere(&common, config, Operation::UserShow { address })
+        }
+        UserCommand::Count { domain, common } => ask(&common, Operation::UserCount { domain }),
+        UserCommand::List { domain, only, common } => {
+            let config = load(&common)?;
+            let users = runtime()?.block_on(list(config, domain, only.map(Only::from)))?;
             if common.json { print_json(&users) } else { print(&output::user_table(&users)) }
         }
     }
 }
 
-async fn list(config: Config, domain: Option<String>) -> Result<Vec<User>, CliError> {
+async fn list(config: Config, domain: Option<String>, only: Option<Only>) -> Result<Vec<User>, CliError> {
     let mut reached = Reached::find(config).await?;
     let mut all: Vec<User> = Vec::new();
     loop {
         let after = all.last().map(|user| user.address.clone());
-        match reached.run(Operation::UserList { domain: domain.clone(), after }).await? {
+        match reached.run(Operation::UserList { domain: domain.clone(), after, only }).await? {
             Outcome::Users { users, more } => {
                 let end = users.is_empty() || !more;
                 all.extend(users);

@@ -10,13 +10,17 @@ use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::forms::{Field, Form, Submission};
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::ns;
+use trunkline_xmpp::time;
 
 use super::{Level, Module};
 use crate::admin::actor::Actor;
 use crate::admin::schema::{self, FieldKind};
-use crate::admin::{Admin as _, Operation, Outcome, Password, output, table};
+use crate::admin::{
+    AccountView, Admin as _, Counts, Only, Operation, Outcome, PAGE, Password, output, table,
+};
 use crate::commands::{Access, Answered, Call, Command, Report, Stage, bad_payload};
 use crate::exchange::Host;
+use crate::notices::MotdOp;
 use crate::operations::{Operator, stanza_error};
 
 /// Addresses in one form.
@@ -31,8 +35,8 @@ struct Row {
     fields: fn() -> Vec<Field>,
     /// What the answer stands for.
     operations: fn(&Answer<'_>) -> Result<Vec<Operation>, StanzaError>,
-    /// What the last outcome is reported as.
-    report: fn(&Outcome) -> Option<Field>,
+    /// What the outcomes are reported as.
+    report: fn(&Answer<'_>, &[Outcome]) -> Vec<Field>,
     /// Not for those with a second factor.
     changes: bool,
 }
@@ -53,7 +57,7 @@ const TABLE: &[Row] = &[
             let password = answer.password()?;
             Ok(vec![Operation::UserAdd { address: answer.one("accountjid")?, password }])
         },
-        report: |_| None,
+        report: |_, _| Vec::new(),
         changes: true,
     },
     Row {
@@ -65,7 +69,7 @@ const TABLE: &[Row] = &[
             let remove = |address| Operation::UserRemove { address };
             Ok(answer.many("accountjids")?.into_iter().map(remove).collect())
         },
-        report: |_| None,
+        report: |_, _| Vec::new(),
         changes: true,
     },
     Row {
@@ -77,7 +81,7 @@ const TABLE: &[Row] = &[
             let disable = |address| Operation::UserDisable { address };
             Ok(answer.many("accountjids")?.into_iter().map(disable).collect())
         },
-        report: |_| None,
+        report: |_, _| Vec::new(),
         changes: true,
     },
     Row {
@@ -89,7 +93,7 @@ const TABLE: &[Row] = &[
             let enable = |address| Operation::UserEnable { address };
             Ok(answer.many("accountjids")?.into_iter().map(enable).collect())
         },
-        report: |_| None,
+        report: |_, _| Vec::new(),
         changes: true,
     },
     Row {
@@ -106,7 +110,7 @@ const TABLE: &[Row] = &[
             let password = answer.password()?;
             Ok(vec![Operation::UserPasswd { address: answer.one("accountjid")?, password }])
         },
-        report: |_| None,
+        report: |_, _| Vec::new(),
         changes: true,
     },
     Row {
@@ -118,7 +122,7 @@ const TABLE: &[Row] = &[
             let kick = |address| Operation::Kick { address };
             Ok(answer.many("accountjids")?.into_iter().map(kick).collect())
         },
-        report: |_| None,
+        report: |_, _| Vec::new(),
         changes: true,
     },
     Row {
@@ -126,16 +130,221 @@ const TABLE: &[Row] = &[
         name: "Number of registered users",
         instructions: "",
         fields: Vec::new,
-        operations: |_| Ok(vec![Operation::Status]),
-        report: |outcome| match outcome {
-            Outcome::Status(status) => {
-                Some(Field::text_single("registeredusersnum").value(&status.accounts.to_string()))
-            }
-            _ => None,
+        operations: count,
+        report: |_, outcomes| counted("registeredusersnum", outcomes, |counts| counts.registered),
+        changes: false,
+    },
+    Row {
+        node: "http://jabber.org/protocol/admin#get-disabled-users-num",
+        name: "Number of disabled users",
+        instructions: "",
+        fields: Vec::new,
+        operations: count,
+        report: |_, outcomes| counted("disabledusersnum", outcomes, |counts| counts.disabled),
+        changes: false,
+    },
+    Row {
+        node: "http://jabber.org/protocol/admin#get-online-users-num",
+        name: "Number of users who are online",
+        instructions: "",
+        fields: Vec::new,
+        operations: count,
+        report: |_, outcomes| counted("onlineusersnum", outcomes, |counts| counts.online),
+        changes: false,
+    },
+    Row {
+        node: "http://jabber.org/protocol/admin#get-active-users-num",
+        name: "Number of users who are active",
+        instructions: "",
+        fields: Vec::new,
+        operations: count,
+        report: |_, outcomes| counted("activeusersnum", outcomes, |counts| counts.active),
+        changes: false,
+    },
+    Row {
+        node: "http://jabber.org/protocol/admin#get-idle-users-num",
+        name: "Number of users who are away",
+        instructions: "",
+        fields: Vec::new,
+        operations: count,
+        report: |_, outcomes| counted("idleusersnum", outcomes, |counts| counts.idle),
+        changes: false,
+    },
+    Row {
+        node: "http://jabber.org/protocol/admin#get-registered-users-list",
+        name: "List of registered users",
+        instructions: "Fill out this form to get the list.",
+        fields: || vec![max_items()],
+        operations: |answer| list(answer, None),
+        report: |answer, outcomes| listed("registereduserjids", answer, outcomes),
+        changes: false,
+    },
+    Row {
+        node: "http://jabber.org/protocol/admin#get-disabled-users-list",
+        name: "List of disabled users",
+        instructions: "Fill out this form to get the list.",
+        fields: || vec![max_items()],
+        operations: |answer| list(answer, Some(Only::Disabled)),
+        report: |answer, outcomes| listed("disableduserjids", answer, outcomes),
+        changes: false,
+    },
+    Row {
+        node: "http://jabber.org/protocol/admin#get-online-users-list",
+        name: "List of users who are online",
+        instructions: "Fill out this form to get the list.",
+        fields: || vec![max_items()],
+        operations: |answer| list(answer, Some(Only::Online)),
+        report: |answer, outcomes| listed("onlineuserjids", answer, outcomes),
+        changes: false,
+    },
+    Row {
+        node: "http://jabber.org/protocol/admin#get-active-users",
+        name: "List of users who are active",
+        instructions: "Fill out this form to get the list.",
+        fields: || vec![max_items()],
+        operations: |answer| list(answer, Some(Only::Active)),
+        report: |answer, outcomes| listed("activeuserjids", answer, outcomes),
+        changes: false,
+    },
+    Row {
+        node: "http://jabber.org/protocol/admin#get-idle-users",
+        name: "List of users who are away",
+        instructions: "Fill out this form to get the list.",
+        fields: || vec![max_items()],
+        operations: |answer| list(answer, Some(Only::Idle)),
+        // s.4.22: the field has that name there, too.
+        report: |answer, outcomes| listed("activeuserjids", answer, outcomes),
+        changes: false,
+    },
+    Row {
+        node: "http://jabber.org/protocol/admin#get-user-lastlogin",
+        name: "When users were here last",
+        instructions: "Fill out this form to see when users logged in last.",
+        fields: || vec![Field::jid_multi("accountjids").label("The addresses to look up").required()],
+        operations: |answer| {
+            let show = |address| Operation::UserShow { address };
+            Ok(answer.many("accountjids")?.into_iter().map(show).collect())
+        },
+        report: |_, outcomes| {
+            let accounts = || shown(outcomes);
+            let jids =
+                accounts().fold(Field::jid_multi("accountjids"), |field, view| field.value(&view.address));
+            // In the order of the addresses; empty: never, or before it was noted.
+            let times = accounts().map(|view| view.last_login.map(time::format_millis).unwrap_or_default());
+            let field = match outcomes.len() {
+                1 => Field::text_single("lastlogin"),
+                _ => Field::text_multi("lastlogin"),
+            };
+            vec![jids, times.fold(field, |field, time| field.value(&time))]
         },
         changes: false,
     },
+    Row {
+        node: "http://jabber.org/protocol/admin#user-stats",
+        name: "What is known of a user",
+        instructions: "Addresses of sessions and what goes through them are not kept.",
+        fields: || vec![Field::jid_single("accountjid").label("The address to look up").required()],
+        operations: |answer| Ok(vec![Operation::UserShow { address: answer.one("accountjid")? }]),
+        report: |_, outcomes| {
+            let fields = shown(outcomes).flat_map(|view| {
+                let resources = Field::text_multi("onlineresources");
+                [
+                    Field::text_single("rostersize").value(&view.contacts.to_string()),
+                    view.resources.iter().fold(resources, |field, name| field.value(name)),
+                ]
+            });
+            fields.collect()
+        },
+        changes: false,
+    },
+    Row {
+        node: "http://jabber.org/protocol/admin#announce",
+        name: "Send an announcement to users who are online",
+        instructions: "",
+        fields: || vec![Field::text_multi("announcement").label("Announcement").required()],
+        operations: |answer| {
+            let text = answer.text("announcement")?;
+            Ok(vec![Operation::Announce { text, domain: Some(answer.domain()), all: false }])
+        },
+        report: |_, _| Vec::new(),
+        changes: true,
+    },
+    Row {
+        node: "http://jabber.org/protocol/admin#set-motd",
+        name: "Set a message of the day",
+        instructions: "Everybody gets it once.",
+        fields: || vec![Field::text_multi("motd").label("Message of the day").required()],
+        operations: |answer| {
+            let text = answer.text("motd")?;
+            Ok(vec![Operation::Motd(MotdOp::Set { domain: Some(answer.domain()), text })])
+        },
+        report: |_, _| Vec::new(),
+        changes: true,
+    },
+    Row {
+        node: "http://jabber.org/protocol/admin#edit-motd",
+        name: "Correct the message of the day",
+        instructions: "Who got it already does not get it again.",
+        fields: || vec![Field::text_multi("motd").label("Message of the day").required()],
+        operations: |answer| {
+            let text = answer.text("motd")?;
+            Ok(vec![Operation::Motd(MotdOp::Edit { domain: Some(answer.domain()), text })])
+        },
+        report: |_, _| Vec::new(),
+        changes: true,
+    },
+    Row {
+        node: "http://jabber.org/protocol/admin#delete-motd",
+        name: "Take the message of the day back",
+        instructions: "",
+        fields: Vec::new,
+        operations: |answer| Ok(vec![Operation::Motd(MotdOp::Delete { domain: Some(answer.domain()) })]),
+        report: |_, _| Vec::new(),
+        changes: true,
+    },
 ];
+
+/// Numbers that a list can be cut at (s.4.18).
+const CUTS: [usize; 6] = [25, 50, 75, 100, 150, 200];
+
+fn max_items() -> Field {
+    let field = Field::list_single("max_items").label("Maximum number of items to show").required();
+    let field = CUTS.iter().map(ToString::to_string).fold(field, |field, cut| field.option(&cut, &cut));
+    field.option("none", "None")
+}
+
+fn list(answer: &Answer<'_>, only: Option<Only>) -> Result<Vec<Operation>, StanzaError> {
+    answer.most()?;
+    Ok(vec![Operation::UserList { domain: Some(answer.domain()), after: None, only }])
+}
+
+fn listed(var: &str, answer: &Answer<'_>, outcomes: &[Outcome]) -> Vec<Field> {
+    let most = answer.most().unwrap_or(PAGE);
+    let users = outcomes.iter().filter_map(|outcome| match outcome {
+        Outcome::Users { users, .. } => Some(users),
+        _ => None,
+    });
+    let users = users.flatten().take(most);
+    vec![users.fold(Field::jid_multi(var), |field, user| field.value(&user.address))]
+}
+
+fn count(answer: &Answer<'_>) -> Result<Vec<Operation>, StanzaError> {
+    Ok(vec![Operation::UserCount { domain: Some(answer.domain()) }])
+}
+
+fn counted(var: &str, outcomes: &[Outcome], of: fn(&Counts) -> u64) -> Vec<Field> {
+    match outcomes {
+        [Outcome::Counts(counts)] => vec![Field::text_single(var).value(&of(counts).to_string())],
+        _ => Vec::new(),
+    }
+}
+
+fn shown(outcomes: &[Outcome]) -> impl Iterator<Item = &AccountView> {
+    outcomes.iter().filter_map(|outcome| match outcome {
+        Outcome::Account(view) => Some(&**view),
+        _ => None,
+    })
+}
 
 /// Lets administrators work from their client.
 pub fn module() -> Module {
@@ -143,7 +352,8 @@ pub fn module() -> Module {
         133,
         "1.3.1",
         Level::Partial(
-            "add, delete, disable and enable users, end their sessions, change passwords, count users",
+            "no lists of administrators and of blocked addresses (XMPP has the operations of its own for those), no rosters \
+             of others, no welcome message, no restart",
         ),
     );
     for row in TABLE {
@@ -247,27 +457,33 @@ async fn run(row: &'static Row, call: Call) -> Answered {
     let may = admin.check_second_factor(&actor, row.changes).await;
     may.map_err(|error| stanza_error(&error))?;
     let fields = (row.fields)();
-    let operations = match call.answers.first() {
+    let nothing = Submission::default();
+    let form = match call.answers.first() {
         None if !fields.is_empty() => {
             let form = Form::form(ns::ADMIN).title(row.name).instructions(row.instructions);
             return Ok(Stage::AskLast(fields.into_iter().fold(form, Form::field)));
         }
-        None => (row.operations)(&Answer { form: &Submission::default(), host: &call.host })?,
-        Some(form) => (row.operations)(&Answer { form, host: &call.host })?,
+        None => &nothing,
+        Some(form) => form,
     };
-    let mut notes = Vec::new();
-    let mut field = None;
-    for operation in operations {
+    let answer = Answer { form, host: &call.host };
+    let mut outcomes = Vec::new();
+    for operation in (row.operations)(&answer)? {
         // Durable operations one by one: when one fails, those before it are done, and the error says which failed.
-        let outcome = admin.run(&actor, operation).await.map_err(|error| stanza_error(&error))?;
-        field = (row.report)(&outcome);
-        if let Outcome::Done { text } = outcome {
-            notes.push(text);
+        outcomes.push(admin.run(&actor, operation).await.map_err(|error| stanza_error(&error))?);
+    }
+    let mut notes: Vec<&str> = Vec::new();
+    for outcome in &outcomes {
+        match outcome {
+            Outcome::Done { text } => notes.push(text),
+            Outcome::Users { more: true, .. } => notes.push("There are more."),
+            _ => {}
         }
     }
+    let report = (row.report)(&answer, &outcomes);
     tracing::info!(by = %call.session.account.jid, command = row.node, "an administrator ran a command");
     Ok(Stage::Done(Report {
-        form: field.map(|field| Form::result(ns::ADMIN).field(field)),
+        form: (!report.is_empty()).then(|| report.into_iter().fold(Form::result(ns::ADMIN), Form::field)),
         note: (!notes.is_empty()).then(|| notes.join(" ")),
     }))
 }
@@ -292,6 +508,28 @@ impl Answer<'_> {
             0 => Err(bad_payload(&format!("{var} is missing."))),
             1..=MOST => Ok(addresses),
             _ => Err(bad_payload(&format!("At most {MOST} addresses at once."))),
+        }
+    }
+
+    /// The domain that is addressed.
+    fn domain(&self) -> String {
+        self.host.domain.domain().to_owned()
+    }
+
+    /// A text, which comes line by line (XEP-0004 s.3.3).
+    fn text(&self, var: &str) -> Result<String, StanzaError> {
+        let text = self.form.values(var).collect::<Vec<_>>().join("\n");
+        if text.trim().is_empty() { Err(bad_payload(&format!("{var} is missing."))) } else { Ok(text) }
+    }
+
+    /// How many items a list is to have.
+    fn most(&self) -> Result<usize, StanzaError> {
+        match self.form.value("max_items").map(str::trim) {
+            None | Some("" | "none") => Ok(PAGE),
+            Some(most) => match most.parse() {
+                Ok(most) => Ok(std::cmp::min(most, PAGE)),
+                Err(_) => Err(bad_payload("max_items is no number.")),
+            },
         }
     }
 

@@ -35,6 +35,8 @@ pub fn module() -> Module {
         .feature(Scope::Account, ns::BOOKMARKS_CONVERSION)
         .made_as(ns::BOOKMARKS, NodeConfig::private)
         .made_as(ns::BOOKMARKS_LEGACY, NodeConfig::bookmarks_legacy)
+        // The list is as long as the bookmarks, which count, and what is not a room is bounded as an item.
+        .copy(ns::BOOKMARKS_LEGACY)
         .along(ns::BOOKMARKS, to_legacy)
         .along(ns::BOOKMARKS_LEGACY, from_legacy)
 }

@@ -318,6 +318,7 @@ pub struct Module {
     published: Vec<(&'static str, Published)>,
     along: Vec<(&'static str, Along)>,
     made_as: Vec<(&'static str, MadeAs)>,
+    copies: Vec<&'static str>,
 }
 
 impl Module {
@@ -334,6 +335,7 @@ impl Module {
             published: Vec::new(),
             along: Vec::new(),
             made_as: Vec::new(),
+            copies: Vec::new(),
         }
     }
 
@@ -409,6 +411,13 @@ impl Module {
     #[must_use]
     pub fn made_as(mut self, node: &'static str, config: MadeAs) -> Module {
         self.made_as.push((node, config));
+        self
+    }
+
+    /// `node` of an account says what others say that are kept in step with it: its bytes count there.
+    #[must_use]
+    pub fn copy(mut self, node: &'static str) -> Module {
+        self.copies.push(node);
         self
     }
 
@@ -515,6 +524,11 @@ impl Modules {
     pub fn made_as(&self, node: &str) -> Option<NodeConfig> {
         let mut all = self.list.iter().flat_map(|module| &module.made_as);
         all.find(|(of, _)| *of == node).map(|(_, config)| config())
+    }
+
+    /// A node of an account whose bytes count elsewhere.
+    pub fn is_copy(&self, node: &str) -> bool {
+        self.list.iter().any(|module| module.copies.contains(&node))
     }
 
     /// Runs the hooks of one step.

@@ -183,7 +183,7 @@ impl Desk {
                 .text(format!("The node holds {kept} items.")));
         }
         let most = self.exchange.config.load().limits.pubsub_bytes;
-        let new: usize = items.iter().map(size).sum();
+        let new: usize = items.iter().map(|item| self.size(&node.name, item)).sum();
         if stock.bytes.saturating_sub(stock.replaced.0) + new > most {
             let left = most.saturating_sub(stock.bytes);
             return Err(StanzaError::new(Condition::ResourceConstraint)
@@ -214,9 +214,15 @@ impl Desk {
             .bind(item.payload.to_vec())
             .bind(item.publisher.as_str())
             .bind(item.at)
-            .bind(i64::try_from(size(item)).unwrap_or(i64::MAX))
+            .bind(i64::try_from(self.size(node, item)).unwrap_or(i64::MAX))
             .must_change(),
         );
+    }
+
+    /// What an item counts: its name is kept as well.
+    fn size(&self, node: &str, item: &Item) -> usize {
+        let counts = self.place.account().is_none() || !self.exchange.modules.is_copy(node);
+        if counts { item.payload.len() + item.id.len() } else { 0 }
     }
 
     /// Adds the statement that takes an item away.
@@ -457,9 +463,4 @@ impl Desk {
             redirect: None,
         })
     }
-}
-
-/// What an item counts: its name is kept as well.
-fn size(item: &Item) -> usize {
-    item.payload.len() + item.id.len()
 }

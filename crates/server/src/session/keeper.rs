@@ -360,6 +360,9 @@ impl Exchange {
                 .bind(account)
                 .bind(resource),
         );
+        batch.push(
+            sql("UPDATE accounts SET last_login = ?2 WHERE id = ?1").bind(account).bind(self.clock().now()),
+        );
         self.db.submit(batch, log_failure);
     }
 

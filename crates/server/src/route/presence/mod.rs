@@ -96,6 +96,7 @@ impl Exchange {
             return Routed::Done;
         }
         self.note_present(account.id, session.resource());
+        self.show_motd(account);
         let exchange = Arc::clone(self);
         let session = Arc::clone(session);
         // It waits for room in the client's own queue, which there may be only after the client's next <a/>: so the

@@ -35,6 +35,10 @@ fn changes() -> Vec<((&'static str, &'static str), Value, Value)> {
         (("user-disable", ""), json!({ "address": sam }), json!({ "address": nobody })),
         (("user-enable", ""), json!({ "address": sam }), json!({ "address": romeo })),
         (("user-remove", ""), json!({ "address": sam }), json!({ "address": nobody })),
+        (("announce", ""), json!({ "text": "t", "all": true }), json!({ "text": " " })),
+        (("motd", "set"), json!({ "text": "t" }), json!({ "text": "t", "domain": "other.example" })),
+        (("motd", "edit"), json!({ "text": "u" }), json!({ "text": "\u{7}" })),
+        (("motd", "delete"), json!({}), json!({ "domain": "other.example" })),
         (("invite-create", ""), json!({}), json!({ "domain": "other.example" })),
         (
             ("tokens", "create"),
