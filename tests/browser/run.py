@@ -41,6 +41,7 @@ class Exchange(Trunkline):
         return super().init_settings() | {
             "console.listen": f"127.0.0.1:{self.console}",
             "http.listen": f"127.0.0.1:{self.page}",
+            "http.plain_from_loopback": "true",
             "accounts.admins": f"admin@{self.domain}",
             "accounts.moderators": f"moderator@{self.domain}",
             "accounts.registration": "invite",

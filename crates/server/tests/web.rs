@@ -22,6 +22,8 @@ use house::{House, PASSWORD};
 
 const NEAR: &str = "127.0.0.1:40000";
 const FAR: &str = "192.0.2.7:40000";
+/// What a reverse proxy on this machine says of a browser far away.
+const PROXIED: &str = "X-Forwarded-For: 198.51.100.9\r\nX-Forwarded-Proto: https\r\n";
 const FRAMING: &str = "urn:ietf:params:xml:ns:xmpp-framing";
 const OPEN: &str = "<open xmlns='urn:ietf:params:xml:ns:xmpp-framing' to='north.localhost' version='1.0'/>";
 
@@ -249,9 +251,8 @@ async fn tls_of_ours_binds_the_login_and_a_proxys_does_not() {
     let bindings = types(&features).unwrap();
     assert!(bindings.contains(&"tls-exporter".to_owned()), "{bindings:?}");
     assert!(bindings.contains(&"tls-server-end-point".to_owned()), "{bindings:?}");
-    let proxied = "X-Forwarded-For: 198.51.100.9\r\nX-Forwarded-Proto: https\r\n";
     let browser = Browser::new(&house, NEAR, false).await;
-    let mut socket = browser.socket(proxied).await.map_err(|page| page.body).unwrap();
+    let mut socket = browser.socket(PROXIED).await.map_err(|page| page.body).unwrap();
     let features = socket.open().await;
     assert_eq!(types(&features), None);
     let names = features.root().child(ns::SASL, "mechanisms").unwrap();
@@ -262,25 +263,44 @@ async fn tls_of_ours_binds_the_login_and_a_proxys_does_not() {
 
 #[tokio::test(start_paused = true)]
 async fn passwords_are_not_taken_in_the_clear() {
-    let house = House::new().await;
-    for (from, headers, taken) in [
-        (FAR, "", false),
+    let local = &["http.plain_from_loopback=true"][..];
+    let relayed = &["http.plain_from_loopback=true", "http.proxies=[\"127.0.0.1\"]"][..];
+    let says = "X-Forwarded-For: 198.51.100.9\r\nX-Forwarded-Proto: http\r\n";
+    for (settings, from, headers, taken) in [
+        (&[][..], FAR, "", false),
         // Whoever is not named a proxy may say what it likes.
-        (FAR, "X-Forwarded-Proto: https\r\n", false),
-        (NEAR, "X-Forwarded-For: 198.51.100.9\r\nX-Forwarded-Proto: http\r\n", false),
-        (NEAR, "X-Forwarded-For: 198.51.100.9\r\n", false),
-        (NEAR, "X-Forwarded-For: 198.51.100.9\r\nX-Forwarded-Proto: https\r\n", true),
-        (NEAR, "", true),
+        (&[], FAR, "X-Forwarded-Proto: https\r\n", false),
+        (&[], NEAR, says, false),
+        (&[], NEAR, "X-Forwarded-For: 198.51.100.9\r\n", false),
+        (&[], NEAR, PROXIED, true),
+        // It may be a proxy that says nothing.
+        (&[], NEAR, "", false),
+        (local, NEAR, "", true),
+        (local, NEAR, says, false),
+        (local, FAR, "", false),
+        // A proxy of connections that does not know whose it is, and what the client says on it.
+        (relayed, NEAR, "", false),
+        (relayed, NEAR, PROXIED, false),
     ] {
+        let house = House::with(settings).await;
         let outcome = Browser::new(&house, from, false).await.socket(headers).await;
-        assert_eq!(outcome.is_ok(), taken, "{from} {headers}");
+        assert_eq!(outcome.is_ok(), taken, "{settings:?} {from} {headers}");
         if let Err(page) = outcome {
             assert_eq!(page.status, 403);
         }
         let begin = "<body xmlns='http://jabber.org/protocol/httpbind' rid='1' to='north.localhost'/>";
         let page = Browser::new(&house, from, false).await.ask("POST /http-bind", headers, begin).await;
-        assert_eq!(page.status, if taken { 200 } else { 403 }, "{from} {headers}");
+        assert_eq!(page.status, if taken { 200 } else { 403 }, "{settings:?} {from} {headers}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_version_of_websocket_is_told_ours() {
+    let house = House::new().await;
+    let headers = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 8\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: xmpp\r\n";
+    let page = Browser::new(&house, FAR, true).await.ask("GET /xmpp-websocket", headers, "").await;
+    assert_eq!((page.status, page.header("sec-websocket-version")), (426, Some("13")));
 }
 
 #[tokio::test(start_paused = true)]
@@ -353,6 +373,36 @@ async fn a_silent_websocket_is_asked_and_then_lost() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_is_not_listened_to_is_not_silent() {
+    // What a client sends beyond its rate is read later: here, minutes later.
+    let house =
+        House::with(&["limits.enabled=true", "limits.client_bytes=100", "limits.client_bytes_burst=100"])
+            .await;
+    let mut socket = Socket::new(&house).await;
+    socket.sign_in().await;
+    for _ in 0..7 {
+        socket.send(&NOTE.replace("note", &"x".repeat(10_000))).await;
+    }
+    socket.send(&NOTE.replace("note", &"x".repeat(200_000))).await;
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert!(count(&house, "client-rate") > 2);
+    assert_eq!(count(&house, "websocket-silent"), 0);
+    // Nor is who takes long over one message.
+    let house = House::new().await;
+    let mut socket = Socket::new(&house).await;
+    socket.sign_in_at_once().await;
+    let wire = socket.0.get_mut();
+    // RFC 6455 s.5.2: text, masked with zeros, of 1000 bytes.
+    wire.write_all(&[0x81, 0xfe, 0x03, 0xe8, 0, 0, 0, 0]).await.unwrap();
+    for _ in 0..10 {
+        wire.write_all(b"<").await.unwrap();
+        wire.flush().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(30)).await;
+    }
+    assert_eq!(count(&house, "websocket-silent"), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn connections_from_the_web_count_as_clients_do() {
     let house = House::with(&["limits.enabled=true", "clients.max_connections_per_address=2"]).await;
     let proxied =
@@ -378,7 +428,7 @@ struct Bosh<'a> {
 const HTTPBIND: &str = "http://jabber.org/protocol/httpbind";
 
 async fn post(house: &House, body: &str) -> String {
-    let page = Browser::new(house, NEAR, false).await.ask("POST /http-bind", "", body).await;
+    let page = Browser::new(house, NEAR, false).await.ask("POST /http-bind", PROXIED, body).await;
     assert_eq!(page.status, 200, "{}", page.body);
     assert_eq!(page.header("content-type"), Some("text/xml; charset=utf-8"));
     assert_eq!(page.header("access-control-allow-origin"), Some("*"));
@@ -551,6 +601,42 @@ async fn a_session_without_requests_is_over_and_its_messages_are_not() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_client_may_not_have_waits_for_it_and_what_it_has_does_not() {
+    let house = House::new().await;
+    let (mut romeo, _) = Bosh::new(&house, "wait='30' hold='1'").await;
+    romeo.sign_in().await;
+    romeo.ask("", "<presence xmlns='jabber:client'/>").await;
+    let mut other = Socket::new(&house).await;
+    other.sign_in().await;
+    // Never is there a moment without something on its way.
+    for n in 1..=5 {
+        other.send(&NOTE.replace("note", &format!("note {n}"))).await;
+        assert!(romeo.raw("", "").await.contains(&format!("note {n}")));
+    }
+    // The request after the fifth may have crossed the answer with it.
+    let crossing = romeo.body(romeo.rid + 1, "", "");
+    let gone = tokio::time::timeout(Duration::from_secs(5), post(&house, &crossing));
+    assert!(gone.await.is_err());
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let mut again = Socket::new(&house).await;
+    again.sign_in().await;
+    again.send("<presence xmlns='jabber:client'/>").await;
+    assert_eq!(again.message().await, "note 5");
+    let next = tokio::time::timeout(Duration::from_secs(5), again.message()).await;
+    assert!(next.is_err(), "{next:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_not_logged_in_may_not_bring_much() {
+    let house = House::new().await;
+    let (mut romeo, _) = Bosh::new(&house, "wait='30' hold='1'").await;
+    let large = format!("<auth xmlns='{}' mechanism='PLAIN'>{}</auth>", ns::SASL, "A".repeat(50_000));
+    assert_eq!(ended(&romeo.raw("", &large).await).as_deref(), Some("policy-violation"));
+    let begin = format!("<body xmlns='{HTTPBIND}' rid='1' to='north.localhost'>{large}</body>");
+    assert_eq!(ended(&post(&house, &begin).await).as_deref(), Some("policy-violation"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pause_is_waited_for() {
     let house = House::new().await;
     let (mut romeo, _) = Bosh::new(&house, "wait='30' hold='1'").await;
@@ -579,8 +665,10 @@ async fn acknowledgements_and_keys() {
     };
     let keys: Vec<String> =
         std::iter::successors(Some("seed".to_owned()), |key| Some(sha1(key))).take(6).collect();
+    // Hexadecimal digits are the same in capitals (s.15.3).
+    let new_key = keys[5].to_uppercase();
     let (mut romeo, answer) =
-        Bosh::new(&house, &format!("wait='30' hold='1' ack='1' newkey='{}'", keys[5])).await;
+        Bosh::new(&house, &format!("wait='30' hold='1' ack='1' newkey='{new_key}'")).await;
     assert_eq!(answer.root().attr("ack").as_deref(), Some(&*romeo.rid.to_string()));
     assert_eq!(ended(&romeo.raw(&format!("key='{}'", keys[4]), &auth()).await), None);
     assert_eq!(ended(&romeo.raw("key='wrong'", "").await).as_deref(), Some("item-not-found"));
@@ -609,8 +697,10 @@ async fn errors_of_bosh_byte_for_byte() {
     assert_eq!(root.child(ns::STREAMS, "error").unwrap().first_child().unwrap().name(), "not-authorized");
     // Known to be too large before it comes.
     let mut browser = Browser::new(&house, NEAR, false).await;
-    let head = b"POST /http-bind HTTP/1.1\r\nHost: north.localhost\r\nContent-Length: 1048576\r\n\r\n";
-    browser.0.write_all(head).await.unwrap();
+    let head = format!(
+        "POST /http-bind HTTP/1.1\r\nHost: north.localhost\r\n{PROXIED}Content-Length: 1048576\r\n\r\n"
+    );
+    browser.0.write_all(head.as_bytes()).await.unwrap();
     let page = browser.page().await;
     assert_eq!(page.status, 413);
 }

@@ -479,6 +479,9 @@ pub const KEYS: &[Key] = &[
         .default("[]")
         .example("[\"10.0.0.5\"]")
         .doc("Proxies whose connections to these listeners begin with a PROXY protocol header (version 2), as with HAProxy's send-proxy-v2. From these addresses it must be there, from others it is refused."),
+    key("http.plain_from_loopback", Bool).default("false").doc(
+        "Whether a request to http.listen from this machine itself that names no proxy may sign in without TLS: for trying out and for tests. Never behind a reverse proxy on this machine, which would make everybody a local one as soon as it forgets X-Forwarded-Proto.",
+    ),
     // --- console
     key("console.listen", Listen).restart().default("[\"127.0.0.1:5281\"]").doc(
         "Addresses for the console and the HTTP API. On loopback plain HTTP (for this machine, a tunnel or a reverse proxy), elsewhere TLS with the server's certificate; [] for neither.",

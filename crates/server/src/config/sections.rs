@@ -455,6 +455,8 @@ pub struct Http {
     pub trusted_proxies: Vec<Network>,
     /// Proxies whose connections begin with a PROXY header.
     pub proxies: Vec<Network>,
+    /// Whether this machine itself may sign in without TLS.
+    pub plain_from_loopback: bool,
 }
 
 /// `[console]`

@@ -123,6 +123,10 @@ struct State {
     /// Frames there ever were, and how many of them are with the client for sure.
     pushed: u64,
     confirmed: u64,
+    /// Where the session has drawn a line: behind how many frames, and how many kept stanzas since the line before.
+    marks: VecDeque<(u64, usize)>,
+    /// Kept stanzas before the last mark that are not known to have arrived.
+    marked: usize,
     /// Somebody has logged in.
     settled: bool,
     /// The carrying side is gone.
@@ -145,6 +149,8 @@ impl State {
             taker: None,
             pushed: 0,
             confirmed: 0,
+            marks: VecDeque::new(),
+            marked: 0,
             settled: false,
             abandoned: false,
         }
@@ -209,6 +215,32 @@ impl Carried for Framed {
 
     fn settle(&self) {
         self.shared.lock().settled = true;
+    }
+
+    fn mark(&self, kept: usize) {
+        let mut state = self.shared.lock();
+        let pushed = state.pushed;
+        match kept.saturating_sub(state.marked) {
+            0 => return,
+            more => state.marks.push_back((pushed, more)),
+        }
+        state.marked = kept;
+    }
+
+    fn arrived(&self) -> usize {
+        let mut state = self.shared.lock();
+        let mut arrived = 0;
+        let confirmed = state.confirmed;
+        while let Some((_, kept)) = state.marks.front().filter(|(pushed, _)| *pushed <= confirmed) {
+            arrived += kept;
+            state.marks.pop_front();
+        }
+        state.marked -= arrived;
+        if state.marks.is_empty() {
+            // An idle client holds no buffer.
+            state.marks = VecDeque::new();
+        }
+        arrived
     }
 }
 
@@ -355,7 +387,7 @@ impl Frames {
     pub(super) fn confirm(&self, frames: u64) {
         let mut state = self.shared.lock();
         state.confirmed += frames;
-        if state.confirmed >= state.pushed {
+        if frames > 0 {
             wake(&mut state.writer);
         }
     }
@@ -445,6 +477,31 @@ mod tests {
         assert!(waits(flush.as_mut()), "one of two is confirmed");
         frames.confirm(1);
         flush.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_has_arrived_is_known_while_more_is_on_its_way() {
+        let (mut transport, frames) = pair(true, None);
+        transport.write_all(HEADER).await.unwrap();
+        let mut transport = transport.settled();
+        transport.write_all(b"<message/><message/>").await.unwrap();
+        transport.mark(2);
+        transport.write_all(b"<presence/>").await.unwrap();
+        transport.mark(2);
+        transport.write_all(b"<message/>").await.unwrap();
+        transport.mark(3);
+        frames.confirm(2);
+        assert_eq!(transport.arrived(), 0, "the header and the first of two");
+        frames.confirm(1);
+        assert_eq!(transport.arrived(), 2);
+        // Two are known to have arrived: one more waits, and another.
+        transport.write_all(b"<message/>").await.unwrap();
+        transport.mark(2);
+        frames.confirm(2);
+        assert_eq!(transport.arrived(), 1);
+        frames.confirm(1);
+        assert_eq!(transport.arrived(), 1);
+        assert_eq!(transport.arrived(), 0);
     }
 
     #[tokio::test]

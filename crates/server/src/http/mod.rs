@@ -5,6 +5,7 @@
 //! Deliberately absent: anything about the server itself (that is `web`), anything that changes it (that is
 //! `admin::api`), cookies.
 
+mod bodies;
 mod bosh;
 pub mod chat;
 mod frames;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::server::conn::http1;
@@ -26,8 +27,9 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
+use self::bodies::{Bodies, Room, Sender, Unread};
 use crate::exchange::Exchange;
 use crate::logging::Refusal;
 use crate::net::{CertStore, Gate, Guard, Side, TlsInfo, Transport, listen};
@@ -35,8 +37,6 @@ use crate::session::login::{self, Arrival, Entry};
 
 /// From one request's headers to the next one's.
 const HEADERS: Duration = Duration::from_secs(90);
-/// For a request's body.
-const BODY: Duration = Duration::from_secs(30);
 /// A connection of requests is asked to end after this long: clients make another one.
 const LIFETIME: Duration = Duration::from_secs(3600);
 /// And then may take this long.
@@ -45,10 +45,6 @@ const FAREWELL: Duration = Duration::from_secs(90);
 const MOST_HEADERS: usize = 16 * 1024;
 /// What a `<body/>` may have beside its stanzas.
 const BODY_SLACK: usize = 4 * 1024;
-/// Bodies larger than this share [`LARGE_BODIES`].
-const SMALL_BODY: usize = 16 * 1024;
-/// Bytes of all large bodies that are being read.
-const LARGE_BODIES: usize = 64 << 20;
 
 type Answer = Response<Full<Bytes>>;
 
@@ -58,13 +54,13 @@ pub(crate) struct Site {
     /// Clients' places: a session from the web takes one like any other.
     clients: Arc<Gate>,
     bindings: Arc<bosh::Bindings>,
-    large: Semaphore,
+    bodies: Arc<Bodies>,
 }
 
 impl Site {
     pub(crate) fn new(exchange: Arc<Exchange>, clients: Arc<Gate>) -> Arc<Site> {
         let bindings = Arc::new(bosh::Bindings::default());
-        Arc::new(Site { exchange, clients, bindings, large: Semaphore::new(LARGE_BODIES) })
+        Arc::new(Site { exchange, clients, bindings, bodies: Arc::default() })
     }
 }
 
@@ -169,15 +165,17 @@ impl Site {
     }
 
     /// A reverse proxy is believed if the operator names it, and its last word counts: what stands before it in
-    /// `X-Forwarded-For` anybody may have written.
+    /// `X-Forwarded-For` anybody may have written. Without TLS of ours nothing is taken for safe because a word is
+    /// missing: a proxy that says nothing would make everybody local.
     fn who(&self, headers: &HeaderMap, peer: SocketAddr, tls: Option<Arc<TlsInfo>>) -> Who {
         let config = self.exchange.config.load();
         let trusted = |address: IpAddr| config.http.trusted_proxies.iter().any(|it| it.contains(address));
+        // A proxy of connections does not read what is said on them: the words are the client's.
+        let blind = config.http.proxies.iter().any(|it| it.contains(peer.ip()));
         let forwarded = ["x-forwarded-for", "x-forwarded-proto", "forwarded"];
         let is_forwarded = forwarded.iter().any(|name| headers.contains_key(*name));
-        // What a program on this machine says to another one needs no TLS.
-        let local = peer.ip().is_loopback() && !is_forwarded;
-        if !trusted(peer.ip()) || !is_forwarded {
+        let local = config.http.plain_from_loopback && peer.ip().is_loopback() && !is_forwarded && !blind;
+        if blind || !trusted(peer.ip()) || !is_forwarded {
             return Who { address: peer, secure: tls.is_some() || local, tls };
         }
         let texts = |name: &str| {
@@ -221,7 +219,16 @@ impl Site {
         }
         let accepted = match websocket::accept(request.headers()) {
             Ok(accepted) => accepted,
-            Err(why) => return text(StatusCode::BAD_REQUEST, why.text()),
+            Err(why) => {
+                let mut answer = text(why.status(), why.text());
+                if why == websocket::NoUpgrade::Version {
+                    // RFC 6455 s.4.2.2: the version that is spoken here.
+                    answer
+                        .headers_mut()
+                        .insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+                }
+                return answer;
+            }
         };
         if !who.secure {
             return self.insecure(&who);
@@ -287,13 +294,19 @@ impl Site {
             self.refused(ip, condition.label(), why);
             xml(condition.body().into())
         };
-        let bytes = match self.body(request).await {
-            Ok(bytes) => bytes,
+        let (bytes, room) = match self.body(request, ip).await {
+            Ok(read) => read,
             Err(answer) => return answer,
         };
-        let outcome = match bosh::read(bytes) {
+        // As on a WebSocket, before a login.
+        let unauthenticated = self.exchange.config.load().limits.stanza_bytes_unauthenticated + BODY_SLACK;
+        let size = bytes.len();
+        let outcome = match bosh::read(bytes, room) {
             Err((condition, why)) => return ended(condition, &why),
-            Ok(bosh::Request::Continue(body, sid)) => self.bindings.go_on(*body, &sid).await,
+            Ok(bosh::Request::Continue(next)) => self.bindings.go_on(*next, unauthenticated).await,
+            Ok(bosh::Request::Begin(_)) if size > unauthenticated => {
+                return ended(bosh::Condition::PolicyViolation, "a large request before a login");
+            }
             Ok(bosh::Request::Begin(wish)) => {
                 let known = trunkline_xmpp::jid::Jid::parse(&wish.to)
                     .is_ok_and(|to| self.exchange.host(to.as_str()).is_some());
@@ -323,26 +336,19 @@ impl Site {
     }
 
     /// A request's body, within bounds of bytes, of time, and of what all bodies may take.
-    async fn body(&self, request: Request<Incoming>) -> Result<Bytes, Answer> {
-        use hyper::body::Body as _;
-        let most = self.exchange.config.load().limits.stanza_bytes + BODY_SLACK;
-        let too_large = || text(StatusCode::PAYLOAD_TOO_LARGE, "The request is too large.\n");
-        let hint = request.body().size_hint();
-        // What does not say its size may be as large as any.
-        let size = hint.upper().map_or(most, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
-        if size > most {
-            return Err(too_large());
-        }
-        let permits = if size > SMALL_BODY { u32::try_from(size).unwrap_or(u32::MAX) } else { 0 };
-        let Ok(_permit) = self.large.try_acquire_many(permits) else {
-            return Err(text(StatusCode::SERVICE_UNAVAILABLE, "Too much at once. Try again.\n"));
-        };
-        match tokio::time::timeout(BODY, Limited::new(request.into_body(), most).collect()).await {
-            Ok(Ok(body)) => Ok(body.to_bytes()),
-            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
-            Ok(Err(_)) => Err(text(StatusCode::BAD_REQUEST, "The request broke off.\n")),
-            Err(_) => Err(text(StatusCode::REQUEST_TIMEOUT, "The request took too long.\n")),
-        }
+    async fn body(&self, request: Request<Incoming>, address: IpAddr) -> Result<(Bytes, Room), Answer> {
+        let config = self.exchange.config.load_full();
+        let most = config.limits.stanza_bytes + BODY_SLACK;
+        let sender = Sender { address, most, counted: config.limits.enabled };
+        self.bodies.read(request.into_body(), sender).await.map_err(|why| match why {
+            Unread::TooLarge => text(StatusCode::PAYLOAD_TOO_LARGE, "The request is too large.\n"),
+            Unread::NoRoom => {
+                self.refused(address, "web-bodies", "no room for a request's body");
+                text(StatusCode::SERVICE_UNAVAILABLE, "Too much at once. Try again.\n")
+            }
+            Unread::Broken => text(StatusCode::BAD_REQUEST, "The request broke off.\n"),
+            Unread::Late => text(StatusCode::REQUEST_TIMEOUT, "The request took too long.\n"),
+        })
     }
 
     /// XEP-0156 s.3, for the domain that is asked for by its name.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use bytes::Bytes;
 use futures_util::{Sink as _, SinkExt as _, Stream as _, StreamExt as _};
+use hyper::StatusCode;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
@@ -58,6 +59,14 @@ pub(super) enum NoUpgrade {
 }
 
 impl NoUpgrade {
+    /// RFC 6455 s.4.2.2, s.4.4.
+    pub(super) fn status(self) -> StatusCode {
+        match self {
+            NoUpgrade::Version => StatusCode::UPGRADE_REQUIRED,
+            NoUpgrade::NotAsked | NoUpgrade::Key | NoUpgrade::Protocol => StatusCode::BAD_REQUEST,
+        }
+    }
+
     pub(super) fn text(self) -> &'static str {
         match self {
             NoUpgrade::NotAsked => "This is an XMPP server's WebSocket (RFC 7395).\n",
@@ -171,7 +180,8 @@ impl Peer {
 /// Carries a session over a WebSocket until one of them ends.
 pub(super) async fn carry(peer: Peer, upgraded: Upgraded, frames: Frames) {
     let config = peer.exchange.config.load_full();
-    let metered = Metered { io: TokioIo::new(upgraded), left: allowance(&config.limits, false) };
+    let metered =
+        Metered { io: TokioIo::new(upgraded), left: allowance(&config.limits, false), heard: false };
     let settings = settings(config.limits.stanza_bytes);
     let mut pump = Pump {
         socket: WebSocketStream::from_raw_socket(metered, Role::Server, Some(settings)).await,
@@ -182,6 +192,7 @@ pub(super) async fn carry(peer: Peer, upgraded: Upgraded, frames: Frames) {
         over: false,
         tick: Box::pin(tokio::time::sleep(PING)),
         quiet: 0,
+        deaf: false,
         peer,
     };
     let end = std::future::poll_fn(|cx| pump.poll(cx)).await;
@@ -248,6 +259,8 @@ fn allowance(limits: &Limits, settled: bool) -> usize {
 struct Metered {
     io: TokioIo<Upgraded>,
     left: usize,
+    /// Something has come: who sends a large message slowly is no silent one.
+    heard: bool,
 }
 
 impl AsyncRead for Metered {
@@ -261,7 +274,9 @@ impl AsyncRead for Metered {
         }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
-        self.left = self.left.saturating_sub(buf.filled().len() - before);
+        let read = buf.filled().len() - before;
+        self.heard |= read > 0;
+        self.left = self.left.saturating_sub(read);
         Poll::Ready(Ok(()))
     }
 }
@@ -311,6 +326,8 @@ struct Pump {
     tick: Pin<Box<Sleep>>,
     /// Ticks since the client was heard.
     quiet: u32,
+    /// The session takes nothing for now, so nobody listens to the client.
+    deaf: bool,
     peer: Peer,
 }
 
@@ -367,7 +384,9 @@ impl Pump {
 
     /// Takes one message.
     fn poll_in(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
-        if !ready!(self.frames.poll_room(cx)) {
+        let room = self.frames.poll_room(cx);
+        self.deaf = room.is_pending();
+        if !ready!(room) {
             // The session reads no more; what it has written still goes out.
             return Poll::Pending;
         }
@@ -375,7 +394,6 @@ impl Pump {
             self.socket.get_mut().left = usize::MAX;
         }
         let message = ready!(Pin::new(&mut self.socket).poll_next(cx));
-        self.quiet = 0;
         let settled = self.frames.is_settled();
         self.socket.get_mut().left = allowance(&self.peer.exchange.config.load().limits, settled);
         Poll::Ready(match message {
@@ -413,6 +431,10 @@ impl Pump {
     fn poll_tick(&mut self, cx: &mut Context<'_>) -> Option<End> {
         while self.tick.as_mut().poll(cx).is_ready() {
             self.tick.as_mut().reset(Instant::now() + PING);
+            // What a client answers while nobody listens to it is heard later.
+            if std::mem::take(&mut self.socket.get_mut().heard) || self.deaf {
+                self.quiet = 0;
+            }
             if self.quiet >= 2 {
                 self.peer.refused("websocket-silent", "no answer to a ping");
                 return Some(End::Lost);
@@ -470,6 +492,11 @@ mod tests {
             (("sec-websocket-protocol", "chat"), NoUpgrade::Protocol),
         ] {
             assert_eq!(accept(&headers(&[change])).unwrap_err(), why);
+            let upgrade = why == NoUpgrade::Version;
+            assert_eq!(
+                why.status(),
+                if upgrade { StatusCode::UPGRADE_REQUIRED } else { StatusCode::BAD_REQUEST }
+            );
         }
     }
 

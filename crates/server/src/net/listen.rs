@@ -442,6 +442,8 @@ impl Arrived {
         let header = proxy::read_header(&mut self.stream);
         match tokio::time::timeout(INTRODUCTION, header).await {
             Ok(Ok(source)) => {
+                // Another machine's loopback is not ours.
+                let source = source.filter(|it| !it.ip().is_loopback() || self.peer.ip().is_loopback());
                 self.peer = source.unwrap_or(self.peer);
                 self.let_in(gate, handler);
             }

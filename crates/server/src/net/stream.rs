@@ -112,6 +112,10 @@ pub trait Carried: AsyncRead + AsyncWrite + Send + Sync + fmt::Debug {
     fn is_encrypted(&self) -> bool;
     /// Somebody has logged in.
     fn settle(&self);
+    /// With what was written so far, `kept` stanzas are on their way of which it is to be known whether they arrive.
+    fn mark(&self, kept: usize);
+    /// How many of the oldest of them have arrived since this was asked last.
+    fn arrived(&self) -> usize;
 }
 
 #[derive(Debug)]
@@ -247,6 +251,21 @@ impl Transport {
     /// Whether something else carries it.
     pub fn is_carried(&self) -> bool {
         matches!(self.io, Io::Carried(_))
+    }
+
+    /// See [`Carried::mark`]. What nothing carries knows only that all has arrived: it is flushed.
+    pub fn mark(&self, kept: usize) {
+        if let Io::Carried(carried) = &self.io {
+            carried.mark(kept);
+        }
+    }
+
+    /// See [`Carried::arrived`].
+    pub fn arrived(&self) -> usize {
+        match &self.io {
+            Io::Carried(carried) => carried.arrived(),
+            Io::Plain(_) | Io::Records(_) | Io::Buffered(_) => 0,
+        }
     }
 
     /// The peer's address, where it has one.

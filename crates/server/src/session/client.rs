@@ -226,17 +226,21 @@ impl Connection {
             self.exchange.metrics.bytes(Link::Client, Direction::Out, written);
             self.unmark_blocked();
         }
+        if self.unsent.is_empty() && !self.unsent_kept.is_empty() {
+            self.transport.mark(self.unsent_kept.len());
+        }
         if self.flush {
             match Pin::new(&mut self.transport).poll_flush(cx) {
                 Poll::Ready(Ok(())) => {
                     self.flush = false;
+                    self.arrived();
                     if self.unsent.is_empty() {
                         self.written();
                     }
                 }
                 Poll::Ready(Err(error)) => return Err(error),
                 // Who comes for it with a request of its own takes its time; who lets much wait is noticed above.
-                Poll::Pending if self.transport.is_carried() => {}
+                Poll::Pending if self.transport.is_carried() => self.arrived(),
                 Poll::Pending => self.mark_blocked(),
             }
         }
@@ -300,6 +304,15 @@ impl Connection {
     fn unmark_blocked(&self) {
         if !self.session.with_outbox(|outbox| outbox.waits_for_ack()) {
             self.session.vitals.blocked.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// What is carried arrives bit by bit: a client that is always sent something would never have all of it.
+    fn arrived(&mut self) {
+        let arrived = self.transport.arrived().min(self.unsent_kept.len());
+        if arrived > 0 {
+            let kept: Vec<_> = self.unsent_kept.drain(..arrived).collect();
+            log::delivered(&self.exchange.db, &self.session.account, &kept);
         }
     }
 

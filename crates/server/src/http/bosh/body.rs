@@ -1,7 +1,7 @@
 //! The `<body/>` of XEP-0124: reading requests and writing answers.
 
 use bytes::Bytes;
-use trunkline_xml::{Element, Node, ScanError, Writer};
+use trunkline_xml::{Element, ScanError, Writer};
 use trunkline_xmpp::ns;
 
 /// XEP-0206.
@@ -22,6 +22,8 @@ pub(in crate::http) enum Condition {
     PolicyViolation,
     /// The stream ended with an error, which is inside.
     RemoteStreamError,
+    /// Another request of the same session, at the same time, ended it.
+    OtherRequest,
     /// The server has no place.
     InternalServerError,
 }
@@ -36,6 +38,7 @@ impl Condition {
             Condition::ItemNotFound => "item-not-found",
             Condition::PolicyViolation => "policy-violation",
             Condition::RemoteStreamError => "remote-stream-error",
+            Condition::OtherRequest => "other-request",
             Condition::InternalServerError => "internal-server-error",
         }
     }
@@ -49,6 +52,7 @@ impl Condition {
             Condition::ItemNotFound => "bosh-item-not-found",
             Condition::PolicyViolation => "bosh-policy-violation",
             Condition::RemoteStreamError => "bosh-remote-stream-error",
+            Condition::OtherRequest => "bosh-other-request",
             Condition::InternalServerError => "bosh-internal-server-error",
         }
     }
@@ -81,9 +85,24 @@ pub(in crate::http) struct Body {
     pub(super) new_key: Option<String>,
     pub(super) terminate: bool,
     pub(super) restart: bool,
-    /// Elements as they would stand on a stream.
-    pub(super) payload: Vec<Bytes>,
+    /// Elements as they would stand on a stream, one behind the other.
+    pub(super) payload: Bytes,
 }
+
+impl Body {
+    /// s.11 and s.12: it says nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        self.payload.is_empty() && !self.is_last_word() && !self.restart
+    }
+
+    /// s.11: it ends or pauses the session, and may come in addition to those that may be under way.
+    pub(super) fn is_last_word(&self) -> bool {
+        self.terminate || self.pause.is_some()
+    }
+}
+
+/// What declarations around the elements of a request may add to them, beside as much as it has bytes.
+const MOST_ADDED: usize = 1024;
 
 /// RFC 6120's streams count in 32 bits, XEP-0124 s.7 in 53.
 const MOST_RID: u64 = (1 << 53) - 1;
@@ -115,6 +134,9 @@ pub(super) fn read(bytes: Bytes) -> Result<Body, Wrong> {
     }
     let stray =
         |range: std::ops::Range<usize>| element.bytes()[range].iter().any(|byte| !byte.is_ascii_whitespace());
+    // What stands on the <body/> is declared again on each element that uses it: bounded, because a long name declared
+    // once can be used by thousands.
+    let most = 2 * element.bytes().len() + MOST_ADDED;
     let mut payload = Vec::new();
     let mut at = root.inner_range().start;
     for child in root.children() {
@@ -122,7 +144,12 @@ pub(super) fn read(bytes: Bytes) -> Result<Body, Wrong> {
             return Err(Wrong::NoBody);
         }
         at = child.range().end;
-        payload.push(stanza(child));
+        // XEP-0206 s.2: who leaves the declaration of `jabber:client` out inherits the body's, and means what the stream
+        // has.
+        payload.extend_from_slice(&child.to_standalone(ns::BOSH));
+        if payload.len() > most {
+            return Err(Wrong::Declarations);
+        }
     }
     if stray(at..root.inner_range().end) {
         return Err(Wrong::NoBody);
@@ -146,16 +173,8 @@ pub(super) fn read(bytes: Bytes) -> Result<Body, Wrong> {
         new_key: text("newkey"),
         terminate: root.attr("type").is_some_and(|kind| kind == "terminate"),
         restart: xbosh("restart").is_some_and(|it| it == "true" || it == "1"),
-        payload,
+        payload: payload.into(),
     })
-}
-
-/// A child as it stands on a stream. Who leaves the declaration out means `jabber:client`, whatever is inherited.
-fn stanza(child: Node<'_>) -> Bytes {
-    if child.ns() == ns::BOSH && child.prefix().is_empty() {
-        return Bytes::copy_from_slice(child.raw());
-    }
-    child.to_standalone(ns::CLIENT).into()
 }
 
 /// Why a request is none.
@@ -169,6 +188,8 @@ pub(super) enum Wrong {
     Number,
     #[error("rid is missing or out of range")]
     NoRid,
+    #[error("the elements lean on more declarations than a request has room for")]
+    Declarations,
 }
 
 /// What a client is told when its session begins (XEP-0124 s.7, XEP-0206 s.3).
@@ -196,6 +217,13 @@ pub(super) struct Answer<'a> {
     pub(super) end: Option<Option<Condition>>,
     /// Elements with all their declarations.
     pub(super) payload: &'a [Vec<u8>],
+}
+
+/// s.17.3: to whom a request has been waiting that came once more over another connection.
+pub(super) fn superseded() -> Vec<u8> {
+    let mut w = Writer::new();
+    w.open("body").attr("xmlns", ns::BOSH).attr("type", "error").close();
+    w.finish()
 }
 
 impl Answer<'_> {
@@ -256,15 +284,46 @@ mod tests {
             (Some("s"), Some("a.example"), Some("de"))
         );
         assert!(body.restart && !body.terminate);
-        let payload: Vec<&[u8]> = body.payload.iter().map(|it| &it[..]).collect();
         assert_eq!(
-            payload,
-            [
-                &b"<message><body>x</body></message>"[..],
-                b"<iq xmlns='jabber:client'><a xmlns='b'/></iq>",
-                b"<auth xmlns='s'/>"
-            ]
+            body.payload,
+            "<message><body>x</body></message><iq xmlns='jabber:client'><a xmlns='b'/></iq><auth xmlns='s'/>"
         );
+    }
+
+    #[test]
+    fn what_the_body_declares_holds_for_what_is_in_it() {
+        let payload = |text: &str| parse(text).map(|body| String::from_utf8(body.payload.to_vec()).unwrap());
+        // Without a declaration of its own it is a stanza of the stream, and a prefix still means the same.
+        assert_eq!(
+            payload(
+                "<body xmlns='http://jabber.org/protocol/httpbind' xmlns:x='urn:x' rid='1'>\
+                 <message x:a='1'><body>b</body><x:y/></message></body>"
+            )
+            .unwrap(),
+            "<message xmlns:x='urn:x' x:a='1'><body>b</body><x:y/></message>"
+        );
+        assert_eq!(
+            payload(
+                "<b:body xmlns:b='http://jabber.org/protocol/httpbind' xmlns='jabber:client' rid='1'><iq/></b:body>"
+            )
+            .unwrap(),
+            "<iq xmlns='jabber:client'/>"
+        );
+        assert_eq!(
+            payload(
+                "<body xmlns='http://jabber.org/protocol/httpbind' xmlns:s='urn:ietf:params:xml:ns:xmpp-sasl' \
+                 rid='1'><s:auth/></body>"
+            )
+            .unwrap(),
+            "<s:auth xmlns:s='urn:ietf:params:xml:ns:xmpp-sasl'/>"
+        );
+        // A long name, once declared and often used.
+        let many = format!(
+            "<body xmlns='http://jabber.org/protocol/httpbind' xmlns:p='{}' rid='1'>{}</body>",
+            "x".repeat(2_000),
+            "<p:a/>".repeat(100)
+        );
+        assert!(matches!(parse(&many), Err(Wrong::Declarations)));
     }
 
     #[test]
