@@ -26,7 +26,8 @@ pub struct InFlight {
 struct Row {
     id: LogId,
     lane: Lane,
-    ticket: Arc<Ticket>,
+    /// Of the row that says that it waits for its delivery. Without it there is no such row.
+    ticket: Option<Arc<Ticket>>,
     /// Batches about this row that are not committed: its insertion, and its deletion.
     batches: u8,
 }
@@ -43,9 +44,9 @@ pub enum Deletion {
 }
 
 impl InFlight {
-    /// A batch with this row, under this ticket, is about to be submitted; [`InFlight::landed`] is to be told when it
-    /// is done.
-    pub fn submitted(&self, id: LogId, lane: Lane, ticket: Arc<Ticket>) {
+    /// A batch with this row is about to be submitted, under this ticket if it waits for its delivery;
+    /// [`InFlight::landed`] is to be told when it is done.
+    pub fn submitted(&self, id: LogId, lane: Lane, ticket: Option<Arc<Ticket>>) {
         self.rows.lock().push_back(Row { id, lane, ticket, batches: 1 });
     }
 
@@ -54,7 +55,7 @@ impl InFlight {
         let mut rows = self.rows.lock();
         let Ok(at) = rows.binary_search_by_key(&id, |row| row.id) else { return Deletion::Anywhere };
         let row = &mut rows[at];
-        if row.ticket.withdraw() {
+        if row.ticket.as_ref().is_none_or(|ticket| ticket.withdraw()) {
             return Deletion::Withdrawn;
         }
         row.batches += 1;
@@ -98,9 +99,9 @@ mod tests {
     #[tokio::test]
     async fn who_reads_on_waits_for_what_is_older() {
         let rows = InFlight::default();
-        let ticket = Arc::default();
-        rows.submitted(LogId(1), Lane::Outside, Arc::default());
-        rows.submitted(LogId(3), Lane::Inside, Arc::clone(&ticket));
+        let ticket: Arc<Ticket> = Arc::default();
+        rows.submitted(LogId(1), Lane::Outside, None);
+        rows.submitted(LogId(3), Lane::Inside, Some(Arc::clone(&ticket)));
         rows.settled(LogId(1)).await;
         let mut settled = Box::pin(rows.settled(LogId(3)));
         assert!(poll(&mut settled).is_none());
@@ -119,7 +120,7 @@ mod tests {
             trunkline_store::Db::open(trunkline_store::Options::memory(crate::schema::MIGRATIONS)).unwrap();
         let rows = InFlight::default();
         let ticket = Arc::default();
-        rows.submitted(LogId(1), Lane::Outside, Arc::clone(&ticket));
+        rows.submitted(LogId(1), Lane::Outside, Some(Arc::clone(&ticket)));
         let touch = trunkline_store::sql("DELETE FROM pending").under(&ticket);
         db.run(trunkline_store::Batch::new(Lane::Outside).with(touch)).await.unwrap();
         assert_eq!(rows.delivered(LogId(1)), Deletion::Behind(Lane::Outside));

@@ -280,7 +280,7 @@ mod tests {
         let peer = Jid::parse("romeo@peer.example").unwrap();
         let mut batch = Batch::new(Lane::Outside);
         let entry = Entry { id, account: 1, peer: &peer, flags: HIDDEN, stanza: &stanza };
-        account.in_flight.submitted(id, Lane::Outside, await_delivery(&mut batch, &entry));
+        account.in_flight.submitted(id, Lane::Outside, Some(await_delivery(&mut batch, &entry)));
         let account = Arc::clone(account);
         db.submit(batch, move |result| {
             account.in_flight.landed(id);
@@ -358,7 +358,7 @@ mod tests {
         let peer = Jid::parse("romeo@peer.example").unwrap();
         let mut batch = Batch::new(Lane::Outside);
         let entry = Entry { id: LogId(2), account: 1, peer: &peer, flags: 0, stanza: &stanza };
-        account.in_flight.submitted(LogId(2), Lane::Outside, await_delivery(&mut batch, &entry));
+        account.in_flight.submitted(LogId(2), Lane::Outside, Some(await_delivery(&mut batch, &entry)));
         let landing = Arc::clone(&account);
         db.submit(batch, move |result| {
             landing.in_flight.landed(LogId(2));

@@ -574,7 +574,7 @@ mod tests {
         let db = archive(&Model::new()).await;
         let juliet = Jid::parse("juliet@here.example").unwrap();
         let account = Accounts::new().load(&db, &juliet).await.unwrap().unwrap();
-        account.in_flight.submitted(LogId(5), Lane::Inside, std::sync::Arc::default());
+        account.in_flight.submitted(LogId(5), Lane::Inside, None);
         let mut settling = Box::pin(settle(&account, || LogId(6)));
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
         assert!(settling.as_mut().poll(&mut cx).is_pending());

@@ -87,7 +87,7 @@ impl Exchange {
         let Passage { stanza, id, retraction, before, .. } = passage;
         if !batch.is_empty() {
             let row = id.map(|id| {
-                account.in_flight.submitted(id, batch.lane(), Arc::default());
+                account.in_flight.submitted(id, batch.lane(), None);
                 (Arc::clone(account), id)
             });
             let writer = released.take().map(|releasing| (Arc::clone(self), Arc::clone(account), releasing));
@@ -183,13 +183,15 @@ impl Exchange {
                     && sessions
                         .iter()
                         .all(|session| session.with_outbox(|outbox| outbox.catch_up().is_some()));
-                let most = self.offline_room(passage.state, &mail);
-                let most = Waiting {
-                    messages: most.messages.saturating_mul(2),
-                    bytes: most.bytes.saturating_mul(2),
-                };
-                if waits && !passage.state.waiting.admit(passage.stanza.size(), most) {
-                    return self.refuse_offline(guard, &mail);
+                if waits {
+                    let most = self.offline_room(passage.state, &mail);
+                    let most = Waiting {
+                        messages: most.messages.saturating_mul(2),
+                        bytes: most.bytes.saturating_mul(2),
+                    };
+                    if !passage.state.waiting.admit(passage.stanza.size(), most) {
+                        return self.refuse_offline(guard, &mail);
+                    }
                 }
                 sessions
             }
@@ -234,7 +236,7 @@ impl Exchange {
             // it is pushed, so that the note of its delivery can't come before the row.
             let rows = std::mem::replace(passage.batch, Batch::new(mail.lane()));
             let waits = passage.id.map(|id| {
-                account.in_flight.submitted(id, mail.lane(), passage.waits.take().unwrap_or_default());
+                account.in_flight.submitted(id, mail.lane(), passage.waits.take());
                 (Arc::clone(account), id)
             });
             let exchange = Arc::clone(self);

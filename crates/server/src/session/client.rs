@@ -545,7 +545,7 @@ pub(crate) fn refuse(session: &Session, stanza: &Stanza, error: &StanzaError) {
 impl Exchange {
     /// A client's stanza enters: the sender's side of RFC 6121 s.8.1 and s.4, then the router.
     pub(crate) fn admit(self: &Arc<Self>, session: &Arc<Session>, mail: Mail) -> Routed {
-        let away = mail.stanza.head.to.as_ref().filter(|to| self.served(to.domain()).is_none());
+        let away = mail.stanza.head.to.as_ref().filter(|to| !self.serves(to.domain()));
         let Some(to) = away.filter(|to| self.control.asks_who_sends(to.domain())).cloned() else {
             return self.admit_judged(session, mail);
         };
