@@ -197,7 +197,7 @@ enum In {
 }
 
 fn escape(text: &str, place: In) -> Cow<'_, str> {
-    if !text.bytes().any(|byte| is_special(byte, place)) {
+    if is_plain(text.as_bytes(), place) {
         return Cow::Borrowed(text);
     }
     let mut out = Vec::with_capacity(text.len() + 16);
@@ -205,12 +205,28 @@ fn escape(text: &str, place: In) -> Cow<'_, str> {
     Cow::Owned(String::from_utf8(out).expect("invariant: escaping keeps UTF-8"))
 }
 
+/// Where a byte is special: bit 0 in text, bit 1 in attributes.
+static SPECIAL: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < table.len() {
+        table[byte] = is_special(byte as u8, In::Text) as u8 | (is_special(byte as u8, In::Attr) as u8) << 1;
+        byte += 1;
+    }
+    table
+};
+
+/// Nothing has to be escaped. Nearly always so, which is why all is looked at without a branch for each byte.
+fn is_plain(bytes: &[u8], place: In) -> bool {
+    let mask = if matches!(place, In::Attr) { 2 } else { 1 };
+    bytes.iter().fold(0, |found, byte| found | SPECIAL[usize::from(*byte)]) & mask == 0
+}
+
 /// Bytes that can't stand as they are. Those of U+FFFE and U+FFFF begin with 0xEF, which other characters share.
-fn is_special(byte: u8, place: In) -> bool {
+const fn is_special(byte: u8, place: In) -> bool {
     match byte {
         b'<' | b'>' | b'&' | b'\r' | 0xEF => true,
-        b'\'' | b'"' => place == In::Attr,
-        b'\t' | b'\n' => place == In::Attr,
+        b'\'' | b'"' | b'\t' | b'\n' => matches!(place, In::Attr),
         0..0x20 => true,
         _ => false,
     }
@@ -218,6 +234,10 @@ fn is_special(byte: u8, place: In) -> bool {
 
 fn escape_into(text: &str, out: &mut Vec<u8>, place: In) {
     let bytes = text.as_bytes();
+    if is_plain(bytes, place) {
+        out.extend_from_slice(bytes);
+        return;
+    }
     let mut done = 0;
     for (at, byte) in bytes.iter().enumerate() {
         if !is_special(*byte, place) {

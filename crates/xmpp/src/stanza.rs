@@ -331,18 +331,23 @@ impl Stanza {
 
     /// Writes the stanza for a stream whose header declares its content namespace as the default.
     pub fn write(&self, out: &mut Vec<u8>) {
-        self.write_tagged(None, out);
+        self.write_tagged((None, b""), out);
     }
 
     /// Writes the stanza with its namespace declared: inside other elements, such as a carbon copy, and for storage.
     pub fn write_in(&self, out: &mut Vec<u8>, ns: &str) {
-        self.write_tagged(Some(ns), out);
+        self.write_tagged((Some(ns), b""), out);
     }
 
-    fn write_tagged(&self, ns: Option<&str>, out: &mut Vec<u8>) {
+    /// [`Stanza::write_in`], with `xml` behind its other content: what [`Stanza::with_appended`] would write.
+    pub fn write_appended_in(&self, out: &mut Vec<u8>, (ns, xml): (&str, &[u8])) {
+        self.write_tagged((Some(ns), xml), out);
+    }
+
+    fn write_tagged(&self, (ns, appended): (Option<&str>, &[u8]), out: &mut Vec<u8>) {
         let head = &self.head;
         let name = head.kind.name();
-        out.reserve(self.size());
+        out.reserve(self.size() + appended.len());
         out.push(b'<');
         out.extend_from_slice(name.as_bytes());
         let attributes = [
@@ -366,12 +371,13 @@ impl Stanza {
             out.push(b' ');
             out.extend_from_slice(extra);
         }
-        if self.inner.is_empty() {
+        if self.inner.is_empty() && appended.is_empty() {
             out.extend_from_slice(b"/>");
             return;
         }
         out.push(b'>');
         out.extend_from_slice(&self.element.bytes()[self.inner.clone()]);
+        out.extend_from_slice(appended);
         out.extend_from_slice(b"</");
         out.extend_from_slice(name.as_bytes());
         out.push(b'>');

@@ -296,6 +296,20 @@ fn a_payload_changes_only_where_asked() {
 }
 
 #[test]
+fn what_is_appended_in_writing_is_what_is_appended() {
+    for xml in ["<message id='1'>a<b xmlns='2'/></message>", "<message xmlns:p='urn:p'/>"] {
+        for more in ["<z xmlns='2'/>", ""] {
+            let stanza = parse(xml);
+            let (mut at_once, mut after) = (Vec::new(), Vec::new());
+            stanza.write_appended_in(&mut at_once, (ns::CLIENT, more.as_bytes()));
+            stanza.with_appended(more.as_bytes()).write_in(&mut after, ns::CLIENT);
+            assert_eq!(at_once, after);
+            assert!(String::from_utf8_lossy(&at_once).contains(more));
+        }
+    }
+}
+
+#[test]
 fn written_with_its_namespace_it_stands_anywhere() {
     let stanza = accepted(SERVER, "<message id='1'><body>x</body></message>");
     let mut out = Vec::new();

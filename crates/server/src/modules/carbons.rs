@@ -81,13 +81,12 @@ fn wrap(passage: &Passage<'_>) -> Vec<u8> {
         Way::Sent => "sent",
         Way::Received => "received",
     };
-    let mut inner = Vec::with_capacity(passage.stanza.size() + 64);
-    match passage.stanza_id().filter(|_| passage.way == Way::Sent) {
-        // XEP-0313 s.3.4: the other devices learn under which id the sent message is archived.
-        Some(id) => passage.stanza.with_appended(&id).write_in(&mut inner, ns::CLIENT),
-        None => passage.stanza.write_in(&mut inner, ns::CLIENT),
-    }
-    let mut w = Writer::new();
+    // XEP-0313 s.3.4: the other devices learn under which id the sent message is archived.
+    let id = if passage.way == Way::Sent { passage.stanza_id() } else { None };
+    let id = id.unwrap_or_default();
+    let mut inner = Vec::with_capacity(passage.stanza.size() + id.len() + 64);
+    passage.stanza.write_appended_in(&mut inner, (ns::CLIENT, &id));
+    let mut w = Writer::with_buf(Vec::with_capacity(inner.len() + 128));
     w.open(name).attr("xmlns", ns::CARBONS);
     w.open("forwarded").attr("xmlns", ns::FORWARD).raw(&inner).close();
     w.close();

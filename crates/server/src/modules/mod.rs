@@ -231,7 +231,7 @@ impl Passage<'_> {
     pub fn stanza_id(&self) -> Option<Vec<u8>> {
         let id = self.id.filter(|_| self.archives())?;
         let uuid = self.exchange.ids.uuid(id).hyphenated();
-        let mut w = Writer::new();
+        let mut w = Writer::with_buf(Vec::with_capacity(128 + self.account.jid.as_str().len()));
         w.open("stanza-id")
             .attr("xmlns", ns::STANZA_ID)
             .attr("by", self.account.jid.as_str())
