@@ -57,6 +57,9 @@ const CUT_OFF: Duration = Duration::from_millis(500);
 /// Beyond this many bytes of answers that the peer doesn't read, it isn't read either.
 const MOST_UNREAD: usize = 64 * 1024;
 
+/// Answers, and their bytes, that may wait for a peer where the memory for all peers gets short.
+const FEW_ANSWERS: (usize, usize) = (16, 16 * 1024);
+
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into_boxed_slice());
 }
@@ -525,7 +528,11 @@ impl Line {
             return None;
         }
         let federation = &self.shared.exchange.config.load().federation;
-        Some((federation.queue_stanzas / 2, federation.queue_bytes / 2))
+        // Where the memory for all gets short, who takes no answers is slowed at the first few.
+        match self.shared.budgets.queued.all() < federation.queue_memory / 4 {
+            true => Some((federation.queue_stanzas / 2, federation.queue_bytes / 2)),
+            false => Some(FEW_ANSWERS),
+        }
     }
 
     fn still_has_room(&self, answers: Option<(usize, usize)>) -> bool {

@@ -131,7 +131,8 @@ impl Pair {
             (false, true) => Sort::Answer,
             (false, false) => Sort::Passing,
         };
-        if let Err(full) = state.queue.admits(sort, mail.stanza.size(), &bounds) {
+        let room = if sort == Sort::Answer { shared.answer_bounds() } else { bounds };
+        if let Err(full) = state.queue.admits(sort, mail.stanza.size(), &room) {
             drop(state);
             shared.exchange.metrics.refused("peer-queue-full");
             return if presence && !keep { Ok(()) } else { Err(full_error(full, &self.peer)) };

@@ -193,6 +193,16 @@ impl Shared {
         Bounds { stanzas, bytes, kept: federation.queue_kept }
     }
 
+    /// The same for the server's own answers: half of the memory for all. What our users send has the rest, however many
+    /// ask and take no answers.
+    pub(super) fn answer_bounds(&self) -> Bounds {
+        let bounds = self.queue_bounds();
+        match self.budgets.queued.all() < self.exchange.config.load().federation.queue_memory / 2 {
+            true => bounds,
+            false => Bounds { stanzas: 0, bytes: 0, ..bounds },
+        }
+    }
+
     pub(super) fn queue_age(&self) -> i64 {
         i64::try_from(self.exchange.config.load().federation.queue_age.as_millis()).unwrap_or(i64::MAX)
     }

@@ -192,3 +192,28 @@ async fn the_memory_of_all_queues_is_one() {
     settle().await;
     assert_eq!((here.outbound().await, here.federation.shared.budgets.queued.all()), (1, held));
 }
+
+#[tokio::test(start_paused = true)]
+async fn answers_leave_half_of_the_memory_to_our_users() {
+    let (world, here) = here(&["federation.queue_memory=4000"]).await;
+    let mut romeo = here.person("romeo@here.example/a").await;
+    // It has proved its domain and takes nothing: no way leads back to it.
+    let mut rogue = proved(&world, &here).await;
+    let _silent = world.rogue("rogue.example");
+    for id in 0..20 {
+        rogue
+            .send(&format!(
+                "<iq type='get' id='q{id}' from='a@rogue.example' to='here.example'><x xmlns='y'/></iq>"
+            ))
+            .await;
+    }
+    settle().await;
+    let held = here.federation.shared.budgets.queued.all();
+    assert!((1..=3200).contains(&held), "{held}");
+    assert!(here.refusals("peer-queue-full") > 0);
+    let refused = here.refusals("peer-queue-full");
+    let _quiet = world.rogue("quiet.example");
+    romeo.send("<iq type='get' id='r' to='quiet.example'><ping xmlns='urn:xmpp:ping'/></iq>").await;
+    settle().await;
+    assert_eq!(here.refusals("peer-queue-full"), refused, "there is room for it");
+}
