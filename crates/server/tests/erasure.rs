@@ -36,6 +36,7 @@ const ANSWERS: &[(&str, Answer)] = &[
     ("blocked", Goes("account")),
     ("archive", Goes("account")),
     ("archive_rules", Goes("account")),
+    ("retractions", Goes("account")),
     ("archive_searched", Goes("account")),
     ("archive_words", Index),
     ("archive_words_data", Index),
