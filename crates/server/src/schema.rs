@@ -27,6 +27,7 @@ pub const MIGRATIONS: &[Migration] = &[
     FOLLOWERS,
     PROFILES,
     NOTICES,
+    RETRACTIONS,
 ];
 
 const ACCOUNTS: Migration = Migration {
@@ -645,5 +646,25 @@ const NOTICES: Migration = Migration {
             text TEXT NOT NULL,
             at INTEGER NOT NULL
         ) STRICT;
+    ",
+};
+
+/// Messages that their senders take back (see [`crate::log::tombstones`]), until it is done: `id` is that of the
+/// retraction, with which the row goes.
+const RETRACTIONS: Migration = Migration {
+    name: "retractions",
+    sql: "
+        CREATE TABLE retractions (
+            id INTEGER PRIMARY KEY REFERENCES archive (id) ON DELETE CASCADE,
+            account INTEGER NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
+            outside INTEGER NOT NULL,
+            peer TEXT NOT NULL,
+            sent INTEGER NOT NULL,
+            room INTEGER NOT NULL,
+            target TEXT NOT NULL,
+            name TEXT NOT NULL
+        ) STRICT;
+        CREATE INDEX retractions_in_turn ON retractions (outside, account, id);
+        CREATE INDEX retractions_by_account ON retractions (account);
     ",
 };

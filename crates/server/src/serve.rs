@@ -193,6 +193,8 @@ impl Server {
         server.spawn(crate::control::reports::keep(Arc::clone(&exchange)));
         server.spawn(crate::control::publication::ask_peers(Arc::clone(&exchange)));
         server.spawn(crate::pubsub::subscribe::keep(Arc::clone(&exchange)));
+        exchange.take_all_back(Lane::Inside);
+        exchange.take_all_back(Lane::Outside);
         exchange.follow_lists();
         server.spawn({
             let exchange = Arc::clone(&exchange);

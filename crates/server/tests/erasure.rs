@@ -36,6 +36,7 @@ const ANSWERS: &[(&str, Answer)] = &[
     ("blocked", Goes("account")),
     ("archive", Goes("account")),
     ("archive_rules", Goes("account")),
+    ("retractions", Goes("account")),
     ("archive_searched", Goes("account")),
     ("archive_words", Index),
     ("archive_words_data", Index),
@@ -121,7 +122,8 @@ async fn fill(db: &Db, table: &str, (owner, id): (&str, i64), mark: &str) {
         values.push(match (refers, column.text(1)) {
             _ if name == owner => id.into(),
             (Some("accounts"), _) => id.into(),
-            (Some(_), _) => 1.into(),
+            (Some("hosts"), _) => 1.into(),
+            (Some(_), _) => id.into(),
             // Of the archive: what is only kept for delivery is not searched.
             (None, "INTEGER") if name == "flags" => 0.into(),
             (None, "INTEGER") => id.into(),

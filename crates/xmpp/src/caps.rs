@@ -45,6 +45,29 @@ fn input(info: &Info) -> String {
     s
 }
 
+/// Whether the verification string says for everybody which features end in `ending`: whatever other answer has the
+/// same string, these features are the same in it.
+///
+/// What is hashed does not say where the features begin and end ("Security considerations": trivial preimages): moved
+/// into an identity or a form, a feature is gone and the string the same. It is only known to be a list of words, each
+/// closed by `<`. If no word has a `<` of its own, the list can be read in one way; and if no word with that ending
+/// is anything but a feature, the words with that ending are those features.
+pub fn settles(info: &Info, ending: &str) -> bool {
+    let is_plain = |word: &str| !word.contains('<');
+    let is_other = |word: &str| is_plain(word) && !word.ends_with(ending);
+    // An identity is one word: its parts with slashes between, the name at its end.
+    let identities = info.identities.iter().all(|it| {
+        is_other(&it.name) && [&it.category, &it.kind, &it.lang].into_iter().all(|part| is_plain(part))
+    });
+    let forms = info.forms.iter().all(|form| {
+        let fields = form.fields.iter();
+        is_other(&form.form_type)
+            && fields.clone().all(|(var, _)| is_other(var))
+            && fields.flat_map(|(_, values)| values).all(|value| is_other(value))
+    });
+    identities && forms && info.features().all(is_plain)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,6 +87,56 @@ mod tests {
         info.identity("client", "pc", Some("Exodus 0.9.1"));
         features(&mut info);
         assert_eq!(verification(&info), "QgayPKawpkPSDYmwT/WM94uAlu0=");
+    }
+
+    /// An answer as it comes.
+    fn answer(inner: &str) -> Info {
+        let query = format!("<query xmlns='{}'>{inner}</query>", ns::DISCO_INFO);
+        Info::parse(trunkline_xml::Element::parse(query, ns::CLIENT).unwrap().root()).unwrap()
+    }
+
+    #[test]
+    fn what_can_be_read_in_two_ways_settles_nothing() {
+        let form = |kind: &str, var: &str, value: &str| {
+            format!(
+                "<x xmlns='jabber:x:data'><field var='FORM_TYPE' type='hidden'><value>{kind}</value></field>\
+                 <field var='{var}'><value>{value}</value></field></x>"
+            )
+        };
+        let honest = answer(
+            "<identity category='client' type='pc' name='Play'/><feature var='http://a.example/b/c+notify'/>\
+             <feature var='urn:x'/><feature var='urn:x+notify'/>",
+        );
+        assert!(settles(&honest, "+notify"));
+        // The same words, and other features: as an identity, in a form, and with a sign of their own in a word.
+        let forged = [
+            "<identity category='client' type='pc' name='Play'/><identity category='http:' type='' xml:lang='a.example' \
+             name='b/c+notify'/><feature var='urn:x'/><feature var='urn:x+notify'/>"
+                .to_owned(),
+            "<identity category='client' type='pc' name='Play'/>".to_owned()
+                + &form("http://a.example/b/c+notify", "urn:x", "urn:x+notify"),
+            "<identity category='client' type='pc' name='Play'/><feature var='http://a.example/b/c+notify&lt;urn:x'/>\
+             <feature var='urn:x+notify'/>"
+                .to_owned(),
+            "<identity category='client' type='pc' name='Play&lt;http://a.example/b/c+notify'/><feature var='urn:x'/>\
+             <feature var='urn:x+notify'/>"
+                .to_owned(),
+        ];
+        for forged in &forged {
+            let info = answer(forged);
+            assert_eq!(verification(&info), verification(&honest), "the string does not tell: {forged}");
+            assert!(!settles(&info, "+notify"), "{forged}");
+        }
+        // Each place of a form by itself.
+        let settled = |form: String| settles(&answer(&format!("<feature var='a'/>{form}")), "+notify");
+        assert!(settled(form("urn:f", "os", "Mac")));
+        for (kind, var, value) in
+            [("f+notify", "os", "Mac"), ("urn:f", "os+notify", "Mac"), ("urn:f", "os", "Mac+notify")]
+        {
+            assert!(!settled(form(kind, var, value)), "{kind} {var} {value}");
+            let sign = |text: &str| text.replace("+notify", "&lt;");
+            assert!(!settled(form(&sign(kind), &sign(var), &sign(value))), "{kind} {var} {value}");
+        }
     }
 
     #[test]

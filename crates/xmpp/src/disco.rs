@@ -48,7 +48,8 @@ pub enum InfoError {
     /// More identities, features or forms than any honest entity has.
     #[error("too long")]
     TooLong,
-    /// XEP-0115 s.5.4: an identity, feature or form stands there twice, so that the answer can't be hashed.
+    /// XEP-0115 s.5.4: an identity, feature or form stands there twice, or a form has two types, so that the answer
+    /// can't be hashed.
     #[error("the same entry twice")]
     Twice,
 }
@@ -145,7 +146,7 @@ impl Info {
                 });
             } else if child.is(ns::DISCO_INFO, "feature") {
                 info.features.push(attr("var"));
-            } else if let Some(form) = read_form(child) {
+            } else if let Some(form) = read_form(child)? {
                 info.forms.push(form);
             }
         }
@@ -156,25 +157,31 @@ impl Info {
     }
 }
 
-/// XEP-0115 s.5.4: forms whose FORM_TYPE is not a hidden field are ignored.
-fn read_form(x: Node<'_>) -> Option<InfoForm> {
+/// XEP-0115 s.5.4: forms whose FORM_TYPE is not a hidden field are ignored; one with two different types is none.
+fn read_form(x: Node<'_>) -> Result<Option<InfoForm>, InfoError> {
     if !x.is(ns::DATA_FORMS, "x") {
-        return None;
+        return Ok(None);
     }
-    let mut form_type = None;
+    let mut form_type: Option<String> = None;
+    let mut hidden = true;
     let mut fields = Vec::new();
     for field in x.children().filter(|child| child.is(ns::DATA_FORMS, "field")) {
         let values = field.children().filter(|child| child.is(ns::DATA_FORMS, "value"));
-        let mut values = values.map(|value| value.text().into_owned());
+        let values = values.map(|value| value.text().into_owned());
         let var = field.attr("var").unwrap_or_default();
-        if var == "FORM_TYPE" {
-            let hidden = field.attr("type").is_none_or(|kind| kind == "hidden");
-            form_type = values.next().filter(|_| hidden);
-        } else {
+        if var != "FORM_TYPE" {
             fields.push((var.into_owned(), values.collect()));
+            continue;
+        }
+        hidden &= field.attr("type").is_none_or(|kind| kind == "hidden");
+        for value in values {
+            if form_type.as_ref().is_some_and(|known| *known != value) {
+                return Err(InfoError::Twice);
+            }
+            form_type = Some(value);
         }
     }
-    Some(InfoForm { form_type: form_type?, fields })
+    Ok(form_type.filter(|_| hidden).map(|form_type| InfoForm { form_type, fields }))
 }
 
 fn has_twice<T: Ord>(items: impl Iterator<Item = T>) -> bool {
@@ -227,6 +234,12 @@ mod tests {
         assert_eq!(parse("<feature var='a'/><feature var='b'/>"), Ok(()));
         assert_eq!(parse("<feature var='a'/><feature var='a'/>"), Err(InfoError::Twice));
         assert_eq!(parse(&"<identity category='a' type='b'/>".repeat(2)), Err(InfoError::Twice));
+        let form = |types: &str| {
+            format!("<x xmlns='jabber:x:data'><field var='FORM_TYPE' type='hidden'>{types}</field></x>")
+        };
+        assert_eq!(parse(&form("<value>a</value><value>a</value>")), Ok(()));
+        assert_eq!(parse(&form("<value>a</value><value>b</value>")), Err(InfoError::Twice));
+        assert_eq!(parse(&form("<value>a</value>").repeat(2)), Err(InfoError::Twice));
         let many: String = (0..=MOST).map(|i| format!("<feature var='{i}'/>")).collect();
         assert_eq!(parse(&many), Err(InfoError::TooLong));
         let other = Element::parse("<query xmlns='urn:x'/>", ns::CLIENT).unwrap();

@@ -1,8 +1,14 @@
 //! Tombstones (XEP-0424 s.5): what stands in an archive where a message was that its sender took back.
+//!
+//! That somebody takes a message back is a row, written with the retraction, and it stands until it is done: a flood of
+//! retractions, a full disk and a crash make it late, and nothing makes it forgotten. There are as many rows as
+//! retractions in the archives at most. Each lane carries out its own, account by account.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use trunkline_store::{Batch, Db, Lane, StoreError, sql};
+use parking_lot::Mutex;
+use trunkline_store::{Batch, Db, Lane, Statement, StoreError, sql};
 use trunkline_xml::Writer;
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::stanza::Stanza;
@@ -15,8 +21,10 @@ use crate::route::account::Account;
 
 /// Bytes of an id that is looked for.
 pub const MOST_ID: usize = 1024;
-/// Retractions that are being carried out, of all accounts; above it a message stays as it is.
-const MOST: usize = 256;
+/// Retractions of one account that are carried out before it is another account's turn.
+const AT_ONCE: i64 = 4;
+/// What could not be carried out is tried again then.
+const AGAIN: Duration = Duration::from_secs(60);
 /// How far back a message is looked for: so many entries of the account's archive.
 const REACH: i64 = 100_000;
 /// Entries that one read looks at.
@@ -41,39 +49,137 @@ pub struct Retraction {
     pub by: String,
 }
 
-/// Retractions under way: a bound, and one at a time.
-#[derive(Debug)]
-pub struct Gravedigger {
-    waiting: tokio::sync::Semaphore,
-    turn: tokio::sync::Mutex<()>,
+impl Retraction {
+    /// The statement that notes that it is to be carried out; the retraction's own row must be there.
+    pub(crate) fn waits(&self, account: i64) -> Statement {
+        sql("INSERT INTO retractions (id, account, outside, peer, sent, room, target, name) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")
+        .bind(self.id.0)
+        .bind(account)
+        .bind(outside(self.lane))
+        .bind(self.peer.as_str())
+        .bind(i64::from(self.sent))
+        .bind(i64::from(self.room))
+        .bind(self.of.as_str())
+        .bind(self.by.as_str())
+    }
 }
 
-impl Default for Gravedigger {
-    fn default() -> Gravedigger {
-        Gravedigger { waiting: tokio::sync::Semaphore::new(MOST), turn: tokio::sync::Mutex::default() }
+fn outside(lane: Lane) -> i64 {
+    i64::from(lane == Lane::Outside)
+}
+
+/// Who carries retractions out: one task for each lane, while there is something to do.
+#[derive(Debug, Default)]
+pub struct Gravedigger {
+    inside: Mutex<Work>,
+    outside: Mutex<Work>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Work {
+    #[default]
+    None,
+    /// A task goes through what there is.
+    UnderWay,
+    /// And has to look once more: something may have come behind its back.
+    OnceMore,
+}
+
+impl Gravedigger {
+    fn of(&self, lane: Lane) -> &Mutex<Work> {
+        match lane {
+            Lane::Inside => &self.inside,
+            Lane::Outside => &self.outside,
+        }
+    }
+
+    /// There is something to do; whether a task has to be begun for it.
+    fn begins(&self, lane: Lane) -> bool {
+        let mut work = self.of(lane).lock();
+        let begins = *work == Work::None;
+        *work = if begins { Work::UnderWay } else { Work::OnceMore };
+        begins
+    }
+
+    /// Nothing was left; whether the task may end.
+    fn ends(&self, lane: Lane) -> bool {
+        let mut work = self.of(lane).lock();
+        let ends = *work == Work::UnderWay;
+        *work = if ends { Work::None } else { Work::UnderWay };
+        ends
     }
 }
 
 impl Exchange {
-    /// Carries a retraction out in the background. Its own row is on its way to the disk.
-    pub(crate) fn take_back(self: &Arc<Self>, account: &Arc<Account>, retraction: Retraction) {
+    /// A retraction, with the row that says that it is to be carried out, is on its way to the disk.
+    pub(crate) fn take_back(self: &Arc<Self>, account: &Arc<Account>, (id, lane): (LogId, Lane)) {
         let (exchange, account) = (Arc::clone(self), Arc::clone(account));
         self.spawn(async move {
-            let Ok(_place) = exchange.gravedigger.waiting.try_acquire() else {
-                return exchange.metrics.refused("retractions-full");
-            };
             let account = exchange.accounts.hold(account);
-            let _turn = exchange.gravedigger.turn.lock().await;
-            account.in_flight.settled(LogId(retraction.id.0.saturating_add(1))).await;
-            let now = exchange.clock().now();
-            match bury(&exchange.db, account.id, &retraction, now).await {
-                Ok(true) => {}
-                Ok(false) => tracing::debug!("a retraction names no message of its sender in the archive"),
-                Err(error) => {
-                    tracing::warn!(%error, "a retracted message could not be taken out of an archive")
+            account.in_flight.settled(LogId(id.0.saturating_add(1))).await;
+            exchange.take_all_back(lane);
+        });
+    }
+
+    /// Carries out what is to be carried out, in the background; at the start what was left.
+    pub(crate) fn take_all_back(self: &Arc<Self>, lane: Lane) {
+        if !self.gravedigger.begins(lane) {
+            return;
+        }
+        let exchange = Arc::clone(self);
+        self.spawn(async move {
+            loop {
+                match carry_out(&exchange.db, lane, || exchange.clock().now()).await {
+                    Ok(_) if exchange.gravedigger.ends(lane) => return,
+                    Ok(_) => {}
+                    Err(error) => {
+                        tracing::warn!(%error, "retracted messages could not be taken out of archives");
+                        tokio::time::sleep(AGAIN).await;
+                    }
                 }
             }
         });
+    }
+}
+
+/// Carries out all that waits in a lane; how many.
+///
+/// # Errors
+/// Those of the store; what is not done still waits.
+async fn carry_out(db: &Db, lane: Lane, now: impl Fn() -> i64) -> Result<usize, StoreError> {
+    let (mut done, mut last) = (0, 0);
+    loop {
+        let next = sql("SELECT id, account, peer, sent, room, target, name FROM retractions WHERE outside = ?1 \
+                        AND account = (SELECT MIN(account) FROM retractions WHERE outside = ?1 AND account > ?2) \
+                        ORDER BY id LIMIT ?3")
+        .bind(outside(lane))
+        .bind(last)
+        .bind(AT_ONCE);
+        let rows = db.read_in(lane, next).await?;
+        if rows.is_empty() && last == 0 {
+            return Ok(done);
+        }
+        last = rows.first().map_or(0, |row| row.int(1));
+        for row in rows.iter() {
+            if let Ok(peer) = Jid::parse(row.text(2)) {
+                let retraction = Retraction {
+                    id: LogId(row.int(0)),
+                    peer,
+                    sent: row.int(3) != 0,
+                    room: row.int(4) != 0,
+                    lane,
+                    of: row.text(5).to_owned(),
+                    by: row.text(6).to_owned(),
+                };
+                if !bury(db, row.int(1), &retraction, now()).await? {
+                    tracing::debug!("a retraction names no message of its sender in the archive");
+                }
+            }
+            let over = sql("DELETE FROM retractions WHERE id = ?1").bind(row.int(0));
+            db.run(Batch::new(lane).with(over)).await?;
+            done += 1;
+        }
     }
 }
 
@@ -246,6 +352,58 @@ mod tests {
         // Once.
         assert!(!bury(&db, 1, &by("romeo@there.example/phone", "m'1"), 5).await.unwrap());
         assert_eq!(text(&db, 1).await, tombstone);
+    }
+
+    #[tokio::test]
+    async fn however_many_there_are_none_is_forgotten() {
+        let db = archive().await;
+        let second = sql("INSERT INTO accounts (id, host_id, local, created_at) VALUES (2, 1, 'nurse', 0)");
+        db.run(Batch::new(Lane::Inside).with(second)).await.unwrap();
+        let said = |n: i64| {
+            format!(
+                "<message from='romeo@there.example/x' id='m{n}' type='chat'><body>secret</body></message>"
+            )
+        };
+        for n in 1..=300 {
+            add(&db, n, ("romeo@there.example", 0), &said(n)).await;
+        }
+        let retraction = |n: i64, lane: Lane| Retraction {
+            id: LogId(1000 + n),
+            lane,
+            by: format!("r{n}"),
+            ..by("romeo@there.example/x", &format!("m{n}"))
+        };
+        for n in 1..=300 {
+            add(&db, 1000 + n, ("romeo@there.example", 0), "<message id='r'/>").await;
+            // The last is of a lane of its own, and the one before of nobody in this archive.
+            let lane = if n == 300 { Lane::Outside } else { Lane::Inside };
+            let account = if n == 299 { 2 } else { 1 };
+            db.run(Batch::new(lane).with(retraction(n, lane).waits(account))).await.unwrap();
+        }
+        let left = || async { db.read(sql("SELECT id FROM retractions ORDER BY id")).await.unwrap().len() };
+        // One whose retraction is gone from the archive goes with it.
+        db.run(Batch::new(Lane::Inside).with(sql("DELETE FROM archive WHERE id = 1298"))).await.unwrap();
+        assert_eq!(left().await, 299);
+        assert_eq!(carry_out(&db, Lane::Inside, || 0).await.unwrap(), 298);
+        assert_eq!(left().await, 1);
+        for n in 1..298 {
+            assert!(text(&db, n).await.contains(&format!("id='r{n}'")), "{n}");
+        }
+        for n in 298..=300 {
+            assert!(text(&db, n).await.contains("secret"), "{n}");
+        }
+        assert_eq!(carry_out(&db, Lane::Outside, || 0).await.unwrap(), 1);
+        assert!(text(&db, 300).await.contains("retracted") && left().await == 0);
+    }
+
+    #[test]
+    fn what_comes_while_one_ends_is_seen() {
+        let digger = Gravedigger::default();
+        assert!(digger.begins(Lane::Inside) && digger.begins(Lane::Outside));
+        assert!(!digger.begins(Lane::Inside));
+        assert!(!digger.ends(Lane::Inside), "it has to look once more");
+        assert!(digger.ends(Lane::Inside) && digger.begins(Lane::Inside));
+        assert!(digger.ends(Lane::Outside));
     }
 
     #[tokio::test]

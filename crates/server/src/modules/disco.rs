@@ -151,17 +151,19 @@ async fn account_info(request: Request) -> Answer {
 /// of one node.
 async fn account_items(request: Request) -> Answer {
     let desk = Desk::of(&request).ok_or_else(|| StanzaError::new(Condition::ServiceUnavailable))?;
+    let page = request.stanza.first_child().map(describe::page_of).transpose()?.flatten();
     let mut w = Writer::new();
     w.open("query").attr("xmlns", ns::DISCO_ITEMS);
     if let Some(name) = node(&request).filter(|node| !node.is_empty()) {
         w.attr("node", &name);
-        desk.list_items(&name, &mut w).await?;
+        desk.list_items(&name, page, &mut w).await?;
         w.close();
         return Ok(w.finish().into());
     }
     authorized(&request)?;
-    desk.list_nodes(&mut w).await?;
-    if let Some(account) = &request.account {
+    // The devices are no part of the pages, and stand on the first one.
+    let first = desk.list_nodes(page, &mut w).await?;
+    if let Some(account) = request.account.as_ref().filter(|_| first) {
         let state = account.state();
         for resource in state.resources.iter().filter(|resource| resource.presence.is_some()) {
             w.open("item").attr("jid", resource.session.jid.as_str()).close();

@@ -53,7 +53,6 @@ use crate::commands::Command;
 use crate::config::Config;
 use crate::exchange::{Exchange, Host};
 use crate::ids::LogId;
-use crate::log::tombstones::Retraction;
 use crate::metrics::Metrics;
 use crate::pubsub::Change;
 use crate::pubsub::along::{Along, Also, Coming};
@@ -196,8 +195,8 @@ pub struct Passage<'a> {
     pub orders: Vec<Order>,
     /// What is to be done before a sent message goes on its way: it waits for that, and so does what its client sends next.
     pub before: Option<Later>,
-    /// An older message that this one takes back.
-    pub retraction: Option<Retraction>,
+    /// It takes an older message back: its id, and the lane in which the row goes that says so.
+    pub retraction: Option<(LogId, Lane)>,
     /// What the store is to write; submitted at the end, under the lock.
     pub batch: &'a mut Batch,
 }

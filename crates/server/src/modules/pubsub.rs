@@ -58,11 +58,12 @@ async fn info(request: Request) -> Answer {
 
 async fn items(request: Request) -> Answer {
     let (desk, node) = asked(&request)?;
+    let page = request.stanza.first_child().map(describe::page_of).transpose()?.flatten();
     let mut w = Writer::new();
     w.open("query").attr("xmlns", ns::DISCO_ITEMS).attr_opt("node", node.as_deref());
     match node.as_deref() {
-        Some(node) => desk.list_items(node, &mut w).await?,
-        None => desk.list_nodes(&mut w).await?,
+        Some(node) => desk.list_items(node, page, &mut w).await?,
+        None => desk.list_nodes(page, &mut w).await.map(drop)?,
     }
     w.close();
     Ok(w.finish().into())

@@ -1,8 +1,9 @@
 //! XEP-0424 Message Retraction 0.4.2: what somebody takes back goes from the archives, and a tombstone stands in its
 //! place.
 //!
-//! The retraction is archived like other messages, so who was away learns of it. The tombstone is made afterwards, in
-//! the background: in the archive of the sender and in that of the receiver, each by its own server.
+//! The retraction is archived like other messages, so who was away learns of it. With it stands on the disk that it is to
+//! be carried out; the tombstone is made afterwards, in the background: in the archive of the sender and in that of the
+//! receiver, each by its own server.
 
 use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::{Kind, MessageType};
@@ -44,14 +45,11 @@ fn note(passage: &mut Passage<'_>) -> Flow {
             .resources
             .iter()
             .any(|resource| resource.directed.iter().any(|to| to.same_bare(peer)));
-    passage.retraction = Some(Retraction {
-        id,
-        peer: peer.clone(),
-        sent,
-        room,
-        lane: passage.batch.lane(),
-        of: of.into_owned(),
-        by: by.to_owned(),
-    });
+    let lane = passage.batch.lane();
+    let retraction =
+        Retraction { id, peer: peer.clone(), sent, room, lane, of: of.into_owned(), by: by.to_owned() };
+    // Behind the retraction's own row, in the same batch.
+    passage.batch.push(retraction.waits(passage.account.id));
+    passage.retraction = Some((id, lane));
     Flow::Pass
 }

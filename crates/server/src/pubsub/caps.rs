@@ -1,15 +1,16 @@
 //! XEP-0115 Entity Capabilities 1.6.0: which notifications a client wants (XEP-0163 s.4.3.2, +notify).
 //!
 //! What a verification string stands for is asked once, of whoever shows it first, and kept if the answer has that
-//! string: so nobody can say it for others. An answer that has another one counts for the one who gave it.
+//! string and nothing else can be read from it: so nobody can say it for others. Any other answer counts for the one
+//! who gave it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 use trunkline_xml::Writer;
+use trunkline_xmpp::caps;
 use trunkline_xmpp::disco::Info;
 use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::ns;
@@ -26,6 +27,12 @@ const MOST_NODES: usize = 200;
 const MOST_BYTES: usize = 8 * 1024;
 /// Clients that are asked at once.
 const MOST_ASKED: usize = 256;
+/// Those that are not at home here.
+const MOST_ASKED_OUTSIDE: usize = 128;
+/// Those of one domain that is not ours.
+const MOST_ASKED_OF_DOMAIN: usize = 32;
+/// XEP-0163 s.4.3.2: what a feature ends in that asks for notifications.
+const NOTIFY: &str = "+notify";
 /// Bytes of a verification string and of a client's name.
 const MOST_NAME: usize = 512;
 /// How long an answer may take.
@@ -37,21 +44,22 @@ pub struct Interests(Vec<Box<str>>);
 
 impl Interests {
     fn of(info: &Info) -> Interests {
-        let mut bytes = 0;
-        let mut nodes: Vec<Box<str>> = info
-            .features()
-            .filter_map(|feature| feature.strip_suffix("+notify"))
-            .filter(|node| !node.is_empty())
-            .take(MOST_NODES)
-            .take_while(|node| {
-                bytes += node.len();
-                bytes <= MOST_BYTES
-            })
-            .map(Box::from)
-            .collect();
+        let wanted = info.features().filter_map(|feature| feature.strip_suffix(NOTIFY));
+        let mut nodes: Vec<&str> = wanted.filter(|node| !node.is_empty()).collect();
+        // What is too much is cut off in an order that whoever answers has no say in: the hash knows none.
         nodes.sort_unstable();
         nodes.dedup();
-        Interests(nodes)
+        let mut bytes = 0;
+        let fits = nodes.into_iter().take(MOST_NODES).take_while(|node| {
+            bytes += node.len();
+            bytes <= MOST_BYTES
+        });
+        Interests(fits.map(Box::from).collect())
+    }
+
+    /// Bytes in memory.
+    pub(super) fn size(&self) -> usize {
+        self.0.iter().map(|node| node.len() + size_of::<Box<str>>()).sum()
     }
 
     /// It wants to be told of `node`.
@@ -107,10 +115,10 @@ impl Shown {
 }
 
 /// What verification strings stand for.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Caps {
     known: Mutex<Known>,
-    asked: Semaphore,
+    asked: Mutex<Asked>,
 }
 
 #[derive(Debug, Default)]
@@ -120,9 +128,34 @@ struct Known {
     order: VecDeque<Arc<str>>,
 }
 
-impl Default for Caps {
-    fn default() -> Caps {
-        Caps { known: Mutex::default(), asked: Semaphore::new(MOST_ASKED) }
+/// Clients that are being asked.
+#[derive(Debug, Default)]
+struct Asked {
+    all: usize,
+    outside: usize,
+    /// Of those domains that are not ours.
+    of: HashMap<Box<str>, usize>,
+}
+
+/// One of them, until it has answered.
+struct Asking<'a> {
+    asked: &'a Mutex<Asked>,
+    /// If it is not ours.
+    domain: Option<&'a str>,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let mut asked = self.asked.lock();
+        asked.all -= 1;
+        let Some(domain) = self.domain else { return };
+        asked.outside -= 1;
+        if let Some(count) = asked.of.get_mut(domain) {
+            *count -= 1;
+            if *count == 0 {
+                asked.of.remove(domain);
+            }
+        }
     }
 }
 
@@ -130,6 +163,24 @@ impl Caps {
     /// If it is known.
     pub(crate) fn get(&self, shown: &Shown) -> Option<Arc<Interests>> {
         self.known.lock().interests.get(shown.ver.as_ref()?).cloned()
+    }
+
+    /// A place among those that are asked, if there is one. `domain`: it is not at home here.
+    fn begin<'a>(&'a self, domain: Option<&'a str>) -> Option<Asking<'a>> {
+        let mut asked = self.asked.lock();
+        let of = domain.and_then(|domain| asked.of.get(domain)).copied().unwrap_or(0);
+        let outside_full =
+            domain.is_some() && (asked.outside >= MOST_ASKED_OUTSIDE || of >= MOST_ASKED_OF_DOMAIN);
+        if asked.all >= MOST_ASKED || outside_full {
+            return None;
+        }
+        asked.all += 1;
+        if let Some(domain) = domain {
+            asked.outside += 1;
+            *asked.of.entry(domain.into()).or_default() += 1;
+        }
+        drop(asked);
+        Some(Asking { asked: &self.asked, domain })
     }
 
     fn learn(&self, ver: &Arc<str>, interests: &Arc<Interests>) {
@@ -157,7 +208,8 @@ impl Exchange {
         if let Some(interests) = self.pubsub.caps.get(shown) {
             return Some(interests);
         }
-        let Ok(_place) = self.pubsub.caps.asked.try_acquire() else {
+        let elsewhere = self.host(of.domain()).is_none().then(|| of.domain());
+        let Some(_place) = self.pubsub.caps.begin(elsewhere) else {
             self.metrics.refused("caps-too-many");
             return None;
         };
@@ -180,7 +232,13 @@ impl Exchange {
         let info = Info::parse(answer.first_child()?).ok()?;
         let interests = Arc::new(Interests::of(&info));
         match &shown.ver {
-            Some(ver) if **ver == *info.verification() => self.pubsub.caps.learn(ver, &interests),
+            Some(ver) if **ver == *info.verification() => {
+                if caps::settles(&info, NOTIFY) {
+                    self.pubsub.caps.learn(ver, &interests);
+                } else {
+                    self.metrics.refused("caps-ambiguous");
+                }
+            }
             // s.5.4: it counts for nobody else.
             _ => self.metrics.refused("caps-not-verified"),
         }
@@ -224,6 +282,38 @@ mod tests {
         let many: Vec<String> = (0..=MOST_NODES).map(|n| n.to_string()).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         assert_eq!(Interests::with(&many).0.len(), MOST_NODES);
+    }
+
+    #[test]
+    fn what_is_cut_off_does_not_depend_on_the_order() {
+        let names: Vec<String> = (0..MOST_NODES + 100).map(|n| format!("{n:04}")).collect();
+        let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let sorted = Interests::with(&names);
+        names.reverse();
+        assert_eq!(Interests::with(&names), sorted);
+        assert_eq!(sorted.size(), MOST_NODES * (4 + size_of::<Box<str>>()));
+    }
+
+    #[test]
+    fn nobody_elsewhere_takes_all_places() {
+        let caps = Caps::default();
+        let domains: Vec<String> = (0..8).map(|n| format!("{n}.example")).collect();
+        let mut places: Vec<Asking<'_>> = Vec::new();
+        for _ in 0..MOST_ASKED_OF_DOMAIN {
+            places.push(caps.begin(Some(&domains[0])).unwrap());
+        }
+        assert!(caps.begin(Some(&domains[0])).is_none());
+        for domain in &domains[1..] {
+            places.extend((0..MOST_ASKED_OF_DOMAIN).filter_map(|_| caps.begin(Some(domain))));
+        }
+        assert_eq!(places.len(), MOST_ASKED_OUTSIDE);
+        let ours: Vec<_> = (0..MOST_ASKED).map_while(|_| caps.begin(None)).collect();
+        assert_eq!(ours.len(), MOST_ASKED - MOST_ASKED_OUTSIDE);
+        places.truncate(1);
+        assert!(caps.begin(Some(&domains[0])).is_some());
+        drop((places, ours));
+        let asked = caps.asked.lock();
+        assert_eq!((asked.all, asked.outside, asked.of.len()), (0, 0, 0));
     }
 
     #[test]

@@ -260,8 +260,17 @@ const WHEN_FULL: Options = &[
 const REPLY_TO: Options = &[("owner", "The owner"), ("publisher", "The item's publisher")];
 const STYLE: Options = &[("headline", "To whoever is there"), ("normal", "To be kept for later")];
 
-fn yes(value: bool) -> Vec<String> {
-    vec![if value { "1" } else { "0" }.to_owned()]
+fn text(value: &str) -> Vec<String> {
+    vec![value.to_owned()]
+}
+
+fn read_text(values: &[String]) -> Option<String> {
+    let text = values.first().map_or("", String::as_str);
+    (text.chars().count() <= MOST_TEXT).then(|| text.to_owned())
+}
+
+fn yes(value: &bool) -> Vec<String> {
+    vec![if *value { "1" } else { "0" }.to_owned()]
 }
 
 fn read_yes(values: &[String]) -> Option<bool> {
@@ -272,14 +281,9 @@ fn read_yes(values: &[String]) -> Option<bool> {
     }
 }
 
-fn read_text(values: &[String]) -> Option<String> {
-    let text = values.first().map_or("", String::as_str);
-    (text.chars().count() <= MOST_TEXT).then(|| text.to_owned())
-}
-
 /// A number, or `max`.
-fn most(value: Option<impl ToString>) -> Vec<String> {
-    vec![value.map_or_else(|| "max".to_owned(), |number| number.to_string())]
+fn most(value: &Option<impl ToString>) -> Vec<String> {
+    vec![value.as_ref().map_or_else(|| "max".to_owned(), ToString::to_string)]
 }
 
 /// `Some(None)` is `max`.
@@ -291,7 +295,7 @@ fn read_most<T: std::str::FromStr>(values: &[String]) -> Option<Option<T>> {
 }
 
 /// The names of enums in forms are those in the store, but for a dash.
-fn named(value: impl Serialize) -> Vec<String> {
+fn named(value: &impl Serialize) -> Vec<String> {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).into_iter().collect()
 }
 
@@ -299,193 +303,100 @@ fn read_named<T: for<'a> Deserialize<'a>>(values: &[String]) -> Option<T> {
     serde_json::from_value(values.first()?.trim().into()).ok()
 }
 
-fn dashed(value: impl Serialize) -> Vec<String> {
+fn dashed(value: &impl Serialize) -> Vec<String> {
     named(value).into_iter().map(|name| name.replace('_', "-")).collect()
 }
 
-fn undashed(values: &[String]) -> Vec<String> {
-    values.iter().map(|value| value.replace('-', "_")).collect()
+fn read_dashed<T: for<'a> Deserialize<'a>>(values: &[String]) -> Option<T> {
+    read_named(&values.iter().map(|value| value.replace('-', "_")).collect::<Vec<_>>())
 }
 
-macro_rules! set {
-    ($field:ident, $read:expr) => {
-        |config, values| {
-            config.$field = $read(values)?;
-            Some(())
+fn maybe(value: &Option<impl Serialize>) -> Vec<String> {
+    value.as_ref().map(named).unwrap_or_default()
+}
+
+/// `Some(None)` is nothing.
+fn read_maybe<T: for<'a> Deserialize<'a>>(values: &[String]) -> Option<Option<T>> {
+    match values.first().map_or("", |value| value.trim()) {
+        "" => Some(None),
+        _ => read_named(values).map(Some),
+    }
+}
+
+fn many(values: &[String]) -> Vec<String> {
+    values.to_vec()
+}
+
+fn read_groups(values: &[String]) -> Option<Vec<String>> {
+    let fits = values.len() <= MOST_GROUPS && values.iter().all(|group| group.len() <= MOST_TEXT);
+    fits.then(|| values.to_vec())
+}
+
+macro_rules! row {
+    ($name:literal, $label:literal, $kind:expr, $field:ident: $write:ident, $read:ident) => {
+        Row {
+            name: $name,
+            label: $label,
+            kind: $kind,
+            get: |config| $write(&config.$field),
+            set: |config, values| {
+                config.$field = $read(values)?;
+                Some(())
+            },
         }
     };
 }
 
 const ROWS: &[Row] = &[
-    Row {
-        name: "title",
-        label: "Title",
-        kind: Kind::Text,
-        get: |c| vec![c.title.clone()],
-        set: set!(title, read_text),
-    },
-    Row {
-        name: "description",
-        label: "Description",
-        kind: Kind::Text,
-        get: |c| vec![c.description.clone()],
-        set: set!(description, read_text),
-    },
-    Row {
-        name: "language",
-        label: "Language",
-        kind: Kind::Text,
-        get: |c| vec![c.language.clone()],
-        set: set!(language, read_text),
-    },
-    Row {
-        name: "type",
-        label: "Namespace of the items",
-        kind: Kind::Text,
-        get: |c| vec![c.payload.clone()],
-        set: set!(payload, read_text),
-    },
-    Row {
-        name: "access_model",
-        label: "Who may subscribe and read",
-        kind: Kind::List(ACCESS),
-        get: |c| named(c.access),
-        set: set!(access, read_named),
-    },
-    Row {
-        name: "roster_groups_allowed",
-        label: "Groups of the roster that may subscribe and read",
-        kind: Kind::Many,
-        get: |c| c.groups.clone(),
-        set: |c, values| {
-            if values.len() > MOST_GROUPS || values.iter().any(|group| group.len() > MOST_TEXT) {
-                return None;
-            }
-            c.groups = values.to_vec();
-            Some(())
-        },
-    },
-    Row {
-        name: "publish_model",
-        label: "Who may publish",
-        kind: Kind::List(PUBLISHERS),
-        get: |c| named(c.publishers),
-        set: set!(publishers, read_named),
-    },
-    Row {
-        name: "subscribe",
-        label: "Whether anybody may subscribe",
-        kind: Kind::Yes,
-        get: |c| yes(c.subscribe),
-        set: set!(subscribe, read_yes),
-    },
-    Row {
-        name: "persist_items",
-        label: "Keep items",
-        kind: Kind::Yes,
-        get: |c| yes(c.persist),
-        set: set!(persist, read_yes),
-    },
-    Row {
-        name: "max_items",
-        label: "Items that are kept at most; max: as many as the server allows",
-        kind: Kind::Text,
-        get: |c| most(c.max_items),
-        set: set!(max_items, read_most),
-    },
-    Row {
-        name: "item_expire",
-        label: "Seconds after which an item goes; max: never",
-        kind: Kind::Text,
-        get: |c| most(c.item_expire),
-        set: set!(item_expire, read_most),
-    },
-    Row {
-        name: "publish_node_full",
-        label: "When there are as many items as there may be",
-        kind: Kind::List(WHEN_FULL),
-        get: |c| dashed(c.when_full),
-        set: |c, values| {
-            c.when_full = read_named(&undashed(values))?;
-            Some(())
-        },
-    },
-    Row {
-        name: "max_payload_size",
-        label: "Bytes of an item at most; max: as many as the server allows",
-        kind: Kind::Text,
-        get: |c| most(c.max_payload),
-        set: set!(max_payload, read_most),
-    },
-    Row {
-        name: "send_last_published_item",
-        label: "When the last item is sent unasked",
-        kind: Kind::List(SEND_LAST),
-        get: |c| named(c.send_last),
-        set: set!(send_last, read_named),
-    },
-    Row {
-        name: "deliver_notifications",
-        label: "Tell subscribers of items",
-        kind: Kind::Yes,
-        get: |c| yes(c.notify),
-        set: set!(notify, read_yes),
-    },
-    Row {
-        name: "deliver_payloads",
-        label: "With what is in them",
-        kind: Kind::Yes,
-        get: |c| yes(c.payloads),
-        set: set!(payloads, read_yes),
-    },
-    Row {
-        name: "notify_config",
-        label: "Tell subscribers when the configuration changes",
-        kind: Kind::Yes,
-        get: |c| yes(c.notify_config),
-        set: set!(notify_config, read_yes),
-    },
-    Row {
-        name: "notify_delete",
-        label: "Tell subscribers when the node is deleted",
-        kind: Kind::Yes,
-        get: |c| yes(c.notify_delete),
-        set: set!(notify_delete, read_yes),
-    },
-    Row {
-        name: "notify_retract",
-        label: "Tell subscribers when an item is retracted",
-        kind: Kind::Yes,
-        get: |c| yes(c.notify_retract),
-        set: set!(notify_retract, read_yes),
-    },
-    Row {
-        name: "notify_sub",
-        label: "Tell owners of subscribers that come and go",
-        kind: Kind::Yes,
-        get: |c| yes(c.notify_sub),
-        set: set!(notify_sub, read_yes),
-    },
-    Row {
-        name: "itemreply",
-        label: "Whom subscribers answer to",
-        kind: Kind::List(REPLY_TO),
-        get: |c| c.reply_to.map(named).unwrap_or_default(),
-        set: |c, values| {
-            c.reply_to = match values.first().map_or("", |value| value.trim()) {
-                "" => None,
-                _ => Some(read_named(values)?),
-            };
-            Some(())
-        },
-    },
-    Row {
-        name: "notification_type",
-        label: "Messages that notify",
-        kind: Kind::List(STYLE),
-        get: |c| named(c.style),
-        set: set!(style, read_named),
-    },
+    row!("title", "Title", Kind::Text, title: text, read_text),
+    row!("description", "Description", Kind::Text, description: text, read_text),
+    row!("language", "Language", Kind::Text, language: text, read_text),
+    row!("type", "Namespace of the items", Kind::Text, payload: text, read_text),
+    row!("access_model", "Who may subscribe and read", Kind::List(ACCESS), access: named, read_named),
+    row!(
+        "roster_groups_allowed", "Groups of the roster that may subscribe and read",
+        Kind::Many, groups: many, read_groups
+    ),
+    row!("publish_model", "Who may publish", Kind::List(PUBLISHERS), publishers: named, read_named),
+    row!("subscribe", "Whether anybody may subscribe", Kind::Yes, subscribe: yes, read_yes),
+    row!("persist_items", "Keep items", Kind::Yes, persist: yes, read_yes),
+    row!(
+        "max_items", "Items that are kept at most; max: as many as the server allows",
+        Kind::Text, max_items: most, read_most
+    ),
+    row!(
+        "item_expire", "Seconds after which an item goes; max: never",
+        Kind::Text, item_expire: most, read_most
+    ),
+    row!(
+        "publish_node_full", "When there are as many items as there may be",
+        Kind::List(WHEN_FULL), when_full: dashed, read_dashed
+    ),
+    row!(
+        "max_payload_size", "Bytes of an item at most; max: as many as the server allows",
+        Kind::Text, max_payload: most, read_most
+    ),
+    row!(
+        "send_last_published_item", "When the last item is sent unasked",
+        Kind::List(SEND_LAST), send_last: named, read_named
+    ),
+    row!("deliver_notifications", "Tell subscribers of items", Kind::Yes, notify: yes, read_yes),
+    row!("deliver_payloads", "With what is in them", Kind::Yes, payloads: yes, read_yes),
+    row!(
+        "notify_config", "Tell subscribers when the configuration changes",
+        Kind::Yes, notify_config: yes, read_yes
+    ),
+    row!(
+        "notify_delete", "Tell subscribers when the node is deleted",
+        Kind::Yes, notify_delete: yes, read_yes
+    ),
+    row!(
+        "notify_retract", "Tell subscribers when an item is retracted",
+        Kind::Yes, notify_retract: yes, read_yes
+    ),
+    row!("notify_sub", "Tell owners of subscribers that come and go", Kind::Yes, notify_sub: yes, read_yes),
+    row!("itemreply", "Whom subscribers answer to", Kind::List(REPLY_TO), reply_to: maybe, read_maybe),
+    row!("notification_type", "Messages that notify", Kind::List(STYLE), style: named, read_named),
 ];
 
 const PREFIX: &str = "pubsub#";
@@ -554,20 +465,13 @@ impl NodeConfig {
         (row.get)(self).into_iter().next()
     }
 
-    /// Takes over what was submitted; fields that are not there stay as they are (XEP-0004 s.3.2).
+    /// Takes over what was submitted; fields that are not there stay as they are (XEP-0004 s.3.2), and what a form asked
+    /// for and a server does not know is no reason to fail.
     ///
     /// # Errors
     /// See [`ConfigError`]; nothing is changed then.
     pub fn submit(&self, form: &Submission, allowed: &Allowed) -> Result<NodeConfig, ConfigError> {
-        let mut config = self.clone();
-        for (name, values) in fields(form) {
-            // XEP-0004 s.3.2: what a form asked for and a server does not know is no reason to fail.
-            if let Some(row) = row(name) {
-                config.set(row, &values)?;
-            }
-        }
-        config.check(allowed)?;
-        Ok(config)
+        self.filled(form, allowed, |_| Ok(()))
     }
 
     /// s.7.1.5: what has to be so for a publication. Everything must be known.
@@ -578,9 +482,22 @@ impl NodeConfig {
         if form.form_type().is_some_and(|form_type| form_type != ns::PUBSUB_PUBLISH_OPTIONS) {
             return Err(ConfigError::Form);
         }
+        self.filled(form, allowed, |name| Err(ConfigError::Unknown(name.chars().take(100).collect())))
+    }
+
+    fn filled(
+        &self,
+        form: &Submission,
+        allowed: &Allowed,
+        unknown: fn(&str) -> Result<(), ConfigError>,
+    ) -> Result<NodeConfig, ConfigError> {
         let mut config = self.clone();
-        for (name, values) in fields(form) {
-            let row = row(name).ok_or_else(|| ConfigError::Unknown(name.chars().take(100).collect()))?;
+        for name in form.names().filter(|name| *name != "FORM_TYPE") {
+            let Some(row) = row(name) else {
+                unknown(name)?;
+                continue;
+            };
+            let values: Vec<String> = form.values(name).map(str::to_owned).collect();
             config.set(row, &values)?;
         }
         config.check(allowed)?;
@@ -627,12 +544,6 @@ impl NodeConfig {
 fn row(name: &str) -> Option<&'static Row> {
     let name = name.strip_prefix(PREFIX)?;
     ROWS.iter().find(|row| row.name == name)
-}
-
-fn fields(form: &Submission) -> impl Iterator<Item = (&str, Vec<String>)> {
-    form.names()
-        .filter(|name| *name != "FORM_TYPE")
-        .map(|name| (name, form.values(name).map(str::to_owned).collect()))
 }
 
 /// What is in a `<configure/>`, `<options/>` or `<publish-options/>`.

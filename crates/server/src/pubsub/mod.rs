@@ -10,6 +10,7 @@
 //! | [`publish`], [`read`], [`subscribe`], [`owner`] | the use cases |
 //! | [`along`] | what is kept in step with a node |
 //! | [`notify`] | who is told, and how |
+//! | [`turns`], [`approvals`] | who waits for whom, and whom owners were asked about |
 //! | [`caps`], [`presence`] | who wants to be told of what (XEP-0115, +notify), and last items for who becomes available |
 //! | [`describe`] | service discovery |
 //!
@@ -17,6 +18,7 @@
 //! [`crate::modules::Module::published`] is called when a node of an account has changed.
 
 pub mod along;
+pub(crate) mod approvals;
 pub mod caps;
 pub mod config;
 pub mod describe;
@@ -31,9 +33,9 @@ pub mod read;
 pub mod requests;
 pub mod services;
 pub mod subscribe;
+pub(crate) mod turns;
 
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use trunkline_store::Lane;
@@ -46,8 +48,6 @@ use crate::exchange::Exchange;
 use crate::route::account::{Account, AccountState};
 use crate::route::message::store_trouble;
 
-/// Locks for places: a bound on their number, not on places.
-const LOCKS: usize = 64;
 /// Bytes of a node's name or of an item's id.
 const MOST_NAME: usize = 1023;
 
@@ -58,8 +58,12 @@ pub struct Pubsub {
     pub(crate) caps: caps::Caps,
     /// Devices of contacts elsewhere that want to be told.
     pub(crate) watchers: presence::Watchers,
-    /// Held while nodes of a place are read and then written.
-    changing: Box<[tokio::sync::Mutex<()>]>,
+    /// Whom owners were asked about.
+    approvals: approvals::Approvals,
+    /// Taken while nodes and items are read and then written. See [`Desk::turn`].
+    changing: turns::Turns,
+    /// Taken while subscriptions to a node are counted and then written.
+    subscribing: turns::Turns,
     services: HashMap<String, Arc<Service>>,
 }
 
@@ -69,12 +73,19 @@ impl Pubsub {
         Pubsub {
             caps: caps::Caps::default(),
             watchers: presence::Watchers::default(),
-            changing: (0..LOCKS).map(|_| tokio::sync::Mutex::new(())).collect(),
+            approvals: approvals::Approvals::default(),
+            changing: turns::Turns::default(),
+            subscribing: turns::Turns::default(),
             services: services
                 .into_iter()
                 .map(|service| (service.host.domain.as_str().to_owned(), service))
                 .collect(),
         }
+    }
+
+    /// The turn to change what is at a place, or a part of it. [`Desk::turn`] takes it for who may.
+    async fn turn(&self, place: &str) -> turns::Turn<'_> {
+        self.changing.take(place.to_owned()).await
     }
 
     /// The service at that domain.
@@ -85,13 +96,6 @@ impl Pubsub {
     /// The services for the users of `host`.
     pub fn services_of(&self, host: &Jid) -> impl Iterator<Item = &Arc<Service>> {
         self.services.values().filter(move |service| service.parent == *host)
-    }
-
-    async fn turn(&self, place: &str) -> tokio::sync::MutexGuard<'_, ()> {
-        let mut hasher = DefaultHasher::new();
-        place.hash(&mut hasher);
-        let at = usize::try_from(hasher.finish() % LOCKS as u64).unwrap_or_default();
-        self.changing[at].lock().await
     }
 }
 
@@ -272,21 +276,49 @@ impl Desk {
         special.unwrap_or_else(|| self.default_config())
     }
 
+    /// The turn to change nodes and items, for who may: `may` says so, and which account pays for the node, and is not
+    /// asked of those whose place it is. Who may not takes no turn, so that nobody waits for them; and at a service,
+    /// one waits for those whose nodes the same account pays for, as the quotas are theirs together.
+    async fn turn(
+        &self,
+        may: impl Future<Output = Result<Option<i64>, StanzaError>>,
+    ) -> Result<turns::Turn<'_>, StanzaError> {
+        let payer = if self.is_own() { None } else { may.await? };
+        let key = match (&self.place, payer) {
+            (Place::Account(_), _) | (_, None) => self.place.key(),
+            (Place::Service(_), Some(payer)) => format!("{} {payer}", self.place.key()),
+        };
+        Ok(self.exchange.pubsub.turn(&key).await)
+    }
+
+    /// The turn to count and change subscriptions of a node: everybody elsewhere waits for each other, and nobody here
+    /// for them.
+    async fn turn_of_subscribers(&self, name: &str) -> turns::Turn<'_> {
+        let key = format!("{:?} {} {name}", self.lane, self.place.key());
+        self.exchange.pubsub.subscribing.take(key).await
+    }
+
     /// The node, if there is one and it is not gone.
     ///
     /// # Errors
-    /// `gone` where to look instead (s.8.4.1); the store's.
+    /// `gone` where to look instead (s.8.4.1), to those who might read it; the store's.
     async fn look(&self, name: &str) -> Result<Option<Opened>, StanzaError> {
-        let key = self.place.key();
-        let opened = node::open(&self.exchange.db, self.lane, (&key, name), (&self.who, self.now()))
-            .await
-            .map_err(|error| store_trouble(&error))?;
-        let Some(mut opened) = opened else { return Ok(None) };
-        if let Some(redirect) = opened.node.redirect {
-            return Err(StanzaError::new(Condition::Gone).uri(redirect));
+        let Some(opened) = self.find(name).await? else { return Ok(None) };
+        if opened.node.redirect.is_some() && self.may_read(&opened).is_err() {
+            return Err(errors::no_node());
         }
-        opened.affiliation = self.affiliation(opened.affiliation);
-        Ok(Some(opened))
+        match opened.node.redirect {
+            Some(redirect) => Err(StanzaError::new(Condition::Gone).uri(redirect)),
+            None => Ok(Some(opened)),
+        }
+    }
+
+    /// [`Desk::look`], also what is gone.
+    async fn find(&self, name: &str) -> Result<Option<Opened>, StanzaError> {
+        let key = self.place.key();
+        let opened = node::open(&self.exchange.db, self.lane, (&key, name), (&self.who, self.now())).await;
+        let opened = opened.map_err(|error| store_trouble(&error))?;
+        Ok(opened.map(|opened| Opened { affiliation: self.affiliation(opened.affiliation), ..opened }))
     }
 
     /// [`Desk::look`]; who has no node gets `item-not-found`.
@@ -308,6 +340,11 @@ impl Desk {
             return Err(StanzaError::new(Condition::Forbidden));
         }
         Ok(opened)
+    }
+
+    /// For [`Desk::turn`]: who pays for a node, asked by its owner.
+    async fn payer_of_owned(&self, name: &str) -> Result<Option<i64>, StanzaError> {
+        Ok(self.open_owned(name).await?.node.account)
     }
 
     /// What the store says, and what goes without saying.
@@ -366,6 +403,9 @@ fn name_of(text: &str) -> Result<&str, StanzaError> {
     }
     Ok(text)
 }
+
+#[cfg(test)]
+mod stage;
 
 #[cfg(test)]
 mod tests {

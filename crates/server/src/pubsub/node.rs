@@ -129,6 +129,16 @@ pub struct Subscription {
 }
 
 impl Subscription {
+    /// One as everybody has it at first.
+    pub(super) fn of(jid: Jid) -> Subscription {
+        Subscription {
+            jid,
+            pending: false,
+            options: SubscribeOptions::default(),
+            affiliation: Affiliation::None,
+        }
+    }
+
     /// The state's name on the wire.
     pub fn state(&self) -> &'static str {
         if self.pending { "pending" } else { "subscribed" }
@@ -242,30 +252,52 @@ pub async fn open(
     }))
 }
 
-/// All nodes of a place, in the order of their names, those that are gone left out, with `who`'s affiliation and
-/// whether an address of theirs is subscribed.
+/// A part of the nodes of a place, in the order of their names.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slice<'a> {
+    /// From this name on, which is not in it.
+    pub(super) edge: Option<&'a str>,
+    /// Towards the first name, from the last or from the edge.
+    pub(super) backward: bool,
+    pub(super) most: usize,
+}
+
+/// A slice of the nodes of a place, those that are gone left out, with `who`'s affiliation and whether an address of
+/// theirs is subscribed.
 ///
 /// # Errors
 /// The store's.
-pub async fn all(
-    db: &Db,
-    lane: Lane,
+pub(super) async fn slice(
+    (db, lane): (&Db, Lane),
     place: &str,
-    who: (&Jid, i64),
+    (who, now): (&Jid, i64),
+    slice: Slice<'_>,
 ) -> Result<Vec<(Node, Affiliation, bool)>, StoreError> {
-    let rows = db
-        .read_in(
-            lane,
-            sql("SELECT n.id, n.name, n.config, n.created_at, n.redirect, n.account, \
-                 (SELECT a.affiliation FROM pubsub_affiliations a WHERE a.node = n.id AND a.jid = ?2), \
-                 EXISTS (SELECT 1 FROM pubsub_subscriptions s WHERE s.node = n.id AND s.owner = ?2 \
-                 AND s.pending = 0 AND (s.expires IS NULL OR s.expires > ?3)) \
-                 FROM pubsub_nodes n WHERE n.place = ?1 AND n.redirect IS NULL ORDER BY n.name")
-            .bind(place)
-            .bind(who.0.bare_str())
-            .bind(who.1),
-        )
-        .await?;
+    macro_rules! nodes {
+        ($part:literal) => {
+            concat!(
+                "SELECT n.id, n.name, n.config, n.created_at, n.redirect, n.account, ",
+                "(SELECT a.affiliation FROM pubsub_affiliations a WHERE a.node = n.id AND a.jid = ?2), ",
+                "EXISTS (SELECT 1 FROM pubsub_subscriptions s WHERE s.node = n.id AND s.owner = ?2 ",
+                "AND s.pending = 0 AND (s.expires IS NULL OR s.expires > ?3)) ",
+                "FROM pubsub_nodes n WHERE n.place = ?1 AND n.redirect IS NULL AND ",
+                $part,
+                " LIMIT ?5"
+            )
+        };
+    }
+    let statement = sql(match (slice.backward, slice.edge) {
+        (false, _) => nodes!("n.name > ?4 ORDER BY n.name"),
+        (true, Some(_)) => nodes!("n.name < ?4 ORDER BY n.name DESC"),
+        // No name is empty.
+        (true, None) => nodes!("n.name <> ?4 ORDER BY n.name DESC"),
+    })
+    .bind(place)
+    .bind(who.bare_str())
+    .bind(now)
+    .bind(slice.edge.unwrap_or_default())
+    .bind(i64::try_from(slice.most).unwrap_or(i64::MAX));
+    let rows = db.read_in(lane, statement).await?;
     Ok(rows
         .iter()
         .map(|row| (read_node(&row, 0), Affiliation::of(row.opt_text(6)), row.int(7) != 0))

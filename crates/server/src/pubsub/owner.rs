@@ -1,7 +1,7 @@
 //! What owners do: make nodes (s.8.1), configure them (s.8.2), delete them (s.8.4), and look after subscriptions (s.8.8)
 //! and affiliations (s.8.9).
 
-use trunkline_store::{Batch, Rows, sql};
+use trunkline_store::{Batch, Rows, StoreError, sql};
 use trunkline_xml::{Node as Xml, Writer};
 use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::jid::Jid;
@@ -10,9 +10,8 @@ use trunkline_xmpp::ns;
 use super::config::{Filled, NodeConfig};
 use super::node::{self, Affiliation, Node, Place, Subscription};
 use super::notify::Event;
-use super::options::SubscribeOptions;
 use super::read::forbidden;
-use super::{Desk, Happened, errors, name_of};
+use super::{Desk, Happened, errors, name_of, subscribe};
 use crate::route::message::store_trouble;
 
 /// Affiliations of one node.
@@ -41,39 +40,22 @@ impl Desk {
             Filled::Nothing => self.config_of_new(&name),
             Filled::Cancelled => return Err(errors::bad("A form that is cancelled makes nothing.")),
         };
-        let key = self.place.key();
-        let _turn = self.exchange.pubsub.turn(&key).await;
+        let _turn = self.turn(self.payer()).await?;
         let mut batch = Batch::new(self.lane);
-        match self.look(&name).await {
-            Ok(Some(_)) => {
-                return Err(StanzaError::new(Condition::Conflict).text("There is a node of that name."));
-            }
+        match self.find(&name).await? {
+            None => {}
+            Some(opened) if opened.node.redirect.is_none() => return Err(taken()),
             // The mark of a node that has gone elsewhere makes room for a new one of the same owner.
-            Err(error) if error.condition == Condition::Gone => {
-                self.owned_mark(&name).await?;
-                batch.push(
-                    sql("DELETE FROM pubsub_nodes WHERE place = ?1 AND name = ?2")
-                        .bind(key.as_str())
-                        .bind(name.as_str()),
-                );
+            Some(opened) if opened.affiliation == Affiliation::Owner => {
+                batch.push(sql("DELETE FROM pubsub_nodes WHERE id = ?1").bind(opened.node.id));
             }
-            Err(error) => return Err(error),
-            Ok(None) => {}
+            Some(_) => return Err(forbidden()),
         }
         self.create_in(&mut batch, &name, &config).await?;
-        self.exchange.db.run(batch).await.map_err(|error| store_trouble(&error))?;
-        Ok(name)
-    }
-
-    /// Fails unless they own the node that has gone elsewhere.
-    async fn owned_mark(&self, name: &str) -> Result<(), StanzaError> {
-        let key = self.place.key();
-        let opened = node::open(&self.exchange.db, self.lane, (&key, name), (&self.who, self.now()))
-            .await
-            .map_err(|error| store_trouble(&error))?;
-        match opened.map(|opened| self.affiliation(opened.affiliation)) {
-            Some(Affiliation::Owner) | None => Ok(()),
-            Some(_) => Err(forbidden()),
+        match self.exchange.db.run(batch).await {
+            Err(StoreError::Conflict) => Err(taken()),
+            Err(error) => Err(store_trouble(&error)),
+            Ok(_) => Ok(name),
         }
     }
 
@@ -98,7 +80,7 @@ impl Desk {
 
     /// s.8.2.4
     pub(super) async fn configure(&self, name: &str, form: Filled) -> Result<(), StanzaError> {
-        let turn = self.exchange.pubsub.turn(&self.place.key()).await;
+        let turn = self.turn(self.payer_of_owned(name)).await?;
         let node = self.open_owned(name).await?.node;
         let config = match form {
             Filled::Cancelled => return Ok(()),
@@ -170,7 +152,7 @@ impl Desk {
         if redirect.is_some_and(|uri| uri.is_empty() || uri.len() > MOST_URI) {
             return Err(errors::bad("The address to look at instead is none."));
         }
-        let turn = self.exchange.pubsub.turn(&self.place.key()).await;
+        let turn = self.turn(self.payer_of_owned(name)).await?;
         let node = self.open_owned(name).await?.node;
         // While there are still subscribers to tell; they are told after it is done.
         let mut batch = Batch::new(self.lane);
@@ -228,50 +210,55 @@ impl Desk {
         Ok(node::read_subscriptions(&rows))
     }
 
-    /// s.8.8.2: all that is asked for, or nothing of it.
+    /// s.8.8.2: all that is asked for, or nothing of it. An owner subscribes people of this server, and others only if
+    /// they have asked for it: else whoever has a node could make the server send to any address.
     pub(super) async fn set_subscriptions(
         &self,
         name: &str,
         wanted: Vec<(Jid, String)>,
     ) -> Result<(), StanzaError> {
-        let turn = self.exchange.pubsub.turn(&self.place.key()).await;
+        let turn = self.turn(self.payer_of_owned(name)).await?;
         let node = self.open_owned(name).await?.node;
         let before = self.all_subscriptions(&node).await?;
+        let mut batch = Batch::new(self.lane);
         let mut changed = Vec::new();
+        let mut new = 0;
         for (jid, state) in wanted {
             let old = before.iter().find(|subscription| subscription.jid == jid);
             if state == old.map_or("none", Subscription::state) {
                 continue;
             }
-            match state.as_str() {
-                "none" | "subscribed" => changed.push((jid, state == "subscribed", old)),
+            let (statement, state) = match (state.as_str(), old) {
+                ("none", _) => (subscribe::end(&node, &jid), "none"),
+                ("subscribed", Some(_)) => (subscribe::approve(&node, &jid), "subscribed"),
+                ("subscribed", None) => {
+                    if self.exchange.host(jid.domain()).is_none() {
+                        return Err(StanzaError::new(Condition::NotAcceptable)
+                            .text("Who is not at home here subscribes by themselves."));
+                    }
+                    new += 1;
+                    (subscribe::put(&node, &Subscription::of(jid.clone())), "subscribed")
+                }
                 // We have no `unconfigured`, and nobody is asked to wait who did not ask.
                 _ => {
                     return Err(StanzaError::new(Condition::NotAcceptable).text("No such state is possible."));
                 }
-            }
+            };
+            batch.push(statement);
+            changed.push((jid, state));
         }
-        let total = before.len() + changed.iter().filter(|(_, on, old)| *on && old.is_none()).count();
-        if total > MOST_AFFILIATIONS && changed.iter().any(|(_, on, old)| *on && old.is_none()) {
+        let most = usize::try_from(subscribe::MOST_OF_NODE).unwrap_or(usize::MAX);
+        let left = most.saturating_sub(before.len());
+        if new > left {
             return Err(StanzaError::new(Condition::ResourceConstraint)
-                .text(format!("Owners may subscribe {MOST_AFFILIATIONS} others.")));
+                .text(format!("A node has {most} subscribers at most; {left} more are possible.")));
         }
-        for (jid, on, old) in &changed {
-            if *on {
-                let subscription = Subscription {
-                    jid: jid.clone(),
-                    pending: false,
-                    options: old.map(|old| old.options).unwrap_or_else(SubscribeOptions::default),
-                    affiliation: Affiliation::None,
-                };
-                self.save(&node, &subscription).await?;
-            } else {
-                self.end_subscription(&node, jid).await?;
-            }
+        if !batch.is_empty() {
+            self.exchange.db.run(batch).await.map_err(|error| store_trouble(&error))?;
         }
         drop(turn);
-        for (jid, on, _) in changed {
-            self.tell_subscriber(&node, &jid, if on { "subscribed" } else { "none" }).await;
+        for (jid, state) in changed {
+            self.tell_subscriber(&node, &jid, state).await;
         }
         Ok(())
     }
@@ -316,9 +303,10 @@ impl Desk {
         name: &str,
         wanted: Vec<(Jid, Affiliation)>,
     ) -> Result<(), StanzaError> {
-        let turn = self.exchange.pubsub.turn(&self.place.key()).await;
+        let turn = self.turn(self.payer_of_owned(name)).await?;
         let node = self.open_owned(name).await?.node;
         let mut all = self.all_affiliations(&node).await?;
+        let known = all.len();
         let unacceptable = |text: &str| StanzaError::new(Condition::NotAcceptable).text(text);
         let mut batch = Batch::new(self.lane);
         let mut changed = Vec::new();
@@ -362,13 +350,27 @@ impl Desk {
         if !all.iter().any(|(_, affiliation)| *affiliation == Affiliation::Owner) {
             return Err(unacceptable("A node has at least one owner."));
         }
-        if all.len() > MOST_AFFILIATIONS {
-            return Err(StanzaError::new(Condition::ResourceConstraint)
-                .text(format!("A node has {MOST_AFFILIATIONS} affiliations at most.")));
+        if all.len() > MOST_AFFILIATIONS && all.len() > known {
+            return Err(StanzaError::new(Condition::ResourceConstraint).text(format!(
+                "A node has {MOST_AFFILIATIONS} affiliations at most; {} more are possible.",
+                MOST_AFFILIATIONS.saturating_sub(known)
+            )));
         }
-        self.exchange.db.run(batch).await.map_err(|error| store_trouble(&error))?;
+        // Before some of them go.
+        let subscribed = self.all_subscriptions(&node).await?;
+        if !batch.is_empty() {
+            self.exchange.db.run(batch).await.map_err(|error| store_trouble(&error))?;
+        }
         drop(turn);
+        // s.8.9.4. Who is not at home here and has nothing to do with the node gets no message: its owner writes what
+        // is in it.
+        let known = |jid: &Jid| {
+            self.exchange.host(jid.domain()).is_some() || subscribed.iter().any(|it| it.jid.same_bare(jid))
+        };
         for (jid, affiliation) in changed {
+            if !known(&jid) {
+                continue;
+            }
             self.tell_one(&jid, |w| {
                 w.open("pubsub").attr("xmlns", ns::PUBSUB);
                 w.open("affiliations").attr("node", &node.name);
@@ -382,6 +384,11 @@ impl Desk {
         }
         Ok(())
     }
+}
+
+/// s.8.1.3
+fn taken() -> StanzaError {
+    StanzaError::new(Condition::Conflict).text("There is a node of that name.")
 }
 
 /// The changes that a `<subscriptions/>` or `<affiliations/>` asks for: addresses and what they are to be. Each address

@@ -5,6 +5,7 @@
 //! they are available, by the account whose contact they are ([`Watchers`]).
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -20,10 +21,19 @@ use crate::exchange::Exchange;
 use crate::route::account::Account;
 use crate::route::{Mail, Session};
 
-/// Devices elsewhere that are remembered.
-const MOST_WATCHERS: usize = 100_000;
+/// Devices elsewhere that are remembered, and bytes of what is known of them. What several want may be in memory
+/// once, and counts each time.
+const MOST_WATCHERS: Load = Load { devices: 100_000, bytes: 64 * 1024 * 1024 };
+/// Those of one domain.
+const MOST_OF_DOMAIN: Load = Load { devices: 25_000, bytes: 16 * 1024 * 1024 };
 /// Of one account's contacts.
 const MOST_OF_ACCOUNT: usize = 2000;
+/// Of one contact of an account.
+const MOST_OF_CONTACT: usize = 20;
+/// What one takes beside what is counted byte by byte.
+const WATCHER: usize = 128;
+/// Parts of the table with a lock each.
+const PARTS: usize = 64;
 /// A device that was not heard of for so long is forgotten: its server may have gone without a word.
 const FORGOTTEN_AFTER: i64 = 7 * 24 * 3600 * 1000;
 /// Accounts whose nodes are looked at in one go.
@@ -56,48 +66,130 @@ struct Watcher {
     heard: i64,
 }
 
+impl Watcher {
+    fn size(&self) -> usize {
+        WATCHER + self.jid.as_str().len() + self.key.len() + self.interests.size()
+    }
+}
+
+/// How much is remembered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Load {
+    devices: usize,
+    bytes: usize,
+}
+
+impl Load {
+    fn fits(self, most: Load) -> bool {
+        self.devices <= most.devices && self.bytes <= most.bytes
+    }
+
+    fn with(self, bytes: usize) -> Load {
+        Load { devices: self.devices + 1, bytes: self.bytes + bytes }
+    }
+
+    fn without(self, bytes: usize) -> Load {
+        Load { devices: self.devices - 1, bytes: self.bytes - bytes }
+    }
+}
+
 /// Devices of contacts elsewhere that want to be told of something, by the account whose contact they are.
-#[derive(Debug, Default)]
-pub(crate) struct Watchers(Mutex<Table>);
+#[derive(Debug)]
+pub(crate) struct Watchers {
+    parts: Box<[Mutex<HashMap<Jid, Contacts>>]>,
+    hasher: RandomState,
+    /// Locked within the lock of a part, and for a moment.
+    loads: Mutex<Loads>,
+}
 
 #[derive(Debug, Default)]
-struct Table {
+struct Loads {
+    all: Load,
+    /// By domain.
+    of: HashMap<Box<str>, Load>,
+}
+
+impl Loads {
+    /// Counts one in, if there is room.
+    fn add(&mut self, watcher: &Watcher) -> bool {
+        let (bytes, domain) = (watcher.size(), watcher.jid.domain());
+        let of = self.of.get(domain).copied().unwrap_or_default().with(bytes);
+        let all = self.all.with(bytes);
+        if !of.fits(MOST_OF_DOMAIN) || !all.fits(MOST_WATCHERS) {
+            return false;
+        }
+        self.all = all;
+        self.of.insert(domain.into(), of);
+        true
+    }
+
+    fn remove(&mut self, watcher: &Watcher) {
+        let (bytes, domain) = (watcher.size(), watcher.jid.domain());
+        self.all = self.all.without(bytes);
+        let Some(of) = self.of.get_mut(domain) else { return };
+        *of = of.without(bytes);
+        if of.devices == 0 {
+            self.of.remove(domain);
+        }
+    }
+}
+
+/// The devices of one account's contacts.
+#[derive(Debug, Default)]
+struct Contacts {
+    /// By bare address.
     of: HashMap<Jid, Vec<Watcher>>,
-    all: usize,
+    devices: usize,
+}
+
+impl Default for Watchers {
+    fn default() -> Watchers {
+        Watchers {
+            parts: (0..PARTS).map(|_| Mutex::default()).collect(),
+            hasher: RandomState::new(),
+            loads: Mutex::default(),
+        }
+    }
 }
 
 impl Watchers {
-    /// The devices that want to be told of `node`, among those `of`.
+    fn part(&self, account: &Jid) -> &Mutex<HashMap<Jid, Contacts>> {
+        let at = usize::try_from(self.hasher.hash_one(account) % PARTS as u64).unwrap_or_default();
+        &self.parts[at]
+    }
+
+    /// The devices that want to be told of `node`, of those contacts that `of` names.
     pub(super) fn of(&self, account: &Jid, node: &str, of: impl Fn(&Jid) -> bool) -> Vec<Jid> {
-        let table = self.0.lock();
-        let watchers = table.of.get(account).into_iter().flatten();
-        watchers
-            .filter(|watcher| watcher.interests.wants(node) && of(&watcher.jid))
+        let part = self.part(account).lock();
+        let contacts = part.get(account).into_iter().flat_map(|contacts| &contacts.of);
+        contacts
+            .filter(|(contact, _)| of(contact))
+            .flat_map(|(_, watchers)| watchers)
+            .filter(|watcher| watcher.interests.wants(node))
             .map(|watcher| watcher.jid.clone())
             .collect()
     }
 
     /// The devices of one contact, with what they want.
     fn devices(&self, account: &Jid, contact: &Jid) -> Vec<(Jid, Arc<Interests>)> {
-        let table = self.0.lock();
-        let watchers = table.of.get(account).into_iter().flatten();
-        watchers
-            .filter(|watcher| watcher.jid.same_bare(contact))
-            .map(|watcher| (watcher.jid.clone(), Arc::clone(&watcher.interests)))
-            .collect()
+        let part = self.part(account).lock();
+        let watchers = part.get(account).and_then(|contacts| contacts.of.get(&contact.bare()));
+        let watchers = watchers.into_iter().flatten();
+        watchers.map(|watcher| (watcher.jid.clone(), Arc::clone(&watcher.interests))).collect()
     }
 
     /// Notes that it was heard of; whether nothing has changed since.
     fn is_known(&self, account: &Jid, (jid, key): (&Jid, &str), now: i64) -> bool {
-        let mut table = self.0.lock();
-        let watcher = table.of.get_mut(account).into_iter().flatten().find(|watcher| watcher.jid == *jid);
+        let mut part = self.part(account).lock();
+        let watchers = part.get_mut(account).and_then(|contacts| contacts.of.get_mut(&jid.bare()));
+        let watcher = watchers.into_iter().flatten().find(|watcher| watcher.jid == *jid);
         watcher.is_some_and(|watcher| {
             watcher.heard = now;
             *watcher.key == *key
         })
     }
 
-    /// Remembers a device; what it wanted before. `Err`: there is no room.
+    /// Remembers a device; what it wanted before. `Err`: there is no room, and it is forgotten.
     fn note(
         &self,
         account: &Jid,
@@ -105,49 +197,67 @@ impl Watchers {
         now: i64,
     ) -> Result<Option<Arc<Interests>>, ()> {
         let (jid, key, interests) = new;
-        let mut guard = self.0.lock();
-        let table = &mut *guard;
-        let full = table.all >= MOST_WATCHERS;
-        let watchers = table.of.entry(account.clone()).or_default();
-        if let Some(watcher) = watchers.iter_mut().find(|watcher| watcher.jid == jid) {
-            watcher.key = key;
-            watcher.heard = now;
-            return Ok(Some(std::mem::replace(&mut watcher.interests, interests)));
-        }
-        if full || watchers.len() >= MOST_OF_ACCOUNT {
-            if watchers.is_empty() {
-                table.of.remove(account);
-            }
+        let mut part = self.part(account).lock();
+        let before = self.take_from(&mut part, (account, &jid));
+        let contact = jid.bare();
+        let watcher = Watcher { jid, key, interests, heard: now };
+        let contacts = part.get(account);
+        let devices = contacts.map_or(0, |contacts| contacts.devices);
+        let of = contacts.and_then(|contacts| contacts.of.get(&contact)).map_or(0, Vec::len);
+        let room = devices < MOST_OF_ACCOUNT && of < MOST_OF_CONTACT && self.loads.lock().add(&watcher);
+        if !room {
             return Err(());
         }
-        watchers.push(Watcher { jid, key, interests, heard: now });
-        table.all += 1;
-        Ok(None)
+        let contacts = part.entry(account.clone()).or_default();
+        contacts.devices += 1;
+        contacts.of.entry(contact).or_default().push(watcher);
+        Ok(before)
     }
 
-    /// Forgets the devices of `account`'s contacts that are `gone`.
-    pub(crate) fn forget(&self, account: &Jid, gone: impl Fn(&Jid) -> bool) {
-        let mut guard = self.0.lock();
-        let table = &mut *guard;
-        let Some(watchers) = table.of.get_mut(account) else { return };
-        let before = watchers.len();
-        watchers.retain(|watcher| !gone(&watcher.jid));
-        table.all -= before - watchers.len();
+    /// Forgets a device; what it wanted.
+    fn take(&self, account: &Jid, jid: &Jid) -> Option<Arc<Interests>> {
+        self.take_from(&mut self.part(account).lock(), (account, jid))
+    }
+
+    fn take_from(
+        &self,
+        part: &mut HashMap<Jid, Contacts>,
+        (account, jid): (&Jid, &Jid),
+    ) -> Option<Arc<Interests>> {
+        let contacts = part.get_mut(account)?;
+        let contact = jid.bare();
+        let watchers = contacts.of.get_mut(&contact)?;
+        let at = watchers.iter().position(|watcher| watcher.jid == *jid)?;
+        let watcher = watchers.swap_remove(at);
+        contacts.devices -= 1;
         if watchers.is_empty() {
-            table.of.remove(account);
+            contacts.of.remove(&contact);
         }
+        if contacts.of.is_empty() {
+            part.remove(account);
+        }
+        self.loads.lock().remove(&watcher);
+        Some(watcher.interests)
     }
 
     /// Forgets who was not heard of for long.
     pub(super) fn sweep(&self, now: i64) {
-        let mut guard = self.0.lock();
-        let table = &mut *guard;
-        table.of.retain(|_, watchers| {
-            let before = watchers.len();
-            watchers.retain(|watcher| watcher.heard > now - FORGOTTEN_AFTER);
-            table.all -= before - watchers.len();
-            !watchers.is_empty()
-        });
+        for part in &self.parts {
+            part.lock().retain(|_, contacts| {
+                contacts.of.retain(|_, watchers| {
+                    watchers.retain(|watcher| {
+                        let stays = watcher.heard > now - FORGOTTEN_AFTER;
+                        if !stays {
+                            contacts.devices -= 1;
+                            self.loads.lock().remove(watcher);
+                        }
+                        stays
+                    });
+                    !watchers.is_empty()
+                });
+                !contacts.of.is_empty()
+            });
+        }
     }
 }
 
@@ -275,7 +385,7 @@ impl Exchange {
         }
         let account = to.bare();
         if kind != PresenceType::Available {
-            self.pubsub.watchers.forget(&account, |jid| jid == from);
+            self.pubsub.watchers.take(&account, from);
             return None;
         }
         let shown = Shown::of(&mail.stanza)?;
@@ -320,16 +430,13 @@ impl Exchange {
         (shown, interests): (&Shown, Arc<Interests>),
     ) {
         if interests.is_empty() {
-            self.pubsub.watchers.forget(account, |jid| jid == from);
+            self.pubsub.watchers.take(account, from);
             return;
         }
         let new = (from.clone(), shown.key(), Arc::clone(&interests));
-        let before = match self.pubsub.watchers.note(account, new, self.clock().now()) {
-            Ok(before) => before,
-            Err(()) => {
-                self.metrics.refused("pep-watchers-full");
-                None
-            }
+        // Who is not remembered is told nothing: else the same presence again and again would bring everything again.
+        let Ok(before) = self.pubsub.watchers.note(account, new, self.clock().now()) else {
+            return self.metrics.refused("pep-watchers-full");
         };
         let wanted: Vec<String> =
             interests.beyond(before.as_deref()).into_iter().map(str::to_owned).collect();
@@ -451,29 +558,82 @@ mod tests {
         assert_eq!(note(&laptop, "k", &["a", "b"]), Ok(None));
         assert!(watchers.is_known(&romeo, (&phone, "k"), 6) && !watchers.is_known(&romeo, (&phone, "l"), 6));
         assert!(!watchers.is_known(&jid("other@a.example"), (&phone, "k"), 6));
-        assert_eq!(watchers.of(&romeo, "a", |_| true), [phone.clone(), laptop.clone()]);
-        assert_eq!(watchers.of(&romeo, "b", |_| true), std::slice::from_ref(&laptop));
-        assert_eq!(watchers.of(&romeo, "a", |jid| *jid != phone), std::slice::from_ref(&laptop));
+        let of = |node: &str, contact: &str| {
+            let mut of = watchers.of(&romeo, node, |jid| jid.as_str() == contact);
+            of.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
+            of
+        };
+        assert_eq!(of("a", "j@b.example"), [phone.clone(), laptop.clone()]);
+        assert_eq!(of("b", "j@b.example"), std::slice::from_ref(&laptop));
+        assert!(of("a", "i@b.example").is_empty());
         let before = note(&phone, "l", &["b"]).unwrap().unwrap();
         assert!(before.wants("a"));
-        assert_eq!(watchers.of(&romeo, "a", |_| true), std::slice::from_ref(&laptop));
-        watchers.sweep(6 + FORGOTTEN_AFTER - 1);
-        // The laptop was heard of at 5 only, the phone again when it changed, at 5 as well.
-        assert_eq!(watchers.0.lock().all, 0);
+        assert_eq!(of("a", "j@b.example"), std::slice::from_ref(&laptop));
+        assert_eq!(watchers.devices(&romeo, &phone).len(), 2);
+        assert_eq!(watchers.devices(&romeo, &jid("i@b.example")).len(), 0);
+        // The laptop was heard of at 5 only, the phone again at 7.
+        assert!(watchers.is_known(&romeo, (&phone, "l"), 7));
+        watchers.sweep(6 + FORGOTTEN_AFTER);
+        assert_eq!(of("b", "j@b.example"), std::slice::from_ref(&phone));
+        assert_eq!(watchers.loads.lock().all.devices, 1);
+        watchers.sweep(7 + FORGOTTEN_AFTER);
         assert_eq!(note(&phone, "k", &["a"]), Ok(None));
-        watchers.forget(&romeo, |jid| *jid == phone);
-        assert!(watchers.0.lock().of.is_empty() && watchers.0.lock().all == 0);
+        assert!(watchers.take(&romeo, &phone).is_some_and(|wanted| wanted.wants("a")));
+        assert!(watchers.take(&romeo, &phone).is_none());
+        assert!(watchers.parts.iter().all(|part| part.lock().is_empty()));
+        let loads = watchers.loads.lock();
+        assert_eq!((loads.all, loads.of.len()), (Load::default(), 0));
+    }
+
+    /// How many of `new` devices there is room for.
+    fn room<'a>(watchers: &Watchers, account: &Jid, new: impl Iterator<Item = (String, &'a str)>) -> usize {
+        let noted = new.map(|(jid, wanted)| {
+            let new = (Jid::parse(&jid).unwrap(), "k".into(), Arc::new(Interests::with(&[wanted])));
+            usize::from(watchers.note(account, new, 0).is_ok())
+        });
+        noted.sum()
     }
 
     #[test]
-    fn one_accounts_contacts_are_bounded() {
+    fn one_contact_one_account_and_one_domain_are_bounded() {
         let watchers = Watchers::default();
         let romeo = Jid::parse("romeo@a.example").unwrap();
-        for n in 0..=MOST_OF_ACCOUNT {
-            let jid = Jid::parse(&format!("j@b.example/{n}")).unwrap();
-            let noted = watchers.note(&romeo, (jid, "k".into(), Arc::new(Interests::with(&["a"]))), 0);
-            assert_eq!(noted.is_ok(), n < MOST_OF_ACCOUNT);
-        }
-        assert_eq!(watchers.0.lock().all, MOST_OF_ACCOUNT);
+        let of_one = (0..MOST_OF_CONTACT + 5).map(|n| (format!("j@b.example/{n}"), "a"));
+        assert_eq!(room(&watchers, &romeo, of_one), MOST_OF_CONTACT);
+        // One that is there changes its mind.
+        assert_eq!(room(&watchers, &romeo, std::iter::once(("j@b.example/0".to_owned(), "b"))), 1);
+        let of_many = (0..MOST_OF_ACCOUNT).map(|n| (format!("j{n}@b.example/x"), "a"));
+        assert_eq!(room(&watchers, &romeo, of_many), MOST_OF_ACCOUNT - MOST_OF_CONTACT);
+        let account = |n: usize| Jid::parse(&format!("{n}@a.example")).unwrap();
+        let of_others =
+            |domain: &'static str| (0..MOST_OF_ACCOUNT).map(move |n| (format!("j{n}@{domain}/x"), "a"));
+        let held: usize = (0..20).map(|n| room(&watchers, &account(n), of_others("b.example"))).sum();
+        assert_eq!(held + MOST_OF_ACCOUNT, MOST_OF_DOMAIN.devices);
+        assert_eq!(room(&watchers, &account(50), of_others("c.example")), MOST_OF_ACCOUNT);
+    }
+
+    #[test]
+    fn the_bytes_of_what_is_wanted_are_bounded() {
+        let watchers = Watchers::default();
+        let long = "x".repeat(8000);
+        let account = |n: usize| Jid::parse(&format!("{n}@a.example")).unwrap();
+        let domains = ["b.example", "c.example", "d.example", "e.example", "f.example"];
+        let held = domains.map(|domain| {
+            let of_account = |n| {
+                let new = (0..1000).map(|m| (format!("j{m}@{domain}/x"), long.as_str()));
+                room(&watchers, &account(n), new)
+            };
+            (0..3).map(of_account).sum::<usize>()
+        });
+        assert!(held[0] < MOST_OF_DOMAIN.bytes / 8000 && held[0] > 1900, "{held:?}");
+        assert!(held[4] < 20 && watchers.loads.lock().all.fits(MOST_WATCHERS), "{held:?}");
+        // What changed and has no room any more is forgotten, not kept as it was.
+        let new = std::iter::once(("j0@b.example/x".to_owned(), "a"));
+        assert_eq!(room(&watchers, &account(0), new), 1);
+        let new = (0..3).map(|n| (format!("j{n}@b.example/y"), long.as_str()));
+        room(&watchers, &account(9), new);
+        let new = std::iter::once(("j0@b.example/x".to_owned(), long.as_str()));
+        assert_eq!(room(&watchers, &account(0), new), 0);
+        assert!(watchers.of(&account(0), "a", |jid| jid.as_str() == "j0@b.example").is_empty());
     }
 }

@@ -42,8 +42,7 @@ impl Desk {
         terms: Terms,
     ) -> Result<Vec<String>, StanzaError> {
         let name = name_of(name)?;
-        let key = self.place.key();
-        let turn = self.exchange.pubsub.turn(&key).await;
+        let turn = self.turn(self.payer_of_published(name)).await?;
         let opened = self.look(name).await?;
         let mut batch = Batch::new(self.lane);
         let node = match &opened {
@@ -87,6 +86,18 @@ impl Desk {
         Ok(ids)
     }
 
+    /// For [`Desk::turn`]: who pays for the node that they want to publish to, if they may.
+    async fn payer_of_published(&self, name: &str) -> Result<Option<i64>, StanzaError> {
+        match self.look(name).await? {
+            Some(opened) if self.may_publish(&opened) => Ok(opened.node.account),
+            Some(_) => Err(StanzaError::new(Condition::Forbidden)),
+            None => {
+                self.may_make()?;
+                self.payer().await
+            }
+        }
+    }
+
     /// The node is there: may they publish, and is it as they want it?
     fn admit(&self, opened: &Opened, terms: &Terms) -> Result<(), StanzaError> {
         if !self.may_publish(opened) {
@@ -105,13 +116,7 @@ impl Desk {
 
     /// s.7.1.4: the node is made for what is published.
     async fn make(&self, name: &str, terms: &Terms, batch: &mut Batch) -> Result<Node, StanzaError> {
-        if !self.may_create() {
-            // Somebody else's account: nobody but its user makes nodes there, and nobody learns which there are.
-            return Err(match self.place {
-                Place::Account(_) => StanzaError::new(Condition::Forbidden),
-                Place::Service(_) => errors::no_node(),
-            });
-        }
+        self.may_make()?;
         let config = match terms {
             Terms::Any => self.config_of_new(name),
             Terms::Private => NodeConfig { access: Access::Whitelist, ..self.config_of_new(name) },
@@ -123,6 +128,18 @@ impl Desk {
             }
         };
         self.create_in(batch, name, &config).await
+    }
+
+    /// Whether a node is made for what they publish.
+    fn may_make(&self) -> Result<(), StanzaError> {
+        if self.may_create() {
+            return Ok(());
+        }
+        // Somebody else's account: nobody but its user makes nodes there, and nobody learns which there are.
+        Err(match self.place {
+            Place::Account(_) => StanzaError::new(Condition::Forbidden),
+            Place::Service(_) => errors::no_node(),
+        })
     }
 
     /// The items with ids, if they are as they must be (s.7.1.3).
@@ -298,7 +315,13 @@ impl Desk {
         if ids.len() > MOST_AT_ONCE {
             return Err(errors::bad("So many items can't be retracted at once."));
         }
-        let turn = self.exchange.pubsub.turn(&self.place.key()).await;
+        let turn = self
+            .turn(async {
+                let opened = self.open(name).await?;
+                self.may_retract(&opened, ids).await?;
+                Ok(opened.node.account)
+            })
+            .await?;
         let opened = self.open(name).await?;
         let node = &opened.node;
         self.may_retract(&opened, ids).await?;
@@ -365,7 +388,7 @@ impl Desk {
     /// # Errors
     /// s.8.5.3.
     pub async fn purge(&self, name: &str) -> Result<(), StanzaError> {
-        let turn = self.exchange.pubsub.turn(&self.place.key()).await;
+        let turn = self.turn(self.payer_of_owned(name)).await?;
         let opened = self.open_owned(name).await?;
         if !opened.node.config.persist {
             return Err(errors::unsupported("persistent-items"));
@@ -392,6 +415,20 @@ impl Desk {
         }
     }
 
+    /// The account that pays for what they make at a service: theirs, if it is one of ours.
+    pub(super) async fn payer(&self) -> Result<Option<i64>, StanzaError> {
+        let local = self.exchange.host(self.who.domain()).and_then(|_| self.who.local());
+        let Some(local) = local else { return Ok(None) };
+        let account = sql(
+            "SELECT a.id FROM accounts a JOIN hosts h ON h.id = a.host_id WHERE h.name = ?1 AND a.local = ?2",
+        )
+        .bind(self.who.domain())
+        .bind(local);
+        let rows =
+            self.exchange.db.read_in(self.lane, account).await.map_err(|error| store_trouble(&error))?;
+        Ok(rows.first().map(|row| row.int(0)))
+    }
+
     /// Adds the statements that make a node, if there is room for it.
     pub(super) async fn create_in(
         &self,
@@ -401,30 +438,24 @@ impl Desk {
     ) -> Result<Node, StanzaError> {
         self.may_be(name, config)?;
         let key = self.place.key();
-        let ours = self.exchange.host(self.who.domain()).and_then(|_| self.who.local());
-        let counted = sql(
-            "SELECT (SELECT a.id FROM accounts a JOIN hosts h ON h.id = a.host_id WHERE h.name = ?2 AND a.local = ?3), \
-             (SELECT COUNT(*) FROM pubsub_nodes n WHERE n.place = ?1), \
-             (SELECT COUNT(*) FROM pubsub_nodes n WHERE n.place = ?1 AND n.account IS (SELECT a.id FROM accounts a \
-             JOIN hosts h ON h.id = a.host_id WHERE h.name = ?2 AND a.local = ?3))",
-        )
+        let account = match &self.place {
+            Place::Account(account) => Some(account.id),
+            Place::Service(_) => self.payer().await?,
+        };
+        let counted = sql("SELECT (SELECT COUNT(*) FROM pubsub_nodes WHERE place = ?1), \
+             (SELECT COUNT(*) FROM pubsub_nodes WHERE place = ?1 AND account IS ?2)")
         .bind(key.as_str())
-        .bind(self.who.domain())
-        .bind(ours.unwrap_or_default());
+        .bind(account);
         let rows =
             self.exchange.db.read_in(self.lane, counted).await.map_err(|error| store_trouble(&error))?;
         let row = rows.first().ok_or_else(|| StanzaError::new(Condition::InternalServerError))?;
-        let account = match &self.place {
-            Place::Account(account) => Some(account.id),
-            Place::Service(_) => row.opt_int(0),
-        };
         let limits = &self.exchange.config.load().limits;
         let (own, all) = (limits.pubsub_nodes, limits.pubsub_service_nodes);
         let count = |column| usize::try_from(row.int(column)).unwrap_or(usize::MAX);
         let full = match &self.place {
-            Place::Account(_) => (count(1) >= own).then_some(own),
-            Place::Service(_) if count(1) >= all => Some(all),
-            Place::Service(_) => (count(2) >= own).then_some(own),
+            Place::Account(_) => (count(0) >= own).then_some(own),
+            Place::Service(_) if count(0) >= all => Some(all),
+            Place::Service(_) => (count(1) >= own).then_some(own),
         };
         if let Some(most) = full {
             return Err(StanzaError::new(Condition::ResourceConstraint)
@@ -433,8 +464,9 @@ impl Desk {
         }
         let json = serde_json::to_string(config).unwrap_or_default();
         batch.push(
+            // Somebody who makes one of the same name at a service at this moment is not waited for.
             sql("INSERT INTO pubsub_nodes (account, place, name, config, created_at, kept_for) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)")
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (place, name) DO NOTHING")
             .bind(account)
             .bind(key.as_str())
             .bind(name)

@@ -6,7 +6,7 @@ use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::ns;
 use trunkline_xmpp::rsm;
 
-use super::node::{self, Affiliation, Item, Place, Subscription};
+use super::node::{self, Item, Subscription};
 use super::notify::write_item;
 use super::publish::MOST_AT_ONCE;
 use super::{Desk, errors};
@@ -239,29 +239,35 @@ impl Desk {
 
     /// Answers `<affiliations/>`: the person's own (s.5.7).
     pub(super) async fn own_affiliations(&self, name: Option<&str>) -> Result<Vec<u8>, StanzaError> {
-        let key = self.place.key();
-        let nodes = node::all(&self.exchange.db, self.lane, &key, (&self.who, self.now()))
+        // At one's own address one owns all of it. An administrator may do everything at a service, and owns what the store
+        // says.
+        let own = self.is_own();
+        let statement = sql(if own {
+            "SELECT name, 'owner' FROM pubsub_nodes WHERE place = ?1 AND redirect IS NULL \
+             AND (?3 IS NULL OR name = ?3) AND ?2 IS NOT NULL ORDER BY name LIMIT ?4"
+        } else {
+            "SELECT n.name, a.affiliation FROM pubsub_affiliations a JOIN pubsub_nodes n ON n.id = a.node \
+             WHERE n.place = ?1 AND n.redirect IS NULL AND (?3 IS NULL OR n.name = ?3) AND a.jid = ?2 \
+             ORDER BY n.name LIMIT ?4"
+        });
+        let rows = self
+            .exchange
+            .db
+            .read_in(
+                self.lane,
+                statement
+                    .bind(self.place.key())
+                    .bind(self.who.bare_str())
+                    .bind(name.map(str::to_owned))
+                    .bind(i64::try_from(MOST_LISTED).unwrap_or(i64::MAX)),
+            )
             .await
             .map_err(|error| store_trouble(&error))?;
         let mut w = Writer::new();
         w.open("pubsub").attr("xmlns", ns::PUBSUB);
         w.open("affiliations").attr_opt("node", name);
-        let listed = nodes
-            .iter()
-            .filter(|(node, ..)| name.is_none_or(|name| node.name == name))
-            .map(|(node, affiliation, _)| {
-                (
-                    node,
-                    match &self.place {
-                        Place::Account(_) => self.affiliation(*affiliation),
-                        // An administrator may do everything everywhere, and does not own all of it.
-                        Place::Service(_) => *affiliation,
-                    },
-                )
-            })
-            .filter(|(_, affiliation)| *affiliation != Affiliation::None);
-        for (node, affiliation) in listed.take(MOST_LISTED) {
-            w.open("affiliation").attr("node", &node.name).attr("affiliation", affiliation.name()).close();
+        for row in rows.iter() {
+            w.open("affiliation").attr("node", row.text(0)).attr("affiliation", row.text(1)).close();
         }
         w.close().close();
         Ok(w.finish())

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use trunkline_store::{Batch, Lane, StoreError, sql};
+use trunkline_store::{Batch, Lane, Statement, StoreError, sql};
 use trunkline_xml::{Node as Xml, Writer};
 use trunkline_xmpp::error::{Condition, ErrorType, StanzaError};
 use trunkline_xmpp::forms::{Field, Form, Submission};
@@ -11,6 +11,7 @@ use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::{Kind, MessageType, Stanza};
 
+use super::approvals::{Asking, Person};
 use super::config::{Access, Filled, SendLast};
 use super::node::{self, Affiliation, Node, Opened, Place, Subscription};
 use super::options::SubscribeOptions;
@@ -18,15 +19,17 @@ use super::read::{forbidden, write_subscription};
 use super::{Barred, Desk, errors};
 use crate::exchange::Exchange;
 use crate::logging::Refusal;
-use crate::route::Mail;
 use crate::route::message::store_trouble;
+use crate::route::{Mail, Origin};
 
 /// Subscriptions to one node.
-const MOST_OF_NODE: i64 = 5000;
+pub(super) const MOST_OF_NODE: i64 = 5000;
 /// Subscriptions to one node of one domain that is not ours.
 const MOST_OF_DOMAIN: i64 = 1000;
 /// Subscriptions of one person at one place.
 const MOST_OF_PERSON: i64 = 500;
+/// Owners who are told of subscribers, and asked about them.
+const MOST_TOLD: i64 = 20;
 /// From one look for what has run out to the next.
 const ROUND: Duration = Duration::from_secs(60);
 /// What is ended in one round.
@@ -49,7 +52,7 @@ impl Desk {
         jid: Jid,
         options: Filled,
     ) -> Result<Vec<u8>, StanzaError> {
-        let turn = self.exchange.pubsub.turn(&self.place.key()).await;
+        let turn = self.turn_of_subscribers(name).await;
         let opened = self.open(name).await?;
         let node = &opened.node;
         let pending = self.admit_subscriber(&opened)?;
@@ -66,15 +69,18 @@ impl Desk {
         if old.is_none() {
             self.room_for_subscription(node).await?;
         }
+        let asking = if pending { self.approval(node)? } else { Asking::Asked };
         let subscription = Subscription { jid, pending, options, affiliation: opened.affiliation };
-        self.save(node, &subscription).await?;
+        self.save(put(node, &subscription), errors::no_node).await?;
         let mut w = Writer::new();
         w.open("pubsub").attr("xmlns", ns::PUBSUB);
         write_subscription(&mut w, &node.name, &subscription);
         w.close();
         drop(turn);
-        if pending {
+        if asking == Asking::Now {
             self.ask_owners(node, &subscription.jid).await;
+        } else if pending {
+            tracing::debug!("owners were asked about a subscriber already");
         } else if old.is_none() {
             self.tell_owners(node, &subscription).await;
             self.send_last_to(node, &subscription).await;
@@ -127,23 +133,42 @@ impl Desk {
         self.exchange.refusals.report(Refusal { name: "too-many-subscriptions", peer, conn: 0, detail });
         // s.6.1.3.9
         Err(errors::specific(Condition::PolicyViolation, "too-many-subscriptions").kind(ErrorType::Wait).text(
-            format!("A node has {MOST_OF_NODE} subscribers at most, and you may have {MOST_OF_PERSON} subscriptions."),
+            format!(
+                "A node has {MOST_OF_NODE} subscribers at most, and {} more are possible; you may have {MOST_OF_PERSON} \
+                 subscriptions here, and {} more are possible.",
+                if domain_full { 0 } else { (MOST_OF_NODE - of_node).max(0) },
+                (MOST_OF_PERSON - own).max(0)
+            ),
         ))
     }
 
-    pub(super) async fn save(&self, node: &Node, subscription: &Subscription) -> Result<(), StanzaError> {
-        let statement =
-            sql("INSERT INTO pubsub_subscriptions (node, jid, owner, pending, options, expires) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (node, jid) DO UPDATE SET \
-             pending = excluded.pending, options = excluded.options, expires = excluded.expires")
-            .bind(node.id)
-            .bind(subscription.jid.as_str())
-            .bind(subscription.jid.bare_str())
-            .bind(i64::from(subscription.pending))
-            .bind(subscription.options.to_json())
-            .bind(subscription.options.expires);
-        let batch = Batch::new(self.lane).with(statement);
-        self.exchange.db.run(batch).await.map(drop).map_err(|error| store_trouble(&error))
+    /// Whether the owners are to be asked about them.
+    fn approval(&self, node: &Node) -> Result<Asking, StanzaError> {
+        let outside = self.exchange.host(self.who.domain()).is_none();
+        let person = Person { node: node.id, who: self.who.bare(), outside };
+        let asking = self.exchange.pubsub.approvals.ask(&person, self.now());
+        if asking != Asking::Full {
+            return Ok(asking);
+        }
+        let detail = "owners are asked about as many as they may be asked about";
+        let peer = self.who.as_str();
+        self.exchange.refusals.report(Refusal { name: "pubsub-approvals-full", peer, conn: 0, detail });
+        Err(StanzaError::new(Condition::ResourceConstraint)
+            .kind(ErrorType::Wait)
+            .text("Too many want to subscribe; ask again tomorrow."))
+    }
+
+    /// Runs a statement that must change something; `gone`: what it is about was not there any more.
+    async fn save(
+        &self,
+        statement: Statement,
+        gone: impl FnOnce() -> StanzaError,
+    ) -> Result<(), StanzaError> {
+        match self.exchange.db.run(Batch::new(self.lane).with(statement)).await {
+            Ok(_) => Ok(()),
+            Err(StoreError::Conflict) => Err(gone()),
+            Err(error) => Err(store_trouble(&error)),
+        }
     }
 
     /// s.6.1.7: a new subscriber gets the last item.
@@ -161,30 +186,19 @@ impl Desk {
 
     /// s.6.2
     pub(super) async fn unsubscribe(&self, name: &str, jid: &Jid, subid: bool) -> Result<(), StanzaError> {
-        let turn = self.exchange.pubsub.turn(&self.place.key()).await;
         let opened = self.open(name).await?;
         if subid {
             // s.6.2.3.5: none was given.
             return Err(errors::specific(Condition::NotAcceptable, "invalid-subid"));
         }
-        let found = opened.subscriptions.iter().find(|subscription| subscription.jid == *jid);
-        let Some(subscription) = found else {
-            return Err(
-                errors::specific(Condition::UnexpectedRequest, "not-subscribed").kind(ErrorType::Cancel)
-            );
-        };
-        self.end_subscription(&opened.node, jid).await?;
-        drop(turn);
-        self.tell_owners_of_end(&opened.node, &subscription.jid).await;
+        let none =
+            || errors::specific(Condition::UnexpectedRequest, "not-subscribed").kind(ErrorType::Cancel);
+        if !opened.subscriptions.iter().any(|subscription| subscription.jid == *jid) {
+            return Err(none());
+        }
+        self.save(end(&opened.node, jid).must_change(), none).await?;
+        self.tell_owners_of_end(&opened.node, jid).await;
         Ok(())
-    }
-
-    pub(super) async fn end_subscription(&self, node: &Node, jid: &Jid) -> Result<(), StanzaError> {
-        let statement = sql("DELETE FROM pubsub_subscriptions WHERE node = ?1 AND jid = ?2")
-            .bind(node.id)
-            .bind(jid.as_str());
-        let batch = Batch::new(self.lane).with(statement);
-        self.exchange.db.run(batch).await.map(drop).map_err(|error| store_trouble(&error))
     }
 
     /// s.6.3: the form, or what was submitted.
@@ -198,14 +212,11 @@ impl Desk {
         if !jid.same_bare(&self.who) {
             return Err(forbidden());
         }
-        let _turn = self.exchange.pubsub.turn(&self.place.key()).await;
         let opened = self.open(name).await?;
+        let none =
+            || errors::specific(Condition::UnexpectedRequest, "not-subscribed").kind(ErrorType::Modify);
         let found = opened.subscriptions.iter().find(|subscription| subscription.jid == jid);
-        let Some(subscription) = found else {
-            return Err(
-                errors::specific(Condition::UnexpectedRequest, "not-subscribed").kind(ErrorType::Modify)
-            );
-        };
+        let Some(subscription) = found else { return Err(none()) };
         match submitted {
             None => {
                 let mut w = Writer::new();
@@ -219,7 +230,13 @@ impl Desk {
             Some(Filled::Nothing) => Err(errors::specific(Condition::BadRequest, "invalid-options")),
             Some(Filled::Form(form)) => {
                 let options = subscription.options.submit(&form, self.now())?;
-                self.save(&opened.node, &Subscription { options, ..subscription.clone() }).await?;
+                let set = sql("UPDATE pubsub_subscriptions SET options = ?3, expires = ?4 \
+                               WHERE node = ?1 AND jid = ?2")
+                .bind(opened.node.id)
+                .bind(jid.as_str())
+                .bind(options.to_json())
+                .bind(options.expires);
+                self.save(set.must_change(), none).await?;
                 Ok(None)
             }
         }
@@ -235,14 +252,16 @@ impl Desk {
         w.finish()
     }
 
-    /// The addresses of a node's owners.
-    pub(super) async fn owners(&self, node: &Node) -> Vec<Jid> {
+    /// The addresses of a node's owners, of the first so many.
+    pub(super) async fn owners(&self, node: &Node, most: i64) -> Vec<Jid> {
         if let Place::Account(account) = &self.place {
             return vec![account.jid.clone()];
         }
-        let owners =
-            sql("SELECT jid FROM pubsub_affiliations WHERE node = ?1 AND affiliation = 'owner' ORDER BY jid");
-        match self.exchange.db.read_in(self.lane, owners.bind(node.id)).await {
+        let owners = sql("SELECT jid FROM pubsub_affiliations WHERE node = ?1 AND affiliation = 'owner' \
+                          ORDER BY jid LIMIT ?2")
+        .bind(node.id)
+        .bind(most);
+        match self.exchange.db.read_in(self.lane, owners).await {
             Ok(rows) => rows.iter().filter_map(|row| Jid::parse(row.text(0)).ok()).collect(),
             Err(error) => {
                 tracing::error!(%error, "a node's owners can't be read");
@@ -251,7 +270,8 @@ impl Desk {
         }
     }
 
-    /// s.8.6: somebody wants to subscribe. The message waits for an owner who is not there.
+    /// s.8.6: somebody wants to subscribe. The message waits for an owner who is not there, in the lane of who asks. To an
+    /// owner who is not at home here nothing that somebody else from there asks for is kept.
     async fn ask_owners(&self, node: &Node, subscriber: &Jid) {
         let form = Form::form(AUTHORIZATION)
             .title("Somebody wants to subscribe")
@@ -259,17 +279,22 @@ impl Desk {
             .field(Field::text_single("pubsub#node").label("Node").value(&node.name))
             .field(Field::jid_single("pubsub#subscriber_jid").label("Who").value(subscriber.as_str()))
             .field(Field::boolean("pubsub#allow").label("Approve").value("0"));
-        for owner in self.owners(node).await {
+        for owner in self.owners(node, MOST_TOLD).await {
             let stanza = Stanza::build(Kind::Message(MessageType::Normal))
                 .from(self.place.jid().clone())
-                .to(owner)
+                .to(owner.clone())
                 .id(self.exchange.ids.short())
                 .body(|w| {
                     w.text_element("body", &format!("{subscriber} wants to subscribe to {}.", node.name));
                     form.write(w);
                 })
                 .done();
-            Box::pin(self.exchange.deliver(Mail::inside(stanza))).await;
+            let mail = match (self.lane, self.exchange.host(owner.domain())) {
+                (Lane::Inside, _) => Mail::inside(stanza),
+                (Lane::Outside, Some(_)) => Mail::new(stanza, Origin::Known),
+                (Lane::Outside, None) => Mail::answer(stanza),
+            };
+            Box::pin(self.exchange.deliver(mail)).await;
         }
     }
 
@@ -282,7 +307,6 @@ impl Desk {
         ) else {
             return Err(errors::bad("The form is not complete."));
         };
-        let turn = self.exchange.pubsub.turn(&self.place.key()).await;
         let node = self.open_owned(name).await?.node;
         let rows = self
             .exchange
@@ -295,12 +319,12 @@ impl Desk {
         // Another owner was faster, or they have changed their mind.
         let Some(found) = found else { return Ok(()) };
         let subscription = Subscription { pending: false, ..found };
-        if allow {
-            self.save(&node, &subscription).await?;
-        } else {
-            self.end_subscription(&node, &jid).await?;
+        let decided = if allow { approve(&node, &jid) } else { end(&node, &jid) };
+        let batch = Batch::new(self.lane).with(decided);
+        let results = self.exchange.db.run(batch).await.map_err(|error| store_trouble(&error))?;
+        if results.first().is_none_or(|rows| rows.changes() == 0) {
+            return Ok(());
         }
-        drop(turn);
         self.tell_subscriber(&node, &jid, if allow { "subscribed" } else { "none" }).await;
         if allow {
             self.send_last_to(&node, &subscription).await;
@@ -326,7 +350,7 @@ impl Desk {
     }
 
     async fn tell_owners_that(&self, node: &Node, jid: &Jid, state: &str) {
-        for owner in self.owners(node).await {
+        for owner in self.owners(node, MOST_TOLD).await {
             self.tell_one(&owner, |w| {
                 w.open("pubsub").attr("xmlns", ns::PUBSUB);
                 w.open("subscription")
@@ -339,6 +363,34 @@ impl Desk {
             .await;
         }
     }
+}
+
+/// The statement that makes a subscription, if the node is still there, or gives it other options. Who was approved
+/// meanwhile stays approved.
+pub(super) fn put(node: &Node, subscription: &Subscription) -> Statement {
+    sql("INSERT INTO pubsub_subscriptions (node, jid, owner, pending, options, expires) \
+         SELECT id, ?2, ?3, ?4, ?5, ?6 FROM pubsub_nodes WHERE id = ?1 AND redirect IS NULL \
+         ON CONFLICT (node, jid) DO UPDATE SET pending = MIN(pending, excluded.pending), \
+         options = excluded.options, expires = excluded.expires")
+    .bind(node.id)
+    .bind(subscription.jid.as_str())
+    .bind(subscription.jid.bare_str())
+    .bind(i64::from(subscription.pending))
+    .bind(subscription.options.to_json())
+    .bind(subscription.options.expires)
+    .must_change()
+}
+
+/// The statement that approves a subscription.
+pub(super) fn approve(node: &Node, jid: &Jid) -> Statement {
+    sql("UPDATE pubsub_subscriptions SET pending = 0 WHERE node = ?1 AND jid = ?2 AND pending = 1")
+        .bind(node.id)
+        .bind(jid.as_str())
+}
+
+/// The statement that ends a subscription.
+pub(super) fn end(node: &Node, jid: &Jid) -> Statement {
+    sql("DELETE FROM pubsub_subscriptions WHERE node = ?1 AND jid = ?2").bind(node.id).bind(jid.as_str())
 }
 
 /// The form in a message that answers a request for approval.

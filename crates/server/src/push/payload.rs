@@ -20,6 +20,8 @@ pub const KEY: usize = 16;
 const MOST: usize = 3072;
 /// Characters of a body in the open summary.
 const MOST_BODY: usize = 256;
+/// Bytes of a call's id: a longer one is left away.
+const MOST_SID: usize = 256;
 
 /// What a device is woken for. Several messages become one notice while a push is under way.
 #[derive(Clone, Debug)]
@@ -28,19 +30,50 @@ pub struct Notice {
     /// Somebody waits for an answer now (XEP-0353).
     pub(super) call: bool,
     /// The newest message; `None`: it is not at hand.
-    stanza: Option<Stanza>,
+    newest: Option<Newest>,
+}
+
+/// What may be told of a message. No more of it is kept: it may wait for long.
+#[derive(Clone, Debug)]
+struct Newest {
+    /// In a room the resource says who it is; else the bare address.
+    sender: Option<Jid>,
+    room: bool,
+    /// As much as can be told.
+    body: Option<String>,
+    /// The id of a call, or an empty one; `None`: it is no call.
+    call: Option<String>,
+}
+
+impl Newest {
+    fn of(stanza: &Stanza) -> Newest {
+        let room = matches!(stanza.head.kind, Kind::Message(MessageType::Groupchat));
+        let call = stanza.child(ns::JINGLE_MESSAGE, "propose").map(|propose| {
+            let sid = propose.attr("id").filter(|sid| sid.len() <= MOST_SID);
+            sid.map(|sid| sid.into_owned()).unwrap_or_default()
+        });
+        let sender = stanza.head.from.as_ref();
+        let body = plain_body(stanza).map(|body| upto(&body, MOST).to_owned());
+        Newest { sender: sender.map(|from| if room { from.clone() } else { from.bare() }), room, body, call }
+    }
+}
+
+/// As much of a text as has so many bytes.
+fn upto(text: &str, bytes: usize) -> &str {
+    let end = (0..=bytes.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    &text[..end.unwrap_or(0)]
 }
 
 impl Notice {
     /// One message.
     pub(crate) fn of(stanza: &Stanza) -> Notice {
-        let call = stanza.child(ns::JINGLE_MESSAGE, "propose").is_some();
-        Notice { count: 1, call, stanza: Some(stanza.clone()) }
+        let newest = Newest::of(stanza);
+        Notice { count: 1, call: newest.call.is_some(), newest: Some(newest) }
     }
 
     /// One message that is not at hand.
     pub(crate) fn unknown() -> Notice {
-        Notice { count: 1, call: false, stanza: None }
+        Notice { count: 1, call: false, newest: None }
     }
 
     /// Another one came.
@@ -48,20 +81,16 @@ impl Notice {
         Notice {
             count: self.count.saturating_add(newer.count),
             call: self.call || newer.call,
-            stanza: newer.stanza.or(self.stanza),
+            newest: newer.newest.or(self.newest),
         }
     }
 
-    fn sender(&self) -> Option<Jid> {
-        let stanza = self.stanza.as_ref()?;
-        let from = stanza.head.from.as_ref()?;
-        // In a room the resource says who it is.
-        let room = matches!(stanza.head.kind, Kind::Message(MessageType::Groupchat));
-        Some(if room { from.clone() } else { from.bare() })
+    fn sender(&self) -> Option<&Jid> {
+        self.newest.as_ref()?.sender.as_ref()
     }
 
-    fn body(&self) -> Option<String> {
-        Some(plain_body(self.stanza.as_ref()?)?.into_owned())
+    fn body(&self) -> Option<&str> {
+        self.newest.as_ref()?.body.as_deref()
     }
 }
 
@@ -115,8 +144,7 @@ fn encrypted(w: &mut Writer, secret: &Secret, notice: &Notice) {
 
 /// At most so many bytes, as far as leaving the text away can make it so.
 fn plain(notice: &Notice, most: usize) -> Vec<u8> {
-    let stanza = notice.stanza.as_ref();
-    let room = stanza.is_some_and(|it| matches!(it.head.kind, Kind::Message(MessageType::Groupchat)));
+    let room = notice.newest.as_ref().is_some_and(|newest| newest.room);
     let mut object = serde_json::Map::new();
     object.insert("unread".into(), notice.count.into());
     if let Some(sender) = notice.sender() {
@@ -125,30 +153,29 @@ fn plain(notice: &Notice, most: usize) -> Vec<u8> {
             object.insert("nickname".into(), nick.into());
         }
     }
-    let propose = stanza.and_then(|stanza| stanza.child(ns::JINGLE_MESSAGE, "propose"));
-    let kind = match (propose, room) {
+    let call = notice.newest.as_ref().and_then(|newest| newest.call.as_deref());
+    let kind = match (call, room) {
         (Some(_), _) => "call",
         (None, true) => "groupchat",
         (None, false) => "chat",
     };
     object.insert("type".into(), kind.into());
-    if let Some(sid) = propose.and_then(|propose| propose.attr("id")) {
-        object.insert("sid".into(), sid.as_ref().into());
+    if let Some(sid) = call.filter(|sid| !sid.is_empty()) {
+        object.insert("sid".into(), sid.into());
     }
     let written = |object: &serde_json::Map<String, serde_json::Value>| {
         serde_json::to_vec(object).expect("invariant: text and numbers can be written")
     };
-    let mut text: Option<String> = notice.body();
+    let mut text = notice.body();
     while let Some(body) = text {
-        object.insert("message".into(), body.as_str().into());
+        object.insert("message".into(), body.into());
         let bytes = written(&object);
         if bytes.len() <= most {
             return bytes;
         }
         // What is too much, and at least one character: signs may be longer in JSON.
         let keep = body.len().saturating_sub((bytes.len() - most).min(body.len() / 2).max(1));
-        let end = (0..=keep).rev().find(|at| body.is_char_boundary(*at)).unwrap_or(0);
-        text = (end > 0).then(|| body[..end].to_owned());
+        text = Some(upto(body, keep)).filter(|body| !body.is_empty());
         object.remove("message");
     }
     written(&object)
@@ -227,6 +254,18 @@ mod tests {
         assert_eq!(said["sender"], "romeo@north.example");
         assert_eq!(said["message"], "\u{201c}Hello\u{201d} there");
         assert_eq!((said["type"].as_str(), said["unread"].as_u64()), (Some("chat"), Some(1)));
+    }
+
+    #[test]
+    fn what_waits_is_small() {
+        let long = HELLO.replace("there", &"\u{20ac}".repeat(40_000));
+        let notice = notice(&long);
+        let body = notice.body().unwrap();
+        assert!(body.len() <= MOST && body.len() > MOST - 4 && body.starts_with("\u{201c}Hello"));
+        let call =
+            "<message from='a@b.example/c'><propose xmlns='urn:xmpp:jingle-message:0' id='ID'/></message>";
+        let call = Notice::of(&Stanza::parse(call.replace("ID", &"i".repeat(5000)).as_bytes()).unwrap());
+        assert!(call.call && call.newest.unwrap().call.is_some_and(|sid| sid.is_empty()));
     }
 
     #[test]
