@@ -797,6 +797,28 @@ async fn nothing_overtakes_what_is_not_sorted_yet() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_loses_consent_while_they_stand_in_line_is_held() {
+    let (_world, here, mut juliet, mut iago) = juliet_and_iago(&[]).await;
+    write(&mut iago, 0..1).await;
+    settle().await;
+    juliet.arrived().await;
+    let account = here.exchange().accounts.online(&"juliet@here.example".parse().unwrap()).unwrap();
+    let writing = account.writes.lock().await;
+    juliet.send("<message to='iago@evil.example' type='chat' id='j1'><body>yes?</body></message>").await;
+    settle().await;
+    write(&mut iago, 1..2).await;
+    settle().await;
+    does(&here, "DELETE FROM consents").await;
+    here.exchange().forget_consents();
+    drop(writing);
+    settle().await;
+    let seen = juliet.arrived().await;
+    assert_eq!(ids(&seen), ["m0"], "what was accepted is delivered: {seen:?}");
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    assert_eq!(count(&here, "held").await, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_waits_behind_their_own_words_keeps_their_room_and_is_not_acknowledged() {
     let (_world, here, mut juliet, mut iago) = juliet_and_iago(&["limits.crossing_peer_stanzas=3"]).await;
     write(&mut iago, 0..1).await;

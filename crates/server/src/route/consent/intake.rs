@@ -66,8 +66,8 @@ pub(crate) struct Intake {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    /// Rows, on the disk or on their way, by whom they are from and for.
-    rows: HashMap<LogId, Key>,
+    /// Rows, on the disk or on their way.
+    rows: HashMap<LogId, Waits>,
     /// Those of each pair: what comes later must not overtake them.
     pairs: HashMap<Key, BTreeSet<LogId>>,
     /// Rows that could not be sorted: how often they were tried, and when they are again.
@@ -76,6 +76,15 @@ struct Waiting {
     /// By the sender's domain; those that are full are as good as not here.
     domains: HashMap<String, Buckets>,
     shut_until: i64,
+}
+
+/// A row that waits.
+#[derive(Clone, Copy, Debug)]
+struct Waits {
+    /// By whom it is from and for.
+    pair: Key,
+    /// It is on the disk.
+    written: bool,
 }
 
 /// Stanzas and bytes.
@@ -132,10 +141,28 @@ struct Entry<'a> {
 }
 
 impl Intake {
-    /// One more waits. Again is as once.
+    /// One more waits, which is on the disk. Again is as once.
     pub(super) fn enter(&self, id: LogId, pair: Key) {
         self.waiting.lock().enter(id, pair);
+        self.written(id);
         self.filled.notify_one();
+    }
+
+    /// It has come to the disk.
+    fn written(&self, id: LogId) {
+        if let Some(row) = self.waiting.lock().rows.get_mut(&id) {
+            row.written = true;
+        }
+    }
+
+    /// It is not on its way to the disk any more: it is there, or does not wait.
+    pub(super) fn is_written(&self, id: LogId) -> bool {
+        self.waiting.lock().rows.get(&id).is_none_or(|row| row.written)
+    }
+
+    /// It waits.
+    pub(super) fn waits(&self, id: LogId) -> bool {
+        self.waiting.lock().rows.contains_key(&id)
     }
 
     /// One more waits, if there is room.
@@ -149,7 +176,7 @@ impl Intake {
     pub(super) fn leave(&self, id: LogId) {
         let mut waiting = self.waiting.lock();
         waiting.troubled.remove(&id);
-        let Some(pair) = waiting.rows.remove(&id) else { return };
+        let Some(Waits { pair, .. }) = waiting.rows.remove(&id) else { return };
         if let Some(ids) = waiting.pairs.get_mut(&pair) {
             ids.remove(&id);
             if ids.is_empty() {
@@ -171,7 +198,7 @@ impl Intake {
 
     /// Whose a row is; `None`: it does not wait any more.
     fn pair_of(&self, id: LogId) -> Option<Key> {
-        self.waiting.lock().rows.get(&id).copied()
+        self.waiting.lock().rows.get(&id).map(|row| row.pair)
     }
 
     fn is_empty(&self) -> bool {
@@ -205,7 +232,7 @@ impl Intake {
 
 impl Waiting {
     fn enter(&mut self, id: LogId, pair: Key) {
-        if self.rows.insert(id, pair).is_none() {
+        if self.rows.insert(id, Waits { pair, written: false }).is_none() {
             self.pairs.entry(pair).or_default().insert(id);
         }
     }
@@ -252,9 +279,8 @@ impl Exchange {
         let row = sql("INSERT INTO intake (id, stanza) VALUES (?1, ?2)").bind(id.0).bind(bytes);
         let exchange = Arc::clone(self);
         self.commit_then(Batch::new(Lane::Outside).with(row), (mail.receipt, &mail.stanza), move |done| {
-            if !done {
-                exchange.control.requests.intake.leave(id);
-            }
+            let intake = &exchange.control.requests.intake;
+            if done { intake.written(id) } else { intake.leave(id) }
         });
     }
 
@@ -326,7 +352,7 @@ impl Exchange {
                 passed.insert(pair);
                 continue;
             };
-            if intake.pair_of(id).is_some() {
+            if intake.waits(id) {
                 self.sort_alone(id, stanza).await?;
             }
         }

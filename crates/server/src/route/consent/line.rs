@@ -11,7 +11,9 @@ use tokio::sync::{Notify, oneshot};
 use trunkline_store::{Lane, StoreError, sql};
 use trunkline_xmpp::stanza::Stanza;
 
-use super::index::Key;
+use super::index::{Key, Pair};
+use super::intake::TROUBLE;
+use crate::control::rule::Relation;
 use crate::exchange::Exchange;
 use crate::route::message::{nothing, store_trouble};
 use crate::route::{Mail, Origin, Routed};
@@ -130,9 +132,9 @@ impl Exchange {
         requests.index.is_releasing(key) || requests.intake.has(key) || requests.lines.has(key)
     }
 
-    /// Delivers a stanza of somebody who has consent, after what waits.
-    pub(super) fn stand_in_line(self: &Arc<Self>, key: Key, mail: Mail) {
-        let mut turn = self.control.requests.lines.join(key);
+    /// Delivers a stanza of somebody who has consent, after what waits; if they have it then.
+    pub(super) fn stand_in_line(self: &Arc<Self>, pair: Pair, mail: Mail) {
+        let mut turn = self.control.requests.lines.join(pair.address);
         if let Some(receipt) = &mail.receipt {
             // Who sees it come back without an answer must not take it for handled.
             receipt.note_commit();
@@ -140,16 +142,26 @@ impl Exchange {
         let exchange = Arc::clone(self);
         self.spawn(async move {
             turn.comes().await;
-            match exchange.sort_pair(key).await {
-                Ok(()) => {
+            match exchange.sort_and_ask(&pair).await {
+                Ok(Some(_)) => {
                     let mail = Mail { origin: Origin::Known, ..mail };
                     if let Routed::Later(later) = exchange.route_to_account(mail) {
                         later.await;
                     }
                 }
+                Ok(None) => exchange.hold(&pair, mail),
                 Err(error) => exchange.turn_away(&mail, &store_trouble(&error)),
             }
         });
+    }
+
+    /// How the two stand to each other when nothing of theirs waits any more.
+    async fn sort_and_ask(self: &Arc<Self>, pair: &Pair) -> Result<Option<Relation>, StoreError> {
+        self.sort_pair(pair.address).await?;
+        match self.consents().now(pair) {
+            Some(relation) => Ok(relation),
+            None => self.consents().read(&self.db, pair).await,
+        }
     }
 
     /// Returns when nothing of that pair waits. Its rows are sorted now: a quarter of the time is what strangers get.
@@ -165,14 +177,22 @@ impl Exchange {
             if ids.is_empty() {
                 return Ok(());
             }
-            // What is on its way to the disk is there after this; or nowhere.
-            self.db.run(nothing()).await?;
             for id in ids {
+                // Whether it is there, or nowhere, is known when it has been on its way to the disk.
+                while !requests.intake.is_written(id) {
+                    self.db.run(nothing()).await?;
+                    tokio::task::yield_now().await;
+                }
                 let row = sql("SELECT stanza FROM intake WHERE id = ?1 AND aside = 0").bind(id.0);
                 let rows = self.db.read_in(Lane::Outside, row).await?;
                 match rows.first() {
                     Some(row) => self.sort_alone(id, Stanza::parse(row.blob(0)).ok()).await?,
                     None => requests.intake.leave(id),
+                }
+                if requests.intake.waits(id) {
+                    // It could not be sorted. It is tried again, and before what came later.
+                    tokio::time::sleep(TROUBLE).await;
+                    break;
                 }
             }
         }

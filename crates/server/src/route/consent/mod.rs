@@ -161,7 +161,7 @@ impl Exchange {
     fn let_in(self: &Arc<Self>, pair: &Pair, relation: Option<Relation>, mail: Mail) -> Routed {
         match self.judged(relation, mail.stanza.clone()) {
             Passage::Pass(stanza) if relation.is_some() && self.must_wait(&pair.address) => {
-                self.stand_in_line(pair.address, Mail { stanza, ..mail });
+                self.stand_in_line(*pair, Mail { stanza, ..mail });
                 Routed::Done
             }
             Passage::Pass(stanza) => {
