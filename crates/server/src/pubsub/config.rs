@@ -199,6 +199,9 @@ pub enum ConfigError {
     /// More than the service allows.
     #[error("{0} may be {1} at most here")]
     Above(&'static str, usize),
+    /// A node of nodes (XEP-0248).
+    #[error("nodes hold items here")]
+    Collection,
 }
 
 impl From<ConfigError> for StanzaError {
@@ -209,6 +212,7 @@ impl From<ConfigError> for StanzaError {
             ConfigError::Access => {
                 errors::specific(Condition::NotAcceptable, "unsupported-access-model").text(text)
             }
+            ConfigError::Collection => errors::unsupported("collections").text(text),
             // s.8.2.5.2: the change can't be processed.
             ConfigError::Unknown(_) | ConfigError::Value(_) | ConfigError::Above(..) => {
                 StanzaError::new(Condition::NotAcceptable).text(text)
@@ -494,7 +498,12 @@ impl NodeConfig {
         let mut config = self.clone();
         for name in form.names().filter(|name| *name != "FORM_TYPE") {
             let Some(row) = row(name) else {
-                unknown(name)?;
+                // XEP-0248 s.4: no field of a form of ours, and what it asks for must not be passed over.
+                match (name, form.value(name)) {
+                    ("pubsub#node_type", Some("collection")) => return Err(ConfigError::Collection),
+                    ("pubsub#node_type", Some("leaf")) => {}
+                    _ => unknown(name)?,
+                }
                 continue;
             };
             let values: Vec<String> = form.values(name).map(str::to_owned).collect();
@@ -631,6 +640,10 @@ mod tests {
         assert_eq!(submit("max_items", "100"), Ok(()));
         assert_eq!(submit("max_payload_size", "1001"), Err(ConfigError::Above("max_payload_size", 1000)));
         assert_eq!(submit("title", &"x".repeat(1001)), Err(ConfigError::Value("title")));
+        // There are no nodes of nodes; that a node is none may be said.
+        assert_eq!(submit("node_type", "collection"), Err(ConfigError::Collection));
+        let demand = |value| NodeConfig::default().demand(&field("node_type", value), &ALLOWED).map(drop);
+        assert_eq!((demand("leaf"), demand("collection")), (Ok(()), Err(ConfigError::Collection)));
         let service = Allowed { contacts: false, ..ALLOWED };
         let of_contacts = NodeConfig::of_service().submit(&field("access_model", "roster"), &service);
         assert_eq!(of_contacts, Err(ConfigError::Access));

@@ -215,30 +215,35 @@ impl Desk {
         let edge = page.after.clone().or(page.before.clone()).filter(|id| !id.is_empty());
         let text = match (page.is_backward(), &edge) {
             (false, None) => {
-                "SELECT item FROM pubsub_items WHERE node = ?1 AND item <> ?3 ORDER BY seq DESC LIMIT ?2"
+                "SELECT item FROM pubsub_items WHERE node = ?1 AND at > ?4 AND item <> ?3 \
+                 ORDER BY seq DESC LIMIT ?2"
             }
             (true, None) => {
-                "SELECT item FROM pubsub_items WHERE node = ?1 AND item <> ?3 ORDER BY seq LIMIT ?2"
+                "SELECT item FROM pubsub_items WHERE node = ?1 AND at > ?4 AND item <> ?3 \
+                 ORDER BY seq LIMIT ?2"
             }
             (false, Some(_)) => {
-                "SELECT item FROM pubsub_items WHERE node = ?1 AND seq < \
+                "SELECT item FROM pubsub_items WHERE node = ?1 AND at > ?4 AND seq < \
                  (SELECT seq FROM pubsub_items WHERE node = ?1 AND item = ?3) ORDER BY seq DESC LIMIT ?2"
             }
             (true, Some(_)) => {
-                "SELECT item FROM pubsub_items WHERE node = ?1 AND seq > \
+                "SELECT item FROM pubsub_items WHERE node = ?1 AND at > ?4 AND seq > \
                  (SELECT seq FROM pubsub_items WHERE node = ?1 AND item = ?3) ORDER BY seq LIMIT ?2"
             }
         };
         let edge = edge.unwrap_or_default();
+        let not_before = self.not_before(&opened.node);
         let statements = vec![
             // One more shows that there are more.
             sql(text)
                 .bind(opened.node.id)
                 .bind(i64::try_from(most + 1).unwrap_or(i64::MAX))
-                .bind(edge.as_str()),
-            sql("SELECT COUNT(*), COALESCE(SUM(item = ?2), 0) FROM pubsub_items WHERE node = ?1")
+                .bind(edge.as_str())
+                .bind(not_before),
+            sql("SELECT COUNT(*), COALESCE(SUM(item = ?2), 0) FROM pubsub_items WHERE node = ?1 AND at > ?3")
                 .bind(opened.node.id)
-                .bind(edge.as_str()),
+                .bind(edge.as_str())
+                .bind(not_before),
         ];
         let results = self.exchange.db.read_all(self.lane, statements).await;
         let results = results.map_err(|error| store_trouble(&error))?;

@@ -39,14 +39,22 @@ impl SubscribeOptions {
 
     /// The form for the subscriber.
     pub fn form(self) -> Form {
+        self.write(Form::form(ns::PUBSUB_SUBSCRIBE_OPTIONS))
+    }
+
+    /// As they are now (s.6.3.7).
+    pub fn result(self) -> Form {
+        self.write(Form::result(ns::PUBSUB_SUBSCRIBE_OPTIONS))
+    }
+
+    fn write(self, form: Form) -> Form {
         let deliver = if self.deliver { "1" } else { "0" };
         let expire = Field::text_single(EXPIRE).label("When the subscription ends by itself (a DateTime)");
         let expire = match self.expires {
             Some(at) => expire.value(&time::format_millis(at)),
             None => expire,
         };
-        Form::form(ns::PUBSUB_SUBSCRIBE_OPTIONS)
-            .field(Field::boolean(DELIVER).label("Notifications are wanted").value(deliver))
+        form.field(Field::boolean(DELIVER).label("Notifications are wanted").value(deliver))
             .field(expire)
     }
 

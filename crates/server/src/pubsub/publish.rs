@@ -155,6 +155,10 @@ impl Desk {
         if items.is_empty() && (config.persist || config.payloads) {
             return Err(errors::specific(Condition::BadRequest, "item-required"));
         }
+        // s.7.1.3.6: nothing is kept, and nobody would be told what is in it.
+        if !items.is_empty() && !config.persist && !config.payloads {
+            return Err(errors::specific(Condition::BadRequest, "item-forbidden"));
+        }
         let publisher = self.who.bare_str().to_owned();
         let mut worded: Vec<Item> = Vec::with_capacity(items.len());
         for item in items {

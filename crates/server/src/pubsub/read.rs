@@ -12,10 +12,12 @@ use super::publish::MOST_AT_ONCE;
 use super::{Desk, errors};
 use crate::route::message::store_trouble;
 
-/// Items in one answer.
-const PAGE: usize = 100;
+/// Items that are read in one go.
+const SLICE: usize = 100;
 /// Bytes of items in one answer, beyond its first item.
 const PAGE_BYTES: usize = 192 * 1024;
+/// What an item takes beside its id and its payload.
+const ITEM_BYTES: usize = 24;
 /// Subscriptions and affiliations that one person is told of.
 const MOST_LISTED: usize = 1000;
 
@@ -26,6 +28,8 @@ pub(super) struct Wanted {
     /// `max_items`: so many of the newest.
     newest: Option<usize>,
     page: Option<rsm::Request>,
+    /// A subscription's id was given.
+    subid: bool,
 }
 
 impl Wanted {
@@ -49,7 +53,7 @@ impl Wanted {
             Some(_) => Some(rsm::Request::parse(parent).map_err(|error| errors::bad(&error.to_string()))?),
             None => None,
         };
-        Ok(Wanted { ids, newest, page })
+        Ok(Wanted { ids, newest, page, subid: items.attr("subid").is_some() })
     }
 }
 
@@ -114,27 +118,23 @@ impl Desk {
     pub(super) async fn retrieve(&self, name: &str, wanted: Wanted) -> Result<Vec<u8>, StanzaError> {
         let opened = self.open(name).await?;
         self.may_read(&opened)?;
+        if wanted.subid && opened.is_subscribed() {
+            // s.6.5.9.2: no subscription has one.
+            return Err(errors::specific(Condition::NotAcceptable, "invalid-subid"));
+        }
         let node = &opened.node;
         let mut w = Writer::new();
         w.open("pubsub").attr("xmlns", ns::PUBSUB);
         w.open("items").attr("node", &node.name);
         if !wanted.ids.is_empty() {
-            let mut bytes = 0;
-            for id in &wanted.ids {
-                for (item, _) in self.select(node, Select::Id(id)).await? {
-                    bytes += item.payload.len();
-                    // More would not fit into a stanza; what is missing can be asked for again.
-                    if bytes == item.payload.len() || bytes <= PAGE_BYTES {
-                        write_item(&mut w, &item, true);
-                    }
-                }
-            }
-            w.close().close();
+            self.write_some(node, &wanted.ids, &mut w).await?;
+            w.close();
             return Ok(w.finish());
         }
         let request = wanted.page.clone().unwrap_or_default();
         // In the order of publication, oldest first; without further words the newest of them.
-        let most = request.max.or(wanted.newest).unwrap_or(PAGE).min(PAGE);
+        let allowed = self.allowed().items;
+        let most = request.max.or(wanted.newest).unwrap_or(allowed).min(allowed);
         let backward = request.is_backward() || (wanted.newest.is_some() && request.after.is_none());
         let select = match (&request.after, &request.before, request.index) {
             (Some(id), ..) => Select::After(self.position(node, id).await?, most),
@@ -143,17 +143,8 @@ impl Desk {
             _ if backward || wanted.page.is_none() => Select::Newest(most),
             _ => Select::Index(0, most),
         };
-        let reversed = matches!(select, Select::Before(..) | Select::Newest(_));
-        let mut items = self.select(node, select).await?;
-        // From the side where the page begins, so that what is cut off is found by the next page.
-        let mut bytes = 0;
-        let fits = items.iter().take_while(|(item, _)| {
-            let first = bytes == 0;
-            bytes += item.payload.len() + item.id.len() + 1;
-            first || bytes <= PAGE_BYTES
-        });
-        let fits = fits.count();
-        items.truncate(fits);
+        let reversed = select.is_newest_first();
+        let mut items = self.fill(node, select).await?;
         if reversed {
             items.reverse();
         }
@@ -161,8 +152,10 @@ impl Desk {
             write_item(&mut w, item, true);
         }
         w.close();
-        if wanted.page.is_some() {
-            let (count, index) = self.count(node, items.first().map(|(_, seq)| *seq)).await?;
+        let (count, index) = self.count(node, items.first().map(|(_, seq)| *seq)).await?;
+        let asked = wanted.newest.map_or(count, |newest| count.min(as_count(newest)));
+        // s.6.5.4: who gets a part of what they asked for is told.
+        if wanted.page.is_some() || as_count(items.len()) < asked {
             let ends =
                 items.first().zip(items.last()).map(|(first, last)| (first.0.id.clone(), last.0.id.clone()));
             rsm::Page { ends, index, count: Some(count) }.write(&mut w);
@@ -171,9 +164,57 @@ impl Desk {
         Ok(w.finish())
     }
 
+    /// Writes the items of these ids, as many as fit, and closes `<items/>`; who gets a part of them is told (s.6.5.4).
+    async fn write_some(&self, node: &node::Node, ids: &[String], w: &mut Writer) -> Result<(), StanzaError> {
+        let (mut bytes, mut count) = (0, 0);
+        let mut written: Vec<&str> = Vec::new();
+        for id in ids {
+            for (item, _) in self.select(node, Select::Id(id)).await? {
+                count += 1;
+                bytes += size(&item);
+                // More would not fit into a stanza; what is missing can be asked for again.
+                if count == 1 || bytes <= PAGE_BYTES {
+                    write_item(w, &item, true);
+                    written.push(id);
+                }
+            }
+        }
+        w.close();
+        if written.len() < count {
+            let ends = written.first().zip(written.last());
+            let ends = ends.map(|(first, last)| ((*first).to_owned(), (*last).to_owned()));
+            rsm::Page { ends, index: None, count: Some(as_count(count)) }.write(w);
+        }
+        Ok(())
+    }
+
+    /// What is selected, as far as it fits into an answer: from the side where the page begins, so that what is cut off is
+    /// found by the next page. No more than that is read.
+    async fn fill(&self, node: &node::Node, select: Select<'_>) -> Result<Vec<(Item, i64)>, StanzaError> {
+        let (most, newest_first) = (select.most(), select.is_newest_first());
+        let mut items: Vec<(Item, i64)> = Vec::new();
+        let mut bytes = 0;
+        let mut next = select.at_most(most.min(SLICE));
+        loop {
+            let slice = self.select(node, next).await?;
+            let last = slice.len() < SLICE;
+            for (item, seq) in slice {
+                bytes += size(&item);
+                if !items.is_empty() && bytes > PAGE_BYTES {
+                    return Ok(items);
+                }
+                items.push((item, seq));
+            }
+            let left = most.saturating_sub(items.len());
+            let Some((_, edge)) = items.last().filter(|_| !last && left > 0) else { return Ok(items) };
+            let slice = left.min(SLICE);
+            next =
+                if newest_first { Select::Before(*edge, slice) } else { Select::After(*edge, slice) };
+        }
+    }
+
     async fn select(&self, node: &node::Node, select: Select<'_>) -> Result<Vec<(Item, i64)>, StanzaError> {
-        let not_before = node.config.kept_for().map_or(i64::MIN, |kept| self.now().saturating_sub(kept));
-        let statement = select.statement().bind(node.id).bind(not_before);
+        let statement = select.statement().bind(node.id).bind(self.not_before(node));
         let rows = self
             .exchange
             .db
@@ -181,6 +222,11 @@ impl Desk {
             .await
             .map_err(|error| store_trouble(&error))?;
         Ok(rows.iter().map(|row| (node::read_item(&row, 0), row.int(4))).collect())
+    }
+
+    /// What was published later has not expired; also what nobody has taken away yet.
+    pub(super) fn not_before(&self, node: &node::Node) -> i64 {
+        node.config.kept_for().map_or(i64::MIN, |kept| self.now().saturating_sub(kept))
     }
 
     /// XEP-0059 s.2.2: a page is counted from an item, which must be there.
@@ -196,9 +242,11 @@ impl Desk {
             .db
             .read_in(
                 self.lane,
-                sql("SELECT COUNT(*), COALESCE(SUM(seq < ?2), 0) FROM pubsub_items WHERE node = ?1")
-                    .bind(node.id)
-                    .bind(first.unwrap_or(0)),
+                sql("SELECT COUNT(*), COALESCE(SUM(seq < ?3), 0) FROM pubsub_items \
+                     WHERE node = ?1 AND at > ?2")
+                .bind(node.id)
+                .bind(self.not_before(node))
+                .bind(first.unwrap_or(0)),
             )
             .await
             .map_err(|error| store_trouble(&error))?;
@@ -298,6 +346,29 @@ enum Select<'a> {
 }
 
 impl Select<'_> {
+    fn most(&self) -> usize {
+        match self {
+            Select::Id(_) => 1,
+            Select::Newest(most) | Select::After(_, most) | Select::Before(_, most) | Select::Index(_, most) => {
+                *most
+            }
+        }
+    }
+
+    fn at_most(self, most: usize) -> Self {
+        match self {
+            Select::Id(id) => Select::Id(id),
+            Select::Newest(_) => Select::Newest(most),
+            Select::After(seq, _) => Select::After(seq, most),
+            Select::Before(seq, _) => Select::Before(seq, most),
+            Select::Index(index, _) => Select::Index(index, most),
+        }
+    }
+
+    fn is_newest_first(&self) -> bool {
+        matches!(self, Select::Before(..) | Select::Newest(_))
+    }
+
     fn statement(&self) -> Statement {
         match self {
             Select::Id(_) => sql("SELECT item, payload, publisher, at, seq FROM pubsub_items \
@@ -324,6 +395,15 @@ impl Select<'_> {
             }
         }
     }
+}
+
+/// What an item takes in an answer, but for what its id has to be escaped.
+fn size(item: &Item) -> usize {
+    item.payload.len() + item.id.len() + ITEM_BYTES
+}
+
+fn as_count(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
 }
 
 /// `forbidden`.

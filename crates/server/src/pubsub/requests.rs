@@ -101,7 +101,7 @@ enum Set {
     Retract(String, Vec<String>, bool),
     Create(Option<String>, Filled),
     Subscribe(String, Jid, Filled),
-    Unsubscribe(String, Jid, bool),
+    Unsubscribe(String, Jid),
     Options(String, Option<Jid>, Filled),
 }
 
@@ -137,7 +137,7 @@ pub async fn set(request: Request) -> Done {
             Ok(Some(w.finish()))
         }
         Set::Subscribe(node, jid, options) => desk.subscribe(&node, jid, options).await.map(Some),
-        Set::Unsubscribe(node, jid, subid) => desk.unsubscribe(&node, &jid, subid).await.map(|()| None),
+        Set::Unsubscribe(node, jid) => desk.unsubscribe(&node, &jid).await.map(|()| None),
         Set::Options(node, jid, form) => desk.options(&node, jid, Some(form)).await,
     }
 }
@@ -180,9 +180,18 @@ fn read_set(desk: &Desk, pubsub: Xml<'_>) -> Result<Set, StanzaError> {
             };
             Set::Create(node_of(wish).ok(), form)
         }
-        "subscribe" => Set::Subscribe(node_of(wish)?, desk.subscriber(wish)?, options(beside("options"))?),
-        "unsubscribe" => {
-            Set::Unsubscribe(node_of(wish)?, desk.subscriber(wish)?, wish.attr("subid").is_some())
+        "subscribe" => {
+            let given = beside("options");
+            if given.is_some_and(|options| options.attr("node").or(options.attr("jid")).is_some()) {
+                return Err(errors::bad("The options of a new subscription name neither a node nor an address."));
+            }
+            Set::Subscribe(node_of(wish)?, desk.subscriber(wish)?, options(given)?)
+        }
+        // s.6.2.3.5: a subscription has no id here, and one that is given is passed over.
+        "unsubscribe" => Set::Unsubscribe(node_of(wish)?, desk.unsubscriber(wish)?),
+        // s.6.3.7
+        "options" if beside("subscribe").is_some() => {
+            return Err(errors::bad("The options of a new subscription stand behind it."));
         }
         "options" => {
             let jid = wish.attr("jid").and_then(|jid| Jid::parse(&jid).ok());

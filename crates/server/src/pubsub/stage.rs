@@ -117,7 +117,7 @@ async fn a_node_a_domain_and_a_person_have_their_share_of_subscriptions() {
     assert!(text.contains("too-many-subscriptions") && text.contains("and 0 more are possible;"), "{text}");
     // Who is subscribed may change their options all the same, and whoever goes makes room.
     subscribe(&juliet, "news").await.unwrap();
-    juliet.unsubscribe("news", &juliet.who, false).await.unwrap();
+    juliet.unsubscribe("news", &juliet.who).await.unwrap();
     subscribe(&romeo, "news").await.unwrap();
     // An owner is bound as well.
     let wanted = vec![(jid("juliet@north.example"), "subscribed".to_owned())];

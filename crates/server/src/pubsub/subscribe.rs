@@ -40,9 +40,14 @@ pub(super) const AUTHORIZATION: &str = "http://jabber.org/protocol/pubsub#subscr
 impl Desk {
     /// s.6.1.3.1: whom a request is for: one's own address, or that of one of one's own devices.
     pub(super) fn subscriber(&self, of: Xml<'_>) -> Result<Jid, StanzaError> {
-        let invalid = || errors::specific(Condition::BadRequest, "invalid-jid");
-        let jid = of.attr("jid").and_then(|jid| Jid::parse(&jid).ok()).ok_or_else(invalid)?;
-        if jid.same_bare(&self.who) { Ok(jid) } else { Err(invalid()) }
+        let jid = address(of)?;
+        if jid.same_bare(&self.who) { Ok(jid) } else { Err(invalid_jid()) }
+    }
+
+    /// s.6.2.3.3: nobody ends what is somebody else's.
+    pub(super) fn unsubscriber(&self, of: Xml<'_>) -> Result<Jid, StanzaError> {
+        let jid = address(of)?;
+        if jid.same_bare(&self.who) { Ok(jid) } else { Err(forbidden()) }
     }
 
     /// Subscribes `jid`; what to answer.
@@ -62,6 +67,7 @@ impl Desk {
             return Err(errors::specific(Condition::NotAuthorized, "pending-subscription"));
         }
         let before = old.map(|old| old.options).unwrap_or_default();
+        let given = matches!(options, Filled::Form(_));
         let options = match options {
             Filled::Form(form) => before.submit(&form, self.now())?,
             Filled::Nothing | Filled::Cancelled => before,
@@ -75,6 +81,12 @@ impl Desk {
         let mut w = Writer::new();
         w.open("pubsub").attr("xmlns", ns::PUBSUB);
         write_subscription(&mut w, &node.name, &subscription);
+        // s.6.3.7
+        if given {
+            w.open("options");
+            subscription.options.result().write(&mut w);
+            w.close();
+        }
         w.close();
         drop(turn);
         if asking == Asking::Now {
@@ -185,12 +197,8 @@ impl Desk {
     }
 
     /// s.6.2
-    pub(super) async fn unsubscribe(&self, name: &str, jid: &Jid, subid: bool) -> Result<(), StanzaError> {
+    pub(super) async fn unsubscribe(&self, name: &str, jid: &Jid) -> Result<(), StanzaError> {
         let opened = self.open(name).await?;
-        if subid {
-            // s.6.2.3.5: none was given.
-            return Err(errors::specific(Condition::NotAcceptable, "invalid-subid"));
-        }
         let none =
             || errors::specific(Condition::UnexpectedRequest, "not-subscribed").kind(ErrorType::Cancel);
         if !opened.subscriptions.iter().any(|subscription| subscription.jid == *jid) {
@@ -363,6 +371,15 @@ impl Desk {
             .await;
         }
     }
+}
+
+/// The address that a request for a subscription is about.
+fn address(of: Xml<'_>) -> Result<Jid, StanzaError> {
+    of.attr("jid").and_then(|jid| Jid::parse(&jid).ok()).ok_or_else(invalid_jid)
+}
+
+fn invalid_jid() -> StanzaError {
+    errors::specific(Condition::BadRequest, "invalid-jid")
 }
 
 /// The statement that makes a subscription, if the node is still there, or gives it other options. Who was approved
