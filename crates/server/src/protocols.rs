@@ -195,6 +195,11 @@ const DEPARTURES: &str = "\
   domains too: for that time they can tell an account that exists from one that does not.
 - **Errors of subscription requests** come to the bare address that the request was sent from; while it has no answer
   they are shown to all of the user's available devices.
+- **What a node is of is not enforced**: XEP-0060 s.7.1.3.5 has an item refused whose namespace is not the node's
+  `pubsub#type`. Since 1.23 that field says what the items mean, and XEP-0472 puts a profile's name there which no item has
+  as its namespace.
+- **An owner subscribes people of this server only** (XEP-0060 s.8.8.2): others are `not-acceptable`, and approved if they
+  asked for it themselves. Else whoever has a node could make the server send to any address.
 - **Components that are not connected** (XEP-0114 says nothing): `remote-server-timeout`, type wait. With
   `service-unavailable` a client that pings its room (XEP-0410 s.3.2) would believe to be inside still.
 - **A component that connects twice** (XEP-0114 s.3 lets the server choose): the newer connection stays, the older one

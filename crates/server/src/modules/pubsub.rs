@@ -15,7 +15,10 @@ pub fn module() -> Module {
         .xep(
             60,
             "1.30.0",
-            Level::Partial("no collections, no subscription ids, no digests, no ad-hoc commands"),
+            Level::Partial(
+                "no collections, no subscription ids, no digests, no ad-hoc commands; of subscription options delivery \
+                 and expiry; the type of a node is not enforced",
+            ),
         )
         .iq(Scope::Service, Get, (ns::PUBSUB, "pubsub"), |request| async move {
             answer(requests::get(request).await)

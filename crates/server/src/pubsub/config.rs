@@ -101,7 +101,7 @@ pub struct NodeConfig {
     pub description: String,
     /// Of title, description and items.
     pub language: String,
-    /// The namespace of payloads; not enforced.
+    /// What the items mean; not always their namespace (XEP-0472 s.5), so not enforced.
     pub payload: String,
     /// Who may read.
     pub access: Access,

@@ -54,8 +54,7 @@ impl SubscribeOptions {
             Some(at) => expire.value(&time::format_millis(at)),
             None => expire,
         };
-        form.field(Field::boolean(DELIVER).label("Notifications are wanted").value(deliver))
-            .field(expire)
+        form.field(Field::boolean(DELIVER).label("Notifications are wanted").value(deliver)).field(expire)
     }
 
     /// Takes over what was submitted.

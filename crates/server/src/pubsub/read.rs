@@ -208,8 +208,7 @@ impl Desk {
             let left = most.saturating_sub(items.len());
             let Some((_, edge)) = items.last().filter(|_| !last && left > 0) else { return Ok(items) };
             let slice = left.min(SLICE);
-            next =
-                if newest_first { Select::Before(*edge, slice) } else { Select::After(*edge, slice) };
+            next = if newest_first { Select::Before(*edge, slice) } else { Select::After(*edge, slice) };
         }
     }
 
@@ -349,9 +348,10 @@ impl Select<'_> {
     fn most(&self) -> usize {
         match self {
             Select::Id(_) => 1,
-            Select::Newest(most) | Select::After(_, most) | Select::Before(_, most) | Select::Index(_, most) => {
-                *most
-            }
+            Select::Newest(most)
+            | Select::After(_, most)
+            | Select::Before(_, most)
+            | Select::Index(_, most) => *most,
         }
     }
 

@@ -183,7 +183,9 @@ fn read_set(desk: &Desk, pubsub: Xml<'_>) -> Result<Set, StanzaError> {
         "subscribe" => {
             let given = beside("options");
             if given.is_some_and(|options| options.attr("node").or(options.attr("jid")).is_some()) {
-                return Err(errors::bad("The options of a new subscription name neither a node nor an address."));
+                return Err(errors::bad(
+                    "The options of a new subscription name neither a node nor an address.",
+                ));
             }
             Set::Subscribe(node_of(wish)?, desk.subscriber(wish)?, options(given)?)
         }
