@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use trunkline_xmpp::error::{StreamCondition, StreamError};
 
 use super::line::{End, Line};
-use super::management::{self, Sending};
+use super::management::{self, ENABLES, Sending};
 
 /// How long a stanza of a peer waits for room in the crossing, before it is refused by name.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
@@ -73,6 +73,7 @@ impl Line {
         at(clocks.partial.map(|since| since + config.limits.element_timeout));
         match &self.sending {
             Sending::Enabling(since) => at(Some(*since + DEAD)),
+            Sending::Awaited(since) => at(Some(*since + ENABLES)),
             Sending::Managed(unacked) => {
                 at(unacked.asked.map(|since| since.max(clocks.heard) + DEAD));
                 at(unacked.ask_from);
@@ -100,12 +101,15 @@ impl Line {
                 StreamError::new(StreamCondition::PolicyViolation).text("An element took too long."),
             ));
         }
+        if matches!(&self.sending, Sending::Awaited(since) if now >= *since + ENABLES) {
+            self.sending = Sending::Unmanaged;
+        }
         let silent = match &self.sending {
             Sending::Enabling(since) => now >= *since + DEAD,
             Sending::Managed(unacked) => {
                 passed(unacked.asked.map(|since| since.max(self.clocks.heard)), DEAD)
             }
-            Sending::Unmanaged => false,
+            Sending::Unmanaged | Sending::Awaited(_) => false,
         };
         if silent {
             return Err(End::Lost("the peer does not answer".into()));
@@ -133,7 +137,7 @@ impl Line {
     fn is_settled(&self) -> bool {
         let acknowledged = match &self.sending {
             Sending::Managed(unacked) => unacked.sent.is_empty(),
-            Sending::Unmanaged | Sending::Enabling(_) => true,
+            Sending::Unmanaged | Sending::Enabling(_) | Sending::Awaited(_) => true,
         };
         acknowledged
             && self.writing.is_empty()

@@ -21,6 +21,7 @@ use trunkline_xmpp::stanza::{Stanza, StanzaRefusal};
 use super::crossing::Load;
 use super::failure::{Failure, certificate_label};
 use super::line::{End, Line, Role, Stage, kind_of};
+use super::management::Sending;
 use super::wire::{self, Offers};
 use crate::control::Edge;
 use crate::control::traffic;
@@ -199,6 +200,9 @@ impl Line {
             return Err(StreamCondition::NotAuthorized.into());
         }
         self.clocks.stanza = Instant::now();
+        if matches!(self.sending, Sending::Awaited(_)) {
+            self.sending = Sending::Unmanaged;
+        }
         let receipt = self.ledger.as_ref().map(|ledger| ledger.receive());
         let stanza = match Stanza::from_element(element, ns::SERVER, self.lang.as_deref()) {
             Ok(stanza) => stanza,

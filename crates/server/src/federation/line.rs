@@ -379,7 +379,7 @@ impl Line {
             // Filed away first: a bug in what follows must not lose them.
             let sent = match &mut self.sending {
                 Sending::Managed(unacked) => &mut unacked.sent,
-                Sending::Unmanaged | Sending::Enabling(_) => &mut self.writing,
+                Sending::Unmanaged | Sending::Enabling(_) | Sending::Awaited(_) => &mut self.writing,
             };
             sent.extend(items);
             let mut bytes = 0;
@@ -417,7 +417,7 @@ impl Line {
         let bytes = CHUNK.saturating_sub(self.out.len());
         match &self.sending {
             Sending::Unmanaged => Some(Room { stanzas: TURN, bytes }),
-            Sending::Enabling(_) => None,
+            Sending::Enabling(_) | Sending::Awaited(_) => None,
             Sending::Managed(unacked) => {
                 let (most, most_bytes) = self.shared.unacked_bounds();
                 let stanzas = most.saturating_sub(unacked.sent.len()).min(TURN);
@@ -457,7 +457,7 @@ impl Line {
         let mut next: Option<Instant> = None;
         let sent = match &mut self.sending {
             Sending::Managed(unacked) => Some(unacked.sent.iter_mut()),
-            Sending::Unmanaged | Sending::Enabling(_) => None,
+            Sending::Unmanaged | Sending::Enabling(_) | Sending::Awaited(_) => None,
         };
         for (pair, item) in sent.into_iter().flatten().chain(&mut self.writing) {
             match &item.held {

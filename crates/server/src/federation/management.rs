@@ -21,6 +21,8 @@ use crate::session::management::too_high;
 
 /// `<r/>` is answered after this with what is committed (DESIGN.md, promise 1).
 const ACK_WITHIN: Duration = Duration::from_millis(500);
+/// A peer that has proved its domain enables acknowledgements within this, or not at all.
+pub(super) const ENABLES: Duration = Duration::from_secs(5);
 /// A peer that does not acknowledge is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
@@ -31,6 +33,9 @@ pub(super) enum Sending {
     Unmanaged,
     /// `<enable/>` is sent: no stanza before the answer, so that both sides count the same.
     Enabling(Instant),
+    /// The peer has come, and may still send `<enable/>`: no stanza before that, so that none is lost between the two.
+    /// Until it sends another stanza instead, or for [`ENABLES`].
+    Awaited(Instant),
     /// On.
     Managed(Unacked),
 }
@@ -56,7 +61,7 @@ impl Line {
                 self.out.extend_from_slice(&enabled());
                 // From here on both sides count both ways. What was written before is not counted: it is
                 // delivered when the socket has taken it.
-                if matches!(self.sending, Sending::Unmanaged) {
+                if matches!(self.sending, Sending::Unmanaged | Sending::Awaited(_)) {
                     self.sending = Sending::Managed(Unacked::default());
                 }
                 self.handle.status.lock().acks = true;

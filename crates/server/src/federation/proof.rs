@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use tokio::time::Instant;
 use trunkline_xml::{Node, Writer};
 use trunkline_xmpp::error::{Condition, StreamCondition};
 use trunkline_xmpp::jid::Jid;
@@ -18,6 +19,7 @@ use super::elements::printable;
 use super::failure::{Failure, certificate_label};
 use super::handle::{Command, Handle};
 use super::line::{End, Line, Proved, Role, Stage};
+use super::management::Sending;
 use super::shared::Shared;
 use crate::control::rule::Authentication;
 use crate::exchange::Host;
@@ -111,6 +113,9 @@ impl Line {
         // XEP-0288: what we have for it may go back on the same stream.
         if self.bidi && self.role == Role::In && self.carry(&pair) {
             self.handle.status.lock().we_proved = Some("the same stream".into());
+            if self.carried.len() == 1 && self.ledger.is_none() {
+                self.sending = Sending::Awaited(Instant::now());
+            }
         }
         pair.hurry();
         Ok(())

@@ -8,6 +8,7 @@ use super::stage::{Person, Rogue, Site, World, auth, leaf, settle};
 use crate::federation::MOST_WAITING;
 use crate::federation::budget::Most;
 use crate::federation::handle::Command;
+use crate::federation::management::ENABLES;
 use crate::federation::peer::MOST_FAULTS;
 
 const NAMES: &[&str] = &["here.example", "rogue.example"];
@@ -210,6 +211,8 @@ async fn bytes_wait(world: &World, here: &Site, romeo: &mut Person) -> Rogue {
     assert!(rogue.next().await.unwrap().contains("EXTERNAL"));
     rogue.send("<bidi xmlns='urn:xmpp:bidi'/>").await;
     rogue.external(ME.0, ME.1).await;
+    // Longer than anybody waits for acknowledgements to be enabled.
+    tokio::time::sleep(ENABLES).await;
     long_messages(romeo, 0..20).await;
     assert!(here.outbound().await > 5, "most of them wait");
     rogue
@@ -241,6 +244,46 @@ async fn numbers(rogue: &mut Rogue) -> (Vec<usize>, Option<usize>) {
         }
     }
     (numbers, began)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_is_not_sent_between_the_proof_and_the_acknowledgements() {
+    let (world, here) = here().await;
+    let mut romeo = here.person("romeo@here.example/a").await;
+    romeo.send(TO_ROGUE).await;
+    settle().await;
+    let certs = world.certs("rogue", &leaf("rogue.example"));
+    // It dies before it could enable them.
+    let mut rogue = Rogue::connect(&world, &here, &certs, ME).await;
+    assert!(rogue.next().await.unwrap().contains("EXTERNAL"));
+    rogue.send("<bidi xmlns='urn:xmpp:bidi'/>").await;
+    rogue.external(ME.0, ME.1).await;
+    let early = tokio::time::timeout(ENABLES / 2, message(&mut rogue)).await;
+    assert!(early.is_err(), "{early:?}");
+    drop(rogue);
+    settle().await;
+    assert_eq!(here.outbound().await, 1, "it is still there");
+    let mut rogue = both_ways(&world, &here).await;
+    assert!(message(&mut rogue).await.contains("m1"));
+    acknowledge(&mut rogue, 1).await;
+    settle().await;
+    assert_eq!(here.outbound().await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_sends_stanzas_instead_of_enabling_acknowledgements_gets_what_waits() {
+    let (world, here) = here().await;
+    let mut romeo = here.person("romeo@here.example/a").await;
+    romeo.send(TO_ROGUE).await;
+    settle().await;
+    let certs = world.certs("rogue", &leaf("rogue.example"));
+    let mut rogue = Rogue::connect(&world, &here, &certs, ME).await;
+    assert!(rogue.next().await.unwrap().contains("EXTERNAL"));
+    rogue.send("<bidi xmlns='urn:xmpp:bidi'/>").await;
+    rogue.external(ME.0, ME.1).await;
+    rogue.send(FROM_ROGUE).await;
+    let soon = tokio::time::timeout(ENABLES / 2, message(&mut rogue)).await;
+    assert!(soon.is_ok_and(|message| message.contains("m1")));
 }
 
 #[tokio::test(start_paused = true)]
