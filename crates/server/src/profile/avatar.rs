@@ -107,21 +107,47 @@ pub fn wanted(metadata: &[u8]) -> Option<String> {
 /// What an account's presence says of its picture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Avatar {
-    /// Its SHA-1; empty: there was one, and it is gone.
+    /// Its SHA-1; empty: there was one, and it is gone, or not for those who see presence.
     pub hash: Box<str>,
-    /// Everybody may see it, not contacts only.
-    pub open: bool,
+    /// Who may see it.
+    pub who: Who,
+}
+
+/// Who may see a picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Who {
+    /// Everybody.
+    Everybody,
+    /// Those who see the user's presence.
+    Contacts,
+    /// Nobody, or some people only. Presence is the same for all contacts: it shows none.
+    Nobody,
+}
+
+impl Who {
+    /// By the configuration of a node, if there is one.
+    fn of(config: Option<&str>) -> Who {
+        let Some(config) = config else { return Who::Everybody };
+        // What can't be read is the most careful one, as for the node itself.
+        match serde_json::from_str::<NodeConfig>(config).map(|config| config.access) {
+            Ok(Access::Open) => Who::Everybody,
+            Ok(Access::Presence) => Who::Contacts,
+            Ok(Access::Roster | Access::Authorize | Access::Whitelist) | Err(_) => Who::Nobody,
+        }
+    }
 }
 
 impl Avatar {
     /// Columns from `first`: hash, configurations of the two nodes. `None`: there never was one.
     pub fn read(row: &Row<'_>, first: usize) -> Option<Box<Avatar>> {
-        let hash = row.opt_text(first)?.into();
-        let open = |column| {
-            let config = row.opt_text(column).map(serde_json::from_str::<NodeConfig>);
-            config.is_none_or(|config| config.is_ok_and(|config| config.access == Access::Open))
-        };
-        Some(Box::new(Avatar { hash, open: open(first + 1) && open(first + 2) }))
+        let hash = row.opt_text(first)?;
+        Some(Box::new(Avatar::new(hash, [row.opt_text(first + 1), row.opt_text(first + 2)])))
+    }
+
+    /// XEP-0398 s.7: who may not have the picture does not get its hash either.
+    fn new(hash: &str, nodes: [Option<&str>; 2]) -> Avatar {
+        let who = Who::of(nodes[0]).max(Who::of(nodes[1]));
+        Avatar { hash: if who == Who::Nobody { "" } else { hash }.into(), who }
     }
 
     /// Reads [`Avatar::read`]'s columns of one account.
@@ -198,11 +224,34 @@ mod tests {
     }
 
     #[test]
+    fn who_may_not_have_the_picture_does_not_get_its_hash() {
+        let config = |access: Access| serde_json::to_string(&NodeConfig { access, ..NodeConfig::default() });
+        let avatar = |data: Option<Access>, metadata: Option<Access>| {
+            let [data, metadata] =
+                [data, metadata].map(|access| access.map(|access| config(access).unwrap()));
+            let avatar = Avatar::new("abc", [data.as_deref(), metadata.as_deref()]);
+            (String::from(avatar.hash), avatar.who)
+        };
+        assert_eq!(avatar(None, None), ("abc".into(), Who::Everybody));
+        assert_eq!(avatar(Some(Access::Open), Some(Access::Open)), ("abc".into(), Who::Everybody));
+        assert_eq!(avatar(Some(Access::Presence), Some(Access::Open)), ("abc".into(), Who::Contacts));
+        for access in [Access::Roster, Access::Authorize, Access::Whitelist] {
+            assert_eq!(avatar(Some(Access::Open), Some(access)), (String::new(), Who::Nobody), "{access:?}");
+            assert_eq!(
+                avatar(Some(access), Some(Access::Presence)),
+                (String::new(), Who::Nobody),
+                "{access:?}"
+            );
+        }
+        assert_eq!(Avatar::new("abc", [Some("?"), None]).who, Who::Nobody);
+    }
+
+    #[test]
     fn what_presence_says() {
         let presence = |inner: &str| {
             Stanza::parse(format!("<presence xmlns='jabber:client'>{inner}</presence>").as_bytes()).unwrap()
         };
-        let avatar = |hash: &str| Avatar { hash: hash.into(), open: true };
+        let avatar = |hash: &str| Avatar { hash: hash.into(), who: Who::Everybody };
         let said = |avatar: &Avatar, before: Option<&Avatar>, inner: &str| {
             avatar
                 .shown_in(&presence(inner), before)

@@ -8,14 +8,14 @@ use trunkline_xmpp::stanza::Stanza;
 use super::account::{Account, AccountState};
 use super::presence::{audience, devices, push_presence};
 use crate::exchange::Exchange;
-use crate::profile::avatar::Avatar;
+use crate::profile::avatar::{Avatar, Who};
 
 impl AccountState {
     /// Presence that goes to those who see the user's, or to `to`, says which picture the user has.
     pub(super) fn show_avatar(&self, stanza: &mut Stanza, to: Option<&Jid>) {
         let Some(avatar) = &self.avatar else { return };
         // XEP-0398 s.7: a picture for contacts would tell others in a room who somebody is.
-        if to.is_some_and(|to| !avatar.open && !self.shows_presence_to(to)) {
+        if to.is_some_and(|to| avatar.who != Who::Everybody && !self.shows_presence_to(to)) {
             return;
         }
         if let Some(shown) = avatar.shown_in(stanza, None) {
