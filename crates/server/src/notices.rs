@@ -26,7 +26,11 @@ const PAGE: i64 = 500;
 
 /// The messages of the day, by host.
 #[derive(Debug, Default)]
-pub struct Notices(Mutex<HashMap<i64, Motd>>);
+pub struct Notices {
+    known: Mutex<HashMap<i64, Motd>>,
+    /// Held while one is changed on the disk and then here.
+    changing: tokio::sync::Mutex<()>,
+}
 
 #[derive(Clone, Debug)]
 struct Motd {
@@ -90,7 +94,7 @@ pub async fn start(exchange: &Exchange) -> Result<(), StoreError> {
     let motd = rows
         .iter()
         .map(|row| (row.int(0), Motd { id: row.int(1), text: row.text(2).into(), at: row.int(3) }));
-    *exchange.notices.0.lock() = motd.collect();
+    *exchange.notices.known.lock() = motd.collect();
     Ok(())
 }
 
@@ -122,6 +126,8 @@ pub async fn announce(
                 let Some((end, _)) = accounts.last() else { break };
                 last = *end;
                 for (_, jid) in &accounts {
+                    // What a message for everybody brings to the store does not pile up there.
+                    sender.db.ready(Lane::Inside).await;
                     tell(&sender, jid, ("Announcement", &what.text)).await;
                     sent += 1;
                 }
@@ -150,13 +156,22 @@ pub async fn announce(
 /// # Errors
 /// A text that can't be sent; an unknown domain; the store's.
 pub async fn run(exchange: &Arc<Exchange>, actor: &Actor, op: MotdOp) -> Result<Outcome, OpError> {
+    // Whoever asked may go away meanwhile: what is on the disk is in memory all the same.
+    let (to, actor) = (Arc::clone(exchange), actor.clone());
+    let done = exchange.runtime.spawn(async move { change(&to, &actor, op).await });
+    done.await.unwrap_or(Err(OpError::Closing))
+}
+
+async fn change(exchange: &Arc<Exchange>, actor: &Actor, op: MotdOp) -> Result<Outcome, OpError> {
     let done = |text: &str| Ok(Outcome::Done { text: text.to_owned() });
     let (MotdOp::Show { domain }
     | MotdOp::Set { domain, .. }
     | MotdOp::Edit { domain, .. }
     | MotdOp::Delete { domain }) = &op;
     let host = host(exchange, domain.as_deref())?;
-    let before = exchange.notices.0.lock().get(&host.id).cloned();
+    // The last one on the disk is the last one here.
+    let _changing = exchange.notices.changing.lock().await;
+    let before = exchange.notices.known.lock().get(&host.id).cloned();
     let old = before.as_ref().map(|motd| motd.text.to_string());
     let none = || OpError::NotFound("message of the day".into());
     match op {
@@ -175,7 +190,7 @@ pub async fn run(exchange: &Arc<Exchange>, actor: &Actor, op: MotdOp) -> Result<
                 .bind(at);
             let batch = Batch::new(Lane::Inside).with(set);
             note(exchange, batch, (actor, "motd set", (old, Some(text)))).await?;
-            exchange.notices.0.lock().insert(host.id, motd);
+            exchange.notices.known.lock().insert(host.id, motd);
             // s.4.24: at once to those who are online.
             let teller = Arc::clone(exchange);
             exchange.spawn(async move {
@@ -194,14 +209,14 @@ pub async fn run(exchange: &Arc<Exchange>, actor: &Actor, op: MotdOp) -> Result<
             let batch = Batch::new(Lane::Inside).with(edit.must_change());
             let motd = Motd { text: text.as_str().into(), ..before };
             note(exchange, batch, (actor, "motd edit", (old, Some(text)))).await?;
-            exchange.notices.0.lock().insert(host.id, motd);
+            exchange.notices.known.lock().insert(host.id, motd);
             done("The message of the day is corrected.")
         }
         MotdOp::Delete { .. } => {
             before.ok_or_else(none)?;
             let batch = Batch::new(Lane::Inside).with(sql("DELETE FROM motd WHERE host = ?1").bind(host.id));
             note(exchange, batch, (actor, "motd delete", (old, None))).await?;
-            exchange.notices.0.lock().remove(&host.id);
+            exchange.notices.known.lock().remove(&host.id);
             done("There is no message of the day any more.")
         }
     }
@@ -210,7 +225,7 @@ pub async fn run(exchange: &Arc<Exchange>, actor: &Actor, op: MotdOp) -> Result<
 impl Exchange {
     /// Somebody has come online: the account gets the message of the day, if it did not yet.
     pub(crate) fn show_motd(self: &Arc<Self>, account: &Arc<Account>) {
-        if self.notices.0.lock().is_empty() {
+        if self.notices.known.lock().is_empty() {
             return;
         }
         let (exchange, account) = (Arc::clone(self), Arc::clone(account));
@@ -219,7 +234,7 @@ impl Exchange {
 
     async fn tell_motd(self: &Arc<Self>, account: &Arc<Account>) {
         let Some(host) = self.host(account.jid.domain()) else { return };
-        let Some(motd) = self.notices.0.lock().get(&host.id).cloned() else { return };
+        let Some(motd) = self.notices.known.lock().get(&host.id).cloned() else { return };
         // Noted first: several devices may come at once, and it is to be read once.
         let noted =
             sql("UPDATE accounts SET motd = ?2 WHERE id = ?1 AND motd < ?2").bind(account.id).bind(motd.id);

@@ -208,8 +208,9 @@ async fn found(
     }
     let mut turn = None;
     if filter.words.is_some() {
-        turn = Some(exchange.searches.turn().await);
+        // A whole archive can be to index: nobody else's search waits for that.
         search::keep_in_step(db, account.id, filter.before).await.map_err(trouble)?;
+        turn = Some(exchange.searches.turn().await);
     }
     if wanted.count_only {
         let count = pages::count(db, account.id, filter).await.map_err(trouble)?;

@@ -37,7 +37,11 @@ impl Exchange {
         let Some(event) = stanza.child(ns::PUBSUB_EVENT, "event") else { return false };
         let Some(from) = &stanza.head.from else { return true };
         let followed = self.control.lists.followed.load_full();
-        for (node, changes) in changes(event) {
+        let is_followed = followed.values().any(|list| list.service == *from);
+        // What nobody asked for is not read.
+        let changes = if is_followed { changes(event) } else { BTreeMap::new() };
+        let mut unexpected = !is_followed;
+        for (node, changes) in changes {
             let mut expected = false;
             for list in followed.values().filter(|list| list.service == *from && list.node == node) {
                 expected = true;
@@ -55,15 +59,12 @@ impl Exchange {
                     self.store_entries(list);
                 }
             }
-            if !expected {
-                let detail = "an event of a list that is not followed there";
-                self.refusals.report(Refusal {
-                    name: "list-event-unknown",
-                    peer: from.as_str(),
-                    conn: 0,
-                    detail,
-                });
-            }
+            unexpected |= !expected;
+        }
+        if unexpected {
+            let detail = "an event of a list that is not followed there";
+            let peer = from.as_str();
+            self.refusals.report(Refusal { name: "list-event-unknown", peer, conn: 0, detail });
         }
         true
     }
