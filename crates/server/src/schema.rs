@@ -28,6 +28,7 @@ pub const MIGRATIONS: &[Migration] = &[
     PROFILES,
     NOTICES,
     RETRACTIONS,
+    PAYERS,
 ];
 
 const ACCOUNTS: Migration = Migration {
@@ -666,5 +667,17 @@ const RETRACTIONS: Migration = Migration {
         ) STRICT;
         CREATE INDEX retractions_in_turn ON retractions (outside, account, id);
         CREATE INDEX retractions_by_account ON retractions (account);
+    ",
+};
+
+/// Whose quota counts a node at a service that somebody elsewhere made: that of the domain. `NULL` where an account pays.
+const PAYERS: Migration = Migration {
+    name: "payers",
+    sql: "
+        ALTER TABLE pubsub_nodes ADD COLUMN payer TEXT;
+        UPDATE pubsub_nodes SET payer = COALESCE(
+            (SELECT SUBSTR(a.jid, INSTR(a.jid, '@') + 1) FROM pubsub_affiliations a
+                WHERE a.node = pubsub_nodes.id AND a.affiliation = 'owner' ORDER BY a.jid LIMIT 1),
+            place) WHERE account IS NULL;
     ",
 };

@@ -12,7 +12,9 @@ const MOST: usize = 20_000;
 const MOST_OUTSIDE: usize = 10_000;
 /// Those of one domain that is not ours.
 const MOST_OF_DOMAIN: usize = 500;
-/// Those of them who want to subscribe to one node.
+/// Nodes of others that one person who is at home here wants to subscribe to.
+const MOST_OF_PERSON: usize = 200;
+/// Those of one domain who want to subscribe to one node.
 const MOST_OF_DOMAIN_AT_NODE: usize = 20;
 /// Owners are asked about a person once in so many milliseconds.
 const ONCE_IN: i64 = 24 * 3600 * 1000;
@@ -27,7 +29,7 @@ struct Table {
     /// Oldest first.
     order: VecDeque<(i64, Person)>,
     outside: usize,
-    /// By domain that is not ours; at all nodes under 0, which is no node's number.
+    /// By domain that is not ours, at all nodes under 0, which is no node's number; by person who is at home here.
     of: HashMap<(i64, Box<str>), usize>,
 }
 
@@ -61,23 +63,41 @@ impl Approvals {
         if table.asked.contains_key(person) {
             return Asking::Asked;
         }
-        let of = |node: i64| table.of.get(&(node, person.who.domain().into())).copied().unwrap_or(0);
-        let outside_full = person.outside
-            && (table.outside >= MOST_OUTSIDE
-                || of(0) >= MOST_OF_DOMAIN
-                || of(person.node) >= MOST_OF_DOMAIN_AT_NODE);
-        if table.asked.len() >= MOST || outside_full {
+        let share_full = person.shares().any(|(key, most)| table.of.get(&key).is_some_and(|of| *of >= most));
+        let outside_full = person.outside && table.outside >= MOST_OUTSIDE;
+        if table.asked.len() >= MOST || outside_full || share_full {
             return Asking::Full;
         }
-        if person.outside {
-            table.outside += 1;
-            for node in [0, person.node] {
-                *table.of.entry((node, person.who.domain().into())).or_default() += 1;
-            }
+        table.outside += usize::from(person.outside);
+        for (key, _) in person.shares() {
+            *table.of.entry(key).or_default() += 1;
         }
         table.asked.insert(person.clone(), now);
         table.order.push_back((now, person.clone()));
         Asking::Now
+    }
+
+    /// They are not asked after all.
+    pub(crate) fn take_back(&self, person: &Person) {
+        let mut table = self.0.lock();
+        // It was noted a moment ago.
+        let Some(at) = table.order.iter().rposition(|(_, noted)| noted == person) else { return };
+        table.order.remove(at);
+        table.remove(person);
+    }
+}
+
+impl Person {
+    /// Under what they are counted, and how many there may be.
+    fn shares(&self) -> impl Iterator<Item = ((i64, Box<str>), usize)> + use<> {
+        let shares = if self.outside {
+            let domain: Box<str> = self.who.domain().into();
+            let at_node = ((self.node, domain.clone()), MOST_OF_DOMAIN_AT_NODE);
+            [Some(((0, domain), MOST_OF_DOMAIN)), Some(at_node)]
+        } else {
+            [Some(((0, self.who.bare_str().into()), MOST_OF_PERSON)), None]
+        };
+        shares.into_iter().flatten()
     }
 }
 
@@ -85,18 +105,18 @@ impl Table {
     fn forget(&mut self, now: i64) {
         while self.order.front().is_some_and(|(at, _)| at.saturating_add(ONCE_IN) <= now) {
             let Some((_, person)) = self.order.pop_front() else { return };
-            self.asked.remove(&person);
-            if !person.outside {
-                continue;
-            }
-            self.outside -= 1;
-            for node in [0, person.node] {
-                let key = (node, person.who.domain().into());
-                let Some(count) = self.of.get_mut(&key) else { continue };
-                *count -= 1;
-                if *count == 0 {
-                    self.of.remove(&key);
-                }
+            self.remove(&person);
+        }
+    }
+
+    fn remove(&mut self, person: &Person) {
+        self.asked.remove(person);
+        self.outside -= usize::from(person.outside);
+        for (key, _) in person.shares() {
+            let Some(count) = self.of.get_mut(&key) else { continue };
+            *count -= 1;
+            if *count == 0 {
+                self.of.remove(&key);
             }
         }
     }
@@ -121,7 +141,7 @@ mod tests {
         assert_eq!(ask(1, "a@x.example", ONCE_IN), Asking::Now);
         assert_eq!(ask(3, "c@here.example", 3 * ONCE_IN), Asking::Now);
         let table = approvals.0.lock();
-        assert_eq!((table.asked.len(), table.order.len(), table.outside, table.of.len()), (1, 1, 0, 0));
+        assert_eq!((table.asked.len(), table.order.len(), table.outside, table.of.len()), (1, 1, 0, 1));
     }
 
     #[test]
@@ -142,6 +162,20 @@ mod tests {
             (0..MOST).filter(|n| ask(*n) == Asking::Now).count()
         };
         assert_eq!(asked("a@#.example"), MOST_OUTSIDE - MOST_OF_DOMAIN - 1);
-        assert_eq!(asked("a@here.example"), MOST - MOST_OUTSIDE);
+        assert_eq!(asked("a@here.example"), MOST_OF_PERSON);
+        assert_eq!(asked("b#@here.example"), MOST - MOST_OUTSIDE - MOST_OF_PERSON);
+    }
+
+    #[test]
+    fn who_is_not_asked_about_leaves_nothing_behind() {
+        let approvals = Approvals::default();
+        for who in ["a@x.example", "a@here.example"] {
+            let person = person(1, who);
+            assert_eq!(approvals.ask(&person, 0), Asking::Now);
+            approvals.take_back(&person);
+            approvals.take_back(&person);
+            let table = approvals.0.lock();
+            assert_eq!((table.asked.len(), table.order.len(), table.outside, table.of.len()), (0, 0, 0, 0));
+        }
     }
 }

@@ -19,8 +19,8 @@ use trunkline_xmpp::stanza::{IqType, Stanza};
 use crate::control::asking::Question;
 use crate::exchange::Exchange;
 
-/// Verification strings that are known.
-const MOST_KNOWN: usize = 2000;
+/// Verification strings that are known because devices of ours showed them, and because others did.
+const MOST_KNOWN: usize = 1000;
 /// Nodes that one client wants to be told of.
 const MOST_NODES: usize = 200;
 /// Bytes of their names.
@@ -117,7 +117,10 @@ impl Shown {
 /// What verification strings stand for.
 #[derive(Debug, Default)]
 pub(crate) struct Caps {
-    known: Mutex<Known>,
+    /// What devices of ours showed first.
+    ours: Mutex<Known>,
+    /// What those elsewhere did: however many they show, the others stay.
+    outside: Mutex<Known>,
     asked: Mutex<Asked>,
 }
 
@@ -162,7 +165,9 @@ impl Drop for Asking<'_> {
 impl Caps {
     /// If it is known.
     pub(crate) fn get(&self, shown: &Shown) -> Option<Arc<Interests>> {
-        self.known.lock().interests.get(shown.ver.as_ref()?).cloned()
+        let ver = shown.ver.as_ref()?;
+        let find = |known: &Mutex<Known>| known.lock().interests.get(ver).cloned();
+        find(&self.ours).or_else(|| find(&self.outside))
     }
 
     /// A place among those that are asked, if there is one. `domain`: it is not at home here.
@@ -183,8 +188,8 @@ impl Caps {
         Some(Asking { asked: &self.asked, domain })
     }
 
-    fn learn(&self, ver: &Arc<str>, interests: &Arc<Interests>) {
-        let mut known = self.known.lock();
+    fn learn(&self, ver: &Arc<str>, interests: &Arc<Interests>, ours: bool) {
+        let mut known = if ours { self.ours.lock() } else { self.outside.lock() };
         if known.interests.insert(Arc::clone(ver), Arc::clone(interests)).is_some() {
             return;
         }
@@ -234,7 +239,7 @@ impl Exchange {
         match &shown.ver {
             Some(ver) if **ver == *info.verification() => {
                 if caps::settles(&info, NOTIFY) {
-                    self.pubsub.caps.learn(ver, &interests);
+                    self.pubsub.caps.learn(ver, &interests, elsewhere.is_none());
                 } else {
                     self.metrics.refused("caps-ambiguous");
                 }
@@ -320,11 +325,20 @@ mod tests {
     fn the_oldest_is_forgotten() {
         let caps = Caps::default();
         let shown = |n: usize| presence(&format!("node='urn:x' ver='{n}' hash='sha-1'")).unwrap();
+        let learn = |n: usize, ours| caps.learn(&shown(n).key(), &Arc::new(Interests::with(&["a"])), ours);
         for n in 0..=MOST_KNOWN {
-            caps.learn(&shown(n).key(), &Arc::new(Interests::with(&["a"])));
+            learn(n, false);
         }
         assert!(caps.get(&shown(0)).is_none());
         assert!(caps.get(&shown(1)).is_some() && caps.get(&shown(MOST_KNOWN)).is_some());
-        assert_eq!(caps.known.lock().order.len(), MOST_KNOWN);
+        assert_eq!(caps.outside.lock().order.len(), MOST_KNOWN);
+        // Neither side makes what the other one shows be forgotten.
+        learn(0, true);
+        assert!(caps.get(&shown(1)).is_some());
+        for n in 0..=MOST_KNOWN {
+            learn(MOST_KNOWN + n, false);
+        }
+        assert!(caps.get(&shown(0)).is_some() && caps.get(&shown(1)).is_none());
+        assert_eq!((caps.ours.lock().order.len(), caps.outside.lock().order.len()), (1, MOST_KNOWN));
     }
 }

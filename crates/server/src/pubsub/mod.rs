@@ -43,7 +43,7 @@ use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::jid::Jid;
 
 use self::config::{Access, Allowed, NodeConfig, Publishers};
-use self::node::{Affiliation, Item, Node, Opened, Place, Service};
+use self::node::{Affiliation, Item, Node, Opened, Payer, Place, Service};
 use crate::exchange::Exchange;
 use crate::route::account::{Account, AccountState};
 use crate::route::message::store_trouble;
@@ -276,14 +276,14 @@ impl Desk {
         special.unwrap_or_else(|| self.default_config())
     }
 
-    /// The turn to change nodes and items, for who may: `may` says so, and which account pays for the node, and is not
+    /// The turn to change nodes and items, for who may: `may` says so, and who pays for the node, and is not
     /// asked of those whose place it is. Who may not takes no turn, so that nobody waits for them; and at a service,
-    /// one waits for those whose nodes the same account pays for, as the quotas are theirs together.
+    /// one waits for those whose nodes the same account or domain pays for, as the quotas are theirs together.
     async fn turn(
         &self,
-        may: impl Future<Output = Result<Option<i64>, StanzaError>>,
+        may: impl Future<Output = Result<Payer, StanzaError>>,
     ) -> Result<turns::Turn<'_>, StanzaError> {
-        let payer = if self.is_own() { None } else { may.await? };
+        let payer = if self.is_own() { None } else { Some(may.await?) };
         let key = match (&self.place, payer) {
             (Place::Account(_), _) | (_, None) => self.place.key(),
             (Place::Service(_), Some(payer)) => format!("{} {payer}", self.place.key()),
@@ -313,6 +313,17 @@ impl Desk {
         }
     }
 
+    /// [`Desk::look`], for who wants to change the node. Whoever has no right at somebody else's address gets the same
+    /// for what is private and gone as for what never was.
+    async fn look_to_change(&self, name: &str) -> Result<Option<Opened>, StanzaError> {
+        match self.look(name).await {
+            Err(error) if error.condition == Condition::ItemNotFound && self.place.account().is_some() => {
+                Err(StanzaError::new(Condition::Forbidden))
+            }
+            looked => looked,
+        }
+    }
+
     /// [`Desk::look`], also what is gone.
     async fn find(&self, name: &str) -> Result<Option<Opened>, StanzaError> {
         let key = self.place.key();
@@ -330,7 +341,7 @@ impl Desk {
     async fn open_owned(&self, name: &str) -> Result<Opened, StanzaError> {
         // Who owns nothing here learns nothing of what there is.
         if self.place.account().is_some() && !self.is_own() {
-            let opened = self.look(name).await?;
+            let opened = self.look_to_change(name).await?;
             return opened
                 .filter(|opened| opened.affiliation == Affiliation::Owner)
                 .ok_or_else(|| StanzaError::new(Condition::Forbidden));
@@ -343,8 +354,8 @@ impl Desk {
     }
 
     /// For [`Desk::turn`]: who pays for a node, asked by its owner.
-    async fn payer_of_owned(&self, name: &str) -> Result<Option<i64>, StanzaError> {
-        Ok(self.open_owned(name).await?.node.account)
+    async fn payer_of_owned(&self, name: &str) -> Result<Payer, StanzaError> {
+        Ok(self.open_owned(name).await?.node.payer)
     }
 
     /// What the store says, and what goes without saying.

@@ -1,5 +1,6 @@
 //! Nodes, and how somebody stands to one: what the store knows.
 
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -66,10 +67,39 @@ pub struct Node {
     pub config: NodeConfig,
     /// Milliseconds since 1970.
     pub created_at: i64,
-    /// Who pays for it: the account of its owner or maker, if that is one of ours.
-    pub account: Option<i64>,
+    /// Who pays for it.
+    pub payer: Payer,
     /// It is gone, and this is where to look instead.
     pub redirect: Option<String>,
+}
+
+/// Who pays for a node: it counts in their quotas, and changes of theirs go one after another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Payer {
+    /// The account at whose address it is, or which made it at a service.
+    Account(i64),
+    /// The domain that is not ours of who made it at a service.
+    Domain(String),
+}
+
+impl Payer {
+    /// The columns `account` and `payer` of the store.
+    pub(super) fn columns(&self) -> (Option<i64>, Option<&str>) {
+        match self {
+            Payer::Account(account) => (Some(*account), None),
+            Payer::Domain(domain) => (None, Some(domain)),
+        }
+    }
+}
+
+/// What tells payers at one place from one another.
+impl fmt::Display for Payer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Payer::Account(account) => write!(f, "{account}"),
+            Payer::Domain(domain) => write!(f, "@{domain}"),
+        }
+    }
 }
 
 /// How somebody stands to a node for good (s.4.1).
@@ -176,7 +206,7 @@ pub struct Item {
     pub at: i64,
 }
 
-/// Columns from `first`: id, name, config, created_at, redirect, account.
+/// Columns from `first`: id, name, config, created_at, redirect, account, payer.
 pub(super) fn read_node(row: &Row<'_>, first: usize) -> Node {
     Node {
         id: row.int(first),
@@ -188,7 +218,10 @@ pub(super) fn read_node(row: &Row<'_>, first: usize) -> Node {
         }),
         created_at: row.int(first + 3),
         redirect: row.opt_text(first + 4).map(str::to_owned),
-        account: row.opt_int(first + 5),
+        payer: match row.opt_int(first + 5) {
+            Some(account) => Payer::Account(account),
+            None => Payer::Domain(row.opt_text(first + 6).unwrap_or_default().to_owned()),
+        },
     }
 }
 
@@ -230,9 +263,8 @@ pub async fn open(
 ) -> Result<Option<Opened>, StoreError> {
     let of = |text| sql(text).bind(place).bind(name);
     let statements = vec![
-        of(
-            "SELECT id, name, config, created_at, redirect, account FROM pubsub_nodes WHERE place = ?1 AND name = ?2",
-        ),
+        of("SELECT id, name, config, created_at, redirect, account, payer FROM pubsub_nodes \
+             WHERE place = ?1 AND name = ?2"),
         of("SELECT a.affiliation FROM pubsub_affiliations a JOIN pubsub_nodes n ON n.id = a.node \
             WHERE n.place = ?1 AND n.name = ?2 AND a.jid = ?3")
         .bind(who.bare_str()),
@@ -276,7 +308,7 @@ pub(super) async fn slice(
     macro_rules! nodes {
         ($part:literal) => {
             concat!(
-                "SELECT n.id, n.name, n.config, n.created_at, n.redirect, n.account, ",
+                "SELECT n.id, n.name, n.config, n.created_at, n.redirect, n.account, n.payer, ",
                 "(SELECT a.affiliation FROM pubsub_affiliations a WHERE a.node = n.id AND a.jid = ?2), ",
                 "EXISTS (SELECT 1 FROM pubsub_subscriptions s WHERE s.node = n.id AND s.owner = ?2 ",
                 "AND s.pending = 0 AND (s.expires IS NULL OR s.expires > ?3)) ",
@@ -300,7 +332,7 @@ pub(super) async fn slice(
     let rows = db.read_in(lane, statement).await?;
     Ok(rows
         .iter()
-        .map(|row| (read_node(&row, 0), Affiliation::of(row.opt_text(6)), row.int(7) != 0))
+        .map(|row| (read_node(&row, 0), Affiliation::of(row.opt_text(7)), row.int(8) != 0))
         .collect())
 }
 

@@ -495,7 +495,7 @@ impl Exchange {
 
 /// The nodes of `owner` among `names` that have an item, with the newest.
 fn last_of(owner: &Jid, names: &str) -> Statement {
-    sql("SELECT n.id, n.name, n.config, n.created_at, n.redirect, n.account, i.item, i.payload, i.publisher, i.at \
+    sql("SELECT n.id, n.name, n.config, n.created_at, n.redirect, n.account, n.payer, i.item, i.payload, i.publisher, i.at \
          FROM accounts a JOIN hosts h ON h.id = a.host_id JOIN pubsub_nodes n ON n.place = '#' || a.id \
          JOIN pubsub_items i ON i.seq = (SELECT MAX(seq) FROM pubsub_items WHERE node = n.id) \
          WHERE h.name = ?1 AND a.local = ?2 AND a.disabled = 0 AND n.redirect IS NULL \
@@ -517,7 +517,7 @@ impl Desk {
             return Ok(());
         }
         for row in rows.iter() {
-            let (node, item) = (node::read_node(&row, 0), node::read_item(&row, 6));
+            let (node, item) = (node::read_node(&row, 0), node::read_item(&row, 7));
             let config = &node.config;
             let now = self.exchange.clock().now();
             let expired = config.kept_for().is_some_and(|kept| item.at.saturating_add(kept) <= now);

@@ -6,11 +6,13 @@ use trunkline_xmpp::error::{Condition, ErrorType, StanzaError};
 use trunkline_xmpp::jid::Jid;
 
 use super::config::{Access, NodeConfig, WhenFull};
-use super::node::{Affiliation, Item, Node, Opened, Place};
+use super::node::{Affiliation, Item, Node, Opened, Payer, Place};
 use super::notify::Event;
 use super::{Desk, Happened, NewItem, Terms, errors, name_of};
 use crate::route::message::store_trouble;
 
+/// What all domains elsewhere together may have at a service, where they make nodes: so many times what one has.
+const SHARES_OUTSIDE: usize = 10;
 /// Items in one request.
 pub(super) const MOST_AT_ONCE: usize = 100;
 
@@ -22,8 +24,10 @@ pub(super) fn on_node(text: &'static str, place: &str, name: &str) -> Statement 
 /// How much of what there may be there is.
 struct Stock {
     items: usize,
-    /// Of all nodes that the same account pays for.
+    /// Of all nodes that the same account or domain pays for.
     bytes: usize,
+    /// Of all nodes at the place that domains elsewhere pay for, if this is one of them.
+    bytes_outside: usize,
     /// Bytes of the items that are replaced, and their number.
     replaced: (usize, usize),
     /// The oldest, first.
@@ -87,9 +91,9 @@ impl Desk {
     }
 
     /// For [`Desk::turn`]: who pays for the node that they want to publish to, if they may.
-    async fn payer_of_published(&self, name: &str) -> Result<Option<i64>, StanzaError> {
-        match self.look(name).await? {
-            Some(opened) if self.may_publish(&opened) => Ok(opened.node.account),
+    async fn payer_of_published(&self, name: &str) -> Result<Payer, StanzaError> {
+        match self.look_to_change(name).await? {
+            Some(opened) if self.may_publish(&opened) => Ok(opened.node.payer),
             Some(_) => Err(StanzaError::new(Condition::Forbidden)),
             None => {
                 self.may_make()?;
@@ -205,8 +209,10 @@ impl Desk {
         }
         let most = self.exchange.config.load().limits.pubsub_bytes;
         let new: usize = items.iter().map(|item| self.size(&node.name, item)).sum();
-        if stock.bytes.saturating_sub(stock.replaced.0) + new > most {
-            let left = most.saturating_sub(stock.bytes);
+        let after = |bytes: usize| bytes.saturating_sub(stock.replaced.0) + new;
+        let most_outside = most.saturating_mul(SHARES_OUTSIDE);
+        if after(stock.bytes) > most || after(stock.bytes_outside) > most_outside {
+            let left = most.saturating_sub(stock.bytes).min(most_outside.saturating_sub(stock.bytes_outside));
             return Err(StanzaError::new(Condition::ResourceConstraint)
                 .text(format!("{most} bytes of items may be kept; {left} are left, this takes {new}.")));
         }
@@ -273,12 +279,14 @@ impl Desk {
     }
 
     async fn stock(&self, node: &Node, items: &[Item]) -> Result<Stock, StanzaError> {
+        let (account, domain) = node.payer.columns();
         let mut statements = vec![
             sql("SELECT COUNT(*) FROM pubsub_items WHERE node = ?1").bind(node.id),
-            sql("SELECT COALESCE(SUM(i.size), 0) FROM pubsub_items i JOIN pubsub_nodes n ON n.id = i.node \
-                 WHERE n.place = ?1 AND n.account IS ?2")
+            sql("SELECT COALESCE(SUM(i.size) FILTER (WHERE n.payer IS ?3), 0), COALESCE(SUM(i.size), 0) \
+                 FROM pubsub_items i JOIN pubsub_nodes n ON n.id = i.node WHERE n.place = ?1 AND n.account IS ?2")
             .bind(self.place.key())
-            .bind(node.account),
+            .bind(account)
+            .bind(domain),
             // What goes is among as many as come, and those that are replaced beside.
             sql("SELECT item FROM pubsub_items WHERE node = ?1 ORDER BY seq LIMIT ?2")
                 .bind(node.id)
@@ -300,6 +308,13 @@ impl Desk {
         Ok(Stock {
             items: number(results.first()),
             bytes: number(results.get(1)),
+            bytes_outside: match node.payer {
+                Payer::Account(_) => 0,
+                Payer::Domain(_) => {
+                    let row = results.get(1).and_then(Rows::first);
+                    row.and_then(|row| usize::try_from(row.int(1)).ok()).unwrap_or(0)
+                }
+            },
             replaced: (old.iter().sum(), old.len()),
             oldest: results
                 .get(2)
@@ -323,7 +338,7 @@ impl Desk {
             .turn(async {
                 let opened = self.open(name).await?;
                 self.may_retract(&opened, ids).await?;
-                Ok(opened.node.account)
+                Ok(opened.node.payer)
             })
             .await?;
         let opened = self.open(name).await?;
@@ -419,10 +434,11 @@ impl Desk {
         }
     }
 
-    /// The account that pays for what they make at a service: theirs, if it is one of ours.
-    pub(super) async fn payer(&self) -> Result<Option<i64>, StanzaError> {
+    /// Who pays for what they make at a service: their account, if it is one of ours, else their domain.
+    pub(super) async fn payer(&self) -> Result<Payer, StanzaError> {
+        let domain = || Payer::Domain(self.who.domain().to_owned());
         let local = self.exchange.host(self.who.domain()).and_then(|_| self.who.local());
-        let Some(local) = local else { return Ok(None) };
+        let Some(local) = local else { return Ok(domain()) };
         let account = sql(
             "SELECT a.id FROM accounts a JOIN hosts h ON h.id = a.host_id WHERE h.name = ?1 AND a.local = ?2",
         )
@@ -430,7 +446,7 @@ impl Desk {
         .bind(local);
         let rows =
             self.exchange.db.read_in(self.lane, account).await.map_err(|error| store_trouble(&error))?;
-        Ok(rows.first().map(|row| row.int(0)))
+        Ok(rows.first().map_or_else(domain, |row| Payer::Account(row.int(0))))
     }
 
     /// Adds the statements that make a node, if there is room for it.
@@ -442,14 +458,16 @@ impl Desk {
     ) -> Result<Node, StanzaError> {
         self.may_be(name, config)?;
         let key = self.place.key();
-        let account = match &self.place {
-            Place::Account(account) => Some(account.id),
+        let payer = match &self.place {
+            Place::Account(account) => Payer::Account(account.id),
             Place::Service(_) => self.payer().await?,
         };
-        let counted = sql("SELECT (SELECT COUNT(*) FROM pubsub_nodes WHERE place = ?1), \
-             (SELECT COUNT(*) FROM pubsub_nodes WHERE place = ?1 AND account IS ?2)")
+        let (account, domain) = payer.columns();
+        let counted = sql("SELECT COUNT(*), COUNT(*) FILTER (WHERE account IS ?2 AND payer IS ?3), \
+             COUNT(*) FILTER (WHERE account IS NULL) FROM pubsub_nodes WHERE place = ?1")
         .bind(key.as_str())
-        .bind(account);
+        .bind(account)
+        .bind(domain);
         let rows =
             self.exchange.db.read_in(self.lane, counted).await.map_err(|error| store_trouble(&error))?;
         let row = rows.first().ok_or_else(|| StanzaError::new(Condition::InternalServerError))?;
@@ -459,6 +477,10 @@ impl Desk {
         let full = match &self.place {
             Place::Account(_) => (count(0) >= own).then_some(own),
             Place::Service(_) if count(0) >= all => Some(all),
+            // Nor do they take all places by many domains.
+            Place::Service(_) if account.is_none() && count(2) >= own.saturating_mul(SHARES_OUTSIDE) => {
+                Some(own)
+            }
             Place::Service(_) => (count(1) >= own).then_some(own),
         };
         if let Some(most) = full {
@@ -469,14 +491,15 @@ impl Desk {
         let json = serde_json::to_string(config).unwrap_or_default();
         batch.push(
             // Somebody who makes one of the same name at a service at this moment is not waited for.
-            sql("INSERT INTO pubsub_nodes (account, place, name, config, created_at, kept_for) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (place, name) DO NOTHING")
+            sql("INSERT INTO pubsub_nodes (account, place, name, config, created_at, kept_for, payer) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (place, name) DO NOTHING")
             .bind(account)
             .bind(key.as_str())
             .bind(name)
             .bind(json)
             .bind(self.now())
             .bind(config.kept_for())
+            .bind(domain)
             .must_change(),
         );
         if let Place::Service(_) = self.place {
@@ -495,7 +518,7 @@ impl Desk {
             name: name.to_owned(),
             config: config.clone(),
             created_at: self.now(),
-            account,
+            payer,
             redirect: None,
         })
     }

@@ -155,7 +155,7 @@ async fn who_may_not_takes_no_turn() {
     own.publish("urn:n", item("1"), Terms::Any).await.unwrap();
     let romeo = stage.desk("romeo@north.example/x", SERVICE).await;
     romeo.publish("news", item("1"), Terms::Any).await.unwrap();
-    let payer = romeo.payer().await.unwrap().unwrap();
+    let payer = romeo.payer().await.unwrap();
     let held = [pubsub.turn(&own.place.key()).await, pubsub.turn(&format!("{SERVICE} {payer}")).await];
     let soon = Duration::from_secs(3600);
     for who in ["juliet@north.example/x", "iago@south.example/x"] {
@@ -195,6 +195,81 @@ async fn who_may_not_takes_no_turn() {
     drop(held);
     own.publish("urn:n", item("3"), Terms::Any).await.unwrap();
     romeo.publish("news", item("3"), Terms::Any).await.unwrap();
+}
+
+/// Domains elsewhere pay for what is made in their names, each for itself, and together they leave room for others.
+#[tokio::test(start_paused = true)]
+async fn each_domain_elsewhere_pays_for_itself() {
+    let stage = Stage::new().await;
+    let db = &stage.exchange().db;
+    let iago = stage.desk("iago@south.example/x", SERVICE).await;
+    let west = stage.desk("nurse@west.example/x", SERVICE).await;
+    let romeo = stage.desk("romeo@north.example/x", SERVICE).await;
+    let make = async |desk: &Desk, name: &str| {
+        let mut batch = Batch::new(Lane::Inside);
+        desk.create_in(&mut batch, name, &desk.default_config()).await.map(drop)?;
+        db.run(batch).await.unwrap();
+        Ok::<(), StanzaError>(())
+    };
+    make(&iago, "his").await.unwrap();
+    // Who waits for whom.
+    let payer = iago.open("his").await.unwrap().node.payer;
+    assert_eq!(payer, Payer::Domain("south.example".into()));
+    let held = stage.exchange().pubsub.turn(&format!("{SERVICE} {payer}")).await;
+    make(&west, "hers").await.unwrap();
+    west.publish("hers", item("1"), Terms::Any).await.unwrap();
+    let waits =
+        tokio::time::timeout(Duration::from_secs(3600), iago.publish("his", item("1"), Terms::Any)).await;
+    assert!(waits.is_err(), "the domain's turn is taken");
+    drop(held);
+    // All bytes of one domain are none of another's; ten domains' worth is what there is for all of them.
+    let full = "INSERT INTO pubsub_items (node, item, payload, publisher, at, size) SELECT id, 'big', x'', '', 0, \
+                16000000 FROM pubsub_nodes WHERE name = 'hers'";
+    stage.run(full).await;
+    west.publish("hers", item("2"), Terms::Any).await.unwrap_err();
+    iago.publish("his", item("1"), Terms::Any).await.unwrap();
+    stage.run("UPDATE pubsub_items SET size = 160000000 WHERE item = 'big'").await;
+    iago.publish("his", item("2"), Terms::Any).await.unwrap_err();
+    romeo.publish("ours", item("1"), Terms::Any).await.unwrap();
+    // Nodes alike: 500 of one, 5,000 of all.
+    stage
+        .run(
+            "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 499) \
+             INSERT INTO pubsub_nodes (place, name, config, created_at, payer) SELECT 'pubsub.north.example', \
+             'n' || i, '{}', 0, 'west.example' FROM n",
+        )
+        .await;
+    assert_eq!(make(&west, "more").await.unwrap_err().condition, Condition::ResourceConstraint);
+    make(&iago, "more").await.unwrap();
+    stage
+        .run(
+            "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 4498) \
+             INSERT INTO pubsub_nodes (place, name, config, created_at, payer) SELECT 'pubsub.north.example', \
+             'm' || i, '{}', 0, i || '.example' FROM n",
+        )
+        .await;
+    assert_eq!(make(&iago, "most").await.unwrap_err().condition, Condition::ResourceConstraint);
+    make(&romeo, "most").await.unwrap();
+}
+
+/// Who could not be noted as a subscriber is asked about when they come again.
+#[tokio::test(start_paused = true)]
+async fn who_is_not_on_the_disk_was_not_asked_about() {
+    let stage = Stage::new().await;
+    let romeo = stage.desk("romeo@north.example/x", SERVICE).await;
+    romeo.create(Some("club"), access("authorize")).await.unwrap();
+    let juliet = stage.desk("juliet@north.example/x", SERVICE).await;
+    stage
+        .run(
+            "CREATE TRIGGER refuse BEFORE INSERT ON pubsub_subscriptions BEGIN SELECT RAISE(ABORT, 'no'); END",
+        )
+        .await;
+    subscribe(&juliet, "club").await.unwrap_err();
+    stage.run("DROP TRIGGER refuse").await;
+    let node = juliet.open("club").await.unwrap().node;
+    let asking = || stage.exchange().pubsub.approvals.ask(&juliet.person(&node), juliet.now());
+    assert_eq!(asking(), approvals::Asking::Now);
+    assert_eq!(asking(), approvals::Asking::Asked);
 }
 
 /// What somebody decides at the same moment is not undone.

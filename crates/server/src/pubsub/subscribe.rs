@@ -77,7 +77,12 @@ impl Desk {
         }
         let asking = if pending { self.approval(node)? } else { Asking::Asked };
         let subscription = Subscription { jid, pending, options, affiliation: opened.affiliation };
-        self.save(put(node, &subscription), errors::no_node).await?;
+        if let Err(error) = self.save(put(node, &subscription), errors::no_node).await {
+            if asking == Asking::Now {
+                self.exchange.pubsub.approvals.take_back(&self.person(node));
+            }
+            return Err(error);
+        }
         let mut w = Writer::new();
         w.open("pubsub").attr("xmlns", ns::PUBSUB);
         write_subscription(&mut w, &node.name, &subscription);
@@ -154,11 +159,15 @@ impl Desk {
         ))
     }
 
+    /// Who asks for the owners' approval, as it is noted.
+    pub(super) fn person(&self, node: &Node) -> Person {
+        let outside = self.exchange.host(self.who.domain()).is_none();
+        Person { node: node.id, who: self.who.bare(), outside }
+    }
+
     /// Whether the owners are to be asked about them.
     fn approval(&self, node: &Node) -> Result<Asking, StanzaError> {
-        let outside = self.exchange.host(self.who.domain()).is_none();
-        let person = Person { node: node.id, who: self.who.bare(), outside };
-        let asking = self.exchange.pubsub.approvals.ask(&person, self.now());
+        let asking = self.exchange.pubsub.approvals.ask(&self.person(node), self.now());
         if asking != Asking::Full {
             return Ok(asking);
         }
