@@ -371,17 +371,33 @@ impl<'a> Node<'a> {
     /// This element with the declarations added that it needs to stand where unprefixed names are in `default_ns`
     /// and no prefix is declared.
     pub fn to_standalone(self, default_ns: &str) -> Vec<u8> {
-        let raw = self.raw();
-        let name_end = self.name_range().end - self.range().start;
-        let mut out = Vec::with_capacity(raw.len() + 64);
-        out.extend_from_slice(&raw[..name_end]);
-        self.write_missing(default_ns, &mut out);
-        out.extend_from_slice(&raw[name_end..]);
-        out
+        self.standalone(default_ns, usize::MAX).unwrap_or_default()
     }
 
-    /// Writes the declarations that are in force here, used in this element and not made on or in it.
-    fn write_missing(self, default_ns: &str, out: &mut Vec<u8>) {
+    /// Like [`Node::to_standalone`], of at most `room` bytes, which are taken from it; `None`: there is not that much
+    /// room. For all that goes over several elements of a peer: what is declared once around them is written again with
+    /// each that uses it, so that the result is bounded by the square of what came, and by nothing less.
+    pub fn to_standalone_within(self, default_ns: &str, room: &mut usize) -> Option<Vec<u8>> {
+        let out = self.standalone(default_ns, *room)?;
+        *room -= out.len();
+        Some(out)
+    }
+
+    /// `None`: it would be longer than `most`.
+    fn standalone(self, default_ns: &str, most: usize) -> Option<Vec<u8>> {
+        let raw = self.raw();
+        let room = most.checked_sub(raw.len())?;
+        let name_end = self.name_range().end - self.range().start;
+        let mut out = Vec::with_capacity(raw.len() + 64.min(room));
+        out.extend_from_slice(&raw[..name_end]);
+        self.write_missing(default_ns, &mut out, room)?;
+        out.extend_from_slice(&raw[name_end..]);
+        Some(out)
+    }
+
+    /// Writes the declarations that are in force here, used in this element and not made on or in it; `None`: they are
+    /// longer than `room`.
+    fn write_missing(self, default_ns: &str, out: &mut Vec<u8>, mut room: usize) -> Option<()> {
         let mut missing: Vec<(&str, &str)> = Vec::new();
         // Declarations in force inside: the prefix and where the declaring element ends.
         let mut declared: Vec<(Option<&str>, usize)> = Vec::new();
@@ -396,12 +412,18 @@ impl<'a> Node<'a> {
                 let given = prefix == "xml"
                     || (prefix.is_empty() && (!is_element || ns == default_ns))
                     || declared.iter().any(|(declared, _)| *declared == key);
-                if !given && !missing.contains(&(prefix, ns)) {
+                // Where it is not declared in here a prefix means the same everywhere.
+                if !given && !missing.iter().any(|(known, _)| *known == prefix) {
                     missing.push((prefix, ns));
                 }
             }
         }
         for (prefix, ns) in missing {
+            let before = out.len();
+            // Before it is escaped, which may make it longer only.
+            if ns.len() > room {
+                return None;
+            }
             out.extend_from_slice(b" xmlns");
             if !prefix.is_empty() {
                 out.push(b':');
@@ -410,7 +432,9 @@ impl<'a> Node<'a> {
             out.extend_from_slice(b"='");
             out.extend_from_slice(escape_attr(ns).as_bytes());
             out.push(b'\'');
+            room = room.checked_sub(out.len() - before)?;
         }
+        Some(())
     }
 }
 

@@ -122,6 +122,26 @@ fn standing_alone() {
 }
 
 #[test]
+fn what_stands_alone_takes_its_room() {
+    let xml = "<s xmlns:p=\"'''''\"><p:a/><p:a p:x=''/><b/></s>";
+    let element = parse(xml);
+    let children = || element.root().children();
+    let whole: Vec<Vec<u8>> = children().map(|child| child.to_standalone("jabber:client")).collect();
+    let bytes: usize = whole.iter().map(Vec::len).sum();
+    let read = |mut room: usize| {
+        let all: Option<Vec<_>> =
+            children().map(|child| child.to_standalone_within("jabber:client", &mut room)).collect();
+        (all, room)
+    };
+    assert_eq!(read(bytes), (Some(whole.clone()), 0));
+    assert_eq!(read(bytes + 7), (Some(whole.clone()), 7));
+    for room in 0..bytes {
+        let (all, left) = read(room);
+        assert!(all.is_none() && left <= room, "{room}");
+    }
+}
+
+#[test]
 fn a_declaration_ends_with_its_element() {
     let element = parse("<a><b xmlns:p='1'><c xmlns:p='2'><p:x/></c><p:y/></b><d xmlns:p='3' p:z=''/></a>");
     let b = element.root().first_child().unwrap();

@@ -11,6 +11,9 @@ use trunkline_xml::{Node, ScanError, Writer};
 use crate::jid::{Jid, JidError};
 use crate::ns;
 
+/// Bytes of an application-specific condition that is read.
+const MOST_APP: usize = 4096;
+
 macro_rules! conditions {
     ($(#[$doc:meta])* $type:ident { $($(#[$variant_doc:meta])* $variant:ident = $name:literal,)* }) => {
         $(#[$doc])*
@@ -274,10 +277,10 @@ impl StanzaError {
     /// `undefined-condition` (s.8.3.2), a missing type is the condition's usual one.
     pub fn parse(error: Node<'_>) -> StanzaError {
         let mut parsed = StanzaError::new(Condition::UndefinedCondition);
-        let mut app = Vec::new();
+        let mut app = None;
         for child in error.children() {
             if child.ns() != ns::STANZA_ERRORS {
-                app.extend_from_slice(&child.to_standalone(error.ns()));
+                app.get_or_insert_with(|| condition_of(child, error.ns()));
             } else if child.name() == "text" {
                 parsed.text.get_or_insert_with(|| child.text().into_owned());
             } else if let Some(condition) = Condition::parse(child.name()) {
@@ -290,7 +293,7 @@ impl StanzaError {
             parsed.kind = kind;
         }
         parsed.by = error.attr("by").and_then(|by| Jid::parse(&by).ok());
-        parsed.app = (!app.is_empty()).then(|| app.into());
+        parsed.app = app.flatten();
         parsed
     }
 }
@@ -396,10 +399,10 @@ impl StreamError {
     /// Reads `<stream:error/>`.
     pub fn parse(error: Node<'_>) -> StreamError {
         let mut parsed = StreamError::new(StreamCondition::UndefinedCondition);
-        let mut app = Vec::new();
+        let mut app = None;
         for child in error.children() {
             if child.ns() != ns::STREAM_ERRORS {
-                app.extend_from_slice(&child.to_standalone(error.ns()));
+                app.get_or_insert_with(|| condition_of(child, error.ns()));
             } else if child.name() == "text" {
                 parsed.text.get_or_insert_with(|| child.text().into_owned());
             } else if let Some(condition) = StreamCondition::parse(child.name()) {
@@ -407,7 +410,7 @@ impl StreamError {
                 parsed.host = Some(child.text().trim().to_owned()).filter(|host| !host.is_empty());
             }
         }
-        parsed.app = (!app.is_empty()).then(|| app.into());
+        parsed.app = app.flatten();
         parsed
     }
 }
@@ -444,6 +447,12 @@ impl From<&ScanError> for StreamError {
     fn from(error: &ScanError) -> StreamError {
         StreamError::new(error.into()).text(error.to_string())
     }
+}
+
+/// An application-specific condition as a peer sent it; too long to be one: none. An error has one of them (RFC 6120
+/// s.4.9.4, s.8.3.4): those behind it are not read.
+fn condition_of(child: Node<'_>, ns: &str) -> Option<Bytes> {
+    child.to_standalone_within(ns, &mut { MOST_APP }).map(Bytes::from)
 }
 
 fn write_text(w: &mut Writer, ns: &str, text: Option<&str>) {
@@ -499,6 +508,22 @@ mod tests {
         );
         let element = Element::parse(written(&error), ns::CLIENT).unwrap();
         assert_eq!(StanzaError::parse(element.root()), error);
+    }
+
+    #[test]
+    fn what_a_peer_declares_once_is_not_multiplied() {
+        let children = |long: usize, many: usize| {
+            let (ns, child) = ("u".repeat(long), "<a:x/>");
+            format!("<error xmlns:a='{ns}'>{}</error>", child.repeat(many))
+        };
+        for (long, many, kept) in [(100, 5000, true), (MOST_APP, 1, false), (100_000, 5000, false)] {
+            let element = Element::parse(children(long, many), ns::CLIENT).unwrap();
+            let read = [StanzaError::parse(element.root()).app, StreamError::parse(element.root()).app];
+            for app in read {
+                let one = format!("<a:x xmlns:a='{}'/>", "u".repeat(long));
+                assert_eq!(app, kept.then(|| Bytes::from(one)), "{long} {many}");
+            }
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! retractions, a full disk and a crash make it late, and nothing makes it forgotten. There are as many rows as
 //! retractions in the archives at most. Each lane carries out its own, account by account.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,13 @@ const AGAIN: Duration = Duration::from_secs(60);
 const REACH: i64 = 100_000;
 /// Entries that one read looks at.
 const SLICE: i64 = if cfg!(test) { 3 } else { 10_000 };
+
+/// Rows that have the id in them and are read for one retraction: the id stands in a text too.
+const MOST_CANDIDATES: usize = if cfg!(test) { 5 } else { 100 };
+/// Retractions that one round passes over because the store can't do them.
+const MOST_PASSED: usize = if cfg!(test) { 3 } else { 100 };
+/// Rounds in which a retraction is tried that the store can't do.
+const MOST_TRIES: u32 = 3;
 
 /// Somebody takes a message back.
 #[derive(Clone, Debug)]
@@ -129,8 +137,9 @@ impl Exchange {
         }
         let exchange = Arc::clone(self);
         self.spawn(async move {
+            let mut tries = Tries::new();
             loop {
-                match carry_out(&exchange.db, lane, || exchange.clock().now()).await {
+                match carry_out(&exchange.db, lane, || exchange.clock().now(), &mut tries).await {
                     Ok(_) if exchange.gravedigger.ends(lane) => return,
                     Ok(_) => {}
                     Err(error) => {
@@ -143,25 +152,48 @@ impl Exchange {
     }
 }
 
-/// Carries out all that waits in a lane; how many.
+/// Retractions that the store could not do, and in how many rounds: [`MOST_PASSED`] at most. A restart forgets it, and tries
+/// them again.
+type Tries = HashMap<i64, u32>;
+
+/// It is not about the one row: nothing else could be done either.
+fn ends_the_round(error: &StoreError) -> bool {
+    matches!(error, StoreError::Full | StoreError::Io(_) | StoreError::Closed)
+}
+
+/// Carries out all that waits in a lane; how many. What can't be done keeps nothing else waiting: it is passed over, and
+/// given up when [`MOST_TRIES`] rounds could not do it.
 ///
 /// # Errors
 /// Those of the store; what is not done still waits.
-async fn carry_out(db: &Db, lane: Lane, now: impl Fn() -> i64) -> Result<usize, StoreError> {
+async fn carry_out(
+    db: &Db,
+    lane: Lane,
+    now: impl Fn() -> i64,
+    tries: &mut Tries,
+) -> Result<usize, StoreError> {
     let (mut done, mut last) = (0, 0);
+    let mut passed: Vec<i64> = Vec::new();
+    let mut trouble = None;
     loop {
+        if passed.len() >= MOST_PASSED {
+            break;
+        }
+        let but = format!("[{}]", passed.iter().map(i64::to_string).collect::<Vec<_>>().join(","));
         let next = sql("SELECT id, account, peer, sent, room, target, name FROM retractions WHERE outside = ?1 \
-                        AND account = (SELECT MIN(account) FROM retractions WHERE outside = ?1 AND account > ?2) \
-                        ORDER BY id LIMIT ?3")
+                        AND account = (SELECT MIN(account) FROM retractions WHERE outside = ?1 AND account > ?2 \
+                        AND id NOT IN (SELECT value FROM json_each(?4))) \
+                        AND id NOT IN (SELECT value FROM json_each(?4)) ORDER BY id LIMIT ?3")
         .bind(outside(lane))
         .bind(last)
-        .bind(AT_ONCE);
+        .bind(AT_ONCE)
+        .bind(but);
         let rows = db.read_in(lane, next).await?;
         if rows.is_empty() && last == 0 {
-            return Ok(done);
+            break;
         }
         last = rows.first().map_or(0, |row| row.int(1));
-        for row in rows.iter() {
+        for row in rows.iter().take(MOST_PASSED - passed.len()) {
             if let Ok(peer) = Jid::parse(row.text(2)) {
                 let retraction = Retraction {
                     id: LogId(row.int(0)),
@@ -172,8 +204,23 @@ async fn carry_out(db: &Db, lane: Lane, now: impl Fn() -> i64) -> Result<usize, 
                     of: row.text(5).to_owned(),
                     by: row.text(6).to_owned(),
                 };
-                if !bury(db, row.int(1), &retraction, now()).await? {
-                    tracing::debug!("a retraction names no message of its sender in the archive");
+                match bury(db, row.int(1), &retraction, now()).await {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        tracing::debug!("a retraction names no message of its sender in the archive");
+                    }
+                    Err(error) if ends_the_round(&error) => return Err(error),
+                    Err(error) => {
+                        let tried = tries.get(&row.int(0)).map_or(1, |tried| tried + 1);
+                        if tried < MOST_TRIES {
+                            tracing::warn!(%error, id = row.int(0), tried, "a retraction is passed over");
+                            tries.insert(row.int(0), tried);
+                            passed.push(row.int(0));
+                            trouble.get_or_insert(error);
+                            continue;
+                        }
+                        tracing::error!(%error, id = row.int(0), tried, "a retraction is given up");
+                    }
                 }
             }
             let over = sql("DELETE FROM retractions WHERE id = ?1").bind(row.int(0));
@@ -181,6 +228,8 @@ async fn carry_out(db: &Db, lane: Lane, now: impl Fn() -> i64) -> Result<usize, 
             done += 1;
         }
     }
+    tries.retain(|id, _| passed.contains(id));
+    trouble.map_or(Ok(done), Err)
 }
 
 /// Puts a tombstone in the place of the message; false: there is none that its sender may take back.
@@ -193,6 +242,7 @@ async fn bury(db: &Db, account: i64, retraction: &Retraction, now: i64) -> Resul
     needle.extend_from_slice(trunkline_xml::escape_attr(&retraction.of).as_bytes());
     needle.push(b'\'');
     let mut before = retraction.id;
+    let mut candidates = 0;
     for _ in 0..REACH / SLICE {
         let mut batch = vec![
             sql("SELECT id FROM archive WHERE account = ?1 AND id < ?2 ORDER BY id DESC LIMIT 1 OFFSET ?3")
@@ -201,24 +251,32 @@ async fn bury(db: &Db, account: i64, retraction: &Retraction, now: i64) -> Resul
                 .bind(SLICE - 1),
         ];
         batch.push(
-            sql("SELECT id, stanza FROM archive WHERE id IN (SELECT id FROM (SELECT id, peer, flags FROM archive \
+            sql("SELECT id FROM archive WHERE id IN (SELECT id FROM (SELECT id, peer, flags FROM archive \
                  WHERE account = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3) WHERE peer = ?4 AND flags & 1 = ?5) \
-                 AND INSTR(stanza, ?6) > 0 ORDER BY id DESC")
+                 AND INSTR(stanza, ?6) > 0 ORDER BY id DESC LIMIT ?7")
             .bind(account)
             .bind(before.0)
             .bind(SLICE)
             .bind(retraction.peer.bare_str())
             .bind(if retraction.sent { SENT } else { 0 })
-            .bind(needle.clone()),
+            .bind(needle.clone())
+            .bind(i64::try_from(MOST_CANDIDATES - candidates).unwrap_or(0)),
         );
         let results = db.read_all(retraction.lane, batch).await?;
         let [slice, found] = results.as_slice() else { return Ok(false) };
         for row in found.iter() {
-            let Ok(stanza) = Stanza::parse(row.blob(1)) else { continue };
+            candidates += 1;
+            // One by one: each may be as long as a stanza can be.
+            let one = sql("SELECT stanza FROM archive WHERE id = ?1 AND account = ?2");
+            let one = db.read_in(retraction.lane, one.bind(row.int(0)).bind(account)).await?;
+            let Some(Ok(stanza)) = one.first().map(|row| Stanza::parse(row.blob(0))) else { continue };
             if stanza.head.id.as_deref() == Some(&retraction.of) && may(retraction, &stanza) {
                 let tombstone = buried(&stanza, retraction, now);
                 return replace(db, retraction.lane, (account, row.int(0)), &tombstone).await;
             }
+        }
+        if candidates >= MOST_CANDIDATES {
+            return Ok(false);
         }
         let Some(row) = slice.first() else { return Ok(false) };
         before = LogId(row.int(0));
@@ -234,7 +292,8 @@ fn may(retraction: &Retraction, stanza: &Stanza) -> bool {
     same && stanza.child(ns::RETRACT, "retracted").is_none() && stanza.child(ns::RETRACT, "retract").is_none()
 }
 
-/// Nothing is left but the head, and the ids by which it is found.
+/// Nothing is left but the head, and the id by which it is found in this archive: written anew, nothing of what others have
+/// put beside it.
 fn buried(stanza: &Stanza, retraction: &Retraction, now: i64) -> Stanza {
     let mut w = Writer::new();
     w.open("retracted")
@@ -242,8 +301,16 @@ fn buried(stanza: &Stanza, retraction: &Retraction, now: i64) -> Stanza {
         .attr("id", &retraction.by)
         .attr("stamp", &time::format_millis(now))
         .close();
-    for id in stanza.children().filter(|child| child.ns() == ns::STANZA_ID) {
-        w.raw(&id.to_standalone(ns::CLIENT));
+    let head = &stanza.head;
+    let owner = if retraction.sent { &head.from } else { &head.to };
+    // What one sends to oneself may be addressed to nobody.
+    let owner = owner.as_ref().or(head.from.as_ref()).map(Jid::bare_str);
+    let id = stanza
+        .children()
+        .filter(|child| child.is(ns::STANZA_ID, "stanza-id") && child.attr("by").as_deref() == owner)
+        .find_map(|child| child.attr("id"));
+    if let Some((by, id)) = owner.zip(id).filter(|(_, id)| id.len() <= MOST_ID) {
+        w.open("stanza-id").attr("xmlns", ns::STANZA_ID).attr("by", by).attr("id", &id).close();
     }
     stanza.with_payload(w.finish())
 }
@@ -384,7 +451,7 @@ mod tests {
         // One whose retraction is gone from the archive goes with it.
         db.run(Batch::new(Lane::Inside).with(sql("DELETE FROM archive WHERE id = 1298"))).await.unwrap();
         assert_eq!(left().await, 299);
-        assert_eq!(carry_out(&db, Lane::Inside, || 0).await.unwrap(), 298);
+        assert_eq!(carry_out(&db, Lane::Inside, || 0, &mut Tries::new()).await.unwrap(), 298);
         assert_eq!(left().await, 1);
         for n in 1..298 {
             assert!(text(&db, n).await.contains(&format!("id='r{n}'")), "{n}");
@@ -392,8 +459,113 @@ mod tests {
         for n in 298..=300 {
             assert!(text(&db, n).await.contains("secret"), "{n}");
         }
-        assert_eq!(carry_out(&db, Lane::Outside, || 0).await.unwrap(), 1);
+        assert_eq!(carry_out(&db, Lane::Outside, || 0, &mut Tries::new()).await.unwrap(), 1);
         assert!(text(&db, 300).await.contains("retracted") && left().await == 0);
+    }
+
+    #[tokio::test]
+    async fn what_a_message_declares_once_is_not_multiplied_in_its_tombstone() {
+        let db = archive().await;
+        let ids = "<a:origin-id/><a:x/><a:stanza-id by='juliet@here.example' x='y' id='s1'/>".repeat(500);
+        // An ASCII apostrophe in the other quotes would be six bytes for one.
+        let said = format!(
+            "<message from='romeo@there.example/x' to='juliet@here.example/y' id='m1' type='chat' \
+             xmlns:a='urn:xmpp:sid:0' xmlns:b=\"{}\">{ids}<b:x/>\
+             <stanza-id xmlns='urn:xmpp:sid:0' by='romeo@there.example' id='theirs'/></message>",
+            "'".repeat(10_000)
+        );
+        let said = said.replace("<a:x/>", "<a:stanza-id b:x='' by='x'/>");
+        add(&db, 1, ("romeo@there.example", 0), &said).await;
+        assert!(bury(&db, 1, &by("romeo@there.example/x", "m1"), 0).await.unwrap());
+        let tombstone = text(&db, 1).await;
+        // What stands on the message itself stays there, once.
+        assert!(tombstone.len() < 11_000, "{} bytes", tombstone.len());
+        let stanza = Stanza::parse(tombstone.as_bytes()).unwrap();
+        let ids: Vec<String> = stanza
+            .children()
+            .filter(|child| child.ns() == ns::STANZA_ID)
+            .map(|child| String::from_utf8_lossy(child.raw()).into_owned())
+            .collect();
+        assert_eq!(ids, ["<stanza-id xmlns='urn:xmpp:sid:0' by='juliet@here.example' id='s1'/>"]);
+    }
+
+    /// What the store can't do keeps nothing else waiting, and is given up in the end.
+    #[tokio::test]
+    async fn one_that_cannot_be_done_does_not_block_the_others() {
+        let db = archive().await;
+        let second = sql("INSERT INTO accounts (id, host_id, local, created_at) VALUES (2, 1, 'nurse', 0)");
+        let refuse = sql("CREATE TRIGGER refuse BEFORE UPDATE ON archive WHEN old.id < 3 \
+                          BEGIN SELECT RAISE(ABORT, 'no'); END");
+        db.run(Batch::new(Lane::Inside).with(second).with(refuse)).await.unwrap();
+        for n in 1..=12 {
+            let said = format!(
+                "<message from='romeo@there.example/x' id='m{n}' type='chat'><body>x</body></message>"
+            );
+            add(&db, n, ("romeo@there.example", 0), &said).await;
+            add(&db, 1000 + n, ("romeo@there.example", 0), "<message id='r'/>").await;
+            let retraction =
+                Retraction { id: LogId(1000 + n), ..by("romeo@there.example/x", &format!("m{n}")) };
+            db.run(Batch::new(Lane::Inside).with(retraction.waits(1))).await.unwrap();
+        }
+        let left = || async { db.read(sql("SELECT id FROM retractions ORDER BY id")).await.unwrap().len() };
+        let mut tries = Tries::new();
+        for round in 1..MOST_TRIES {
+            let error = carry_out(&db, Lane::Inside, || 0, &mut tries).await.unwrap_err();
+            assert!(!ends_the_round(&error), "{error}");
+            assert_eq!((left().await, tries.get(&1001), tries.len()), (2, Some(&round), 2));
+            assert!(text(&db, 12).await.contains("retracted") && text(&db, 2).await.contains("body"));
+        }
+        assert_eq!(carry_out(&db, Lane::Inside, || 0, &mut tries).await, Ok(2));
+        assert!(left().await == 0 && tries.is_empty());
+        // Of those that close the store nothing is given up.
+        for error in [StoreError::Full, StoreError::Io(String::new()), StoreError::Closed] {
+            assert!(ends_the_round(&error));
+        }
+    }
+
+    /// More of them than a round passes over: the rounds get to the end all the same.
+    #[tokio::test]
+    async fn many_that_cannot_be_done_are_given_up_too() {
+        let db = archive().await;
+        let refuse = sql("CREATE TRIGGER refuse BEFORE UPDATE ON archive WHEN old.id < 11 \
+                          BEGIN SELECT RAISE(ABORT, 'no'); END");
+        db.run(Batch::new(Lane::Inside).with(refuse)).await.unwrap();
+        for n in 1..=11 {
+            let said = format!(
+                "<message from='romeo@there.example/x' id='m{n}' type='chat'><body>x</body></message>"
+            );
+            add(&db, n, ("romeo@there.example", 0), &said).await;
+            add(&db, 1000 + n, ("romeo@there.example", 0), "<message id='r'/>").await;
+            let retraction =
+                Retraction { id: LogId(1000 + n), ..by("romeo@there.example/x", &format!("m{n}")) };
+            db.run(Batch::new(Lane::Inside).with(retraction.waits(1))).await.unwrap();
+        }
+        let mut tries = Tries::new();
+        let mut rounds = 0;
+        while carry_out(&db, Lane::Inside, || 0, &mut tries).await.is_err() {
+            assert!(tries.len() <= MOST_PASSED, "{tries:?}");
+            rounds += 1;
+            assert!(rounds < 100, "it does not end");
+        }
+        assert!(text(&db, 11).await.contains("retracted"));
+        assert!(db.read(sql("SELECT id FROM retractions")).await.unwrap().is_empty());
+    }
+
+    /// Who quotes an id in many messages makes nobody read all of them.
+    #[tokio::test]
+    async fn only_so_many_rows_are_read_for_one() {
+        let db = archive().await;
+        let romeo = "romeo@there.example";
+        let said = "<message from='romeo@there.example/x' id='m1' type='chat'><body>x</body></message>";
+        let quotes = "<message from='romeo@there.example/x' id='m2'><body> id='m1'</body></message>";
+        add(&db, 1, (romeo, 0), said).await;
+        for id in 2..=MOST_CANDIDATES {
+            add(&db, i64::try_from(id).unwrap(), (romeo, 0), quotes).await;
+        }
+        add(&db, 900, (romeo, 0), quotes).await;
+        assert!(!bury(&db, 1, &by("romeo@there.example/x", "m1"), 0).await.unwrap());
+        db.run(Batch::new(Lane::Inside).with(sql("DELETE FROM archive WHERE id = 900"))).await.unwrap();
+        assert!(bury(&db, 1, &by("romeo@there.example/x", "m1"), 0).await.unwrap());
     }
 
     #[test]

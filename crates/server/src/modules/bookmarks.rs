@@ -21,6 +21,8 @@ use crate::pubsub::{Desk, Happened, NewItem, Terms};
 
 /// The one item of XEP-0048.
 const CURRENT: &str = "current";
+/// What declarations around the elements of an item may add to them, beside as much as it has bytes.
+const MOST_ADDED: usize = 4096;
 /// Accounts that are read at once.
 const AT_ONCE: i64 = 100;
 
@@ -41,6 +43,38 @@ pub fn module() -> Module {
         .along(ns::BOOKMARKS_LEGACY, from_legacy)
 }
 
+/// Why there are no bookmarks in an item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum Unread {
+    #[error("This node takes <storage xmlns='storage:bookmarks'/>.")]
+    None,
+    #[error("With what is declared around them the elements of these bookmarks are too long.")]
+    TooLong,
+}
+
+impl From<Unread> for StanzaError {
+    fn from(error: Unread) -> StanzaError {
+        let condition = match error {
+            Unread::None => Condition::BadRequest,
+            Unread::TooLong => Condition::ResourceConstraint,
+        };
+        StanzaError::new(condition).text(error.to_string())
+    }
+}
+
+/// What is nothing of ours is left out; what can't be written again is an error.
+fn known<T>(read: Result<T, Unread>) -> Result<Option<T>, Unread> {
+    match read {
+        Err(Unread::None) => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+/// Bytes that the elements of an item may have with all that is declared around them.
+fn most_of(payload: &[u8]) -> usize {
+    2 * payload.len() + MOST_ADDED
+}
+
 /// One bookmark, as it means the same in both.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Bookmark {
@@ -55,8 +89,8 @@ struct Bookmark {
 }
 
 impl Bookmark {
-    /// A `<conference/>` of either namespace.
-    fn read(conference: Node<'_>, room: &str) -> Bookmark {
+    /// A `<conference/>` of either namespace; its extensions may take so many bytes from `left`.
+    fn read(conference: Node<'_>, room: &str, left: &mut usize) -> Result<Bookmark, Unread> {
         let own = conference.ns();
         let text = |name| {
             conference.child(own, name).map(|child| child.text().into_owned()).filter(|text| !text.is_empty())
@@ -65,20 +99,25 @@ impl Bookmark {
             conference.children().filter(|child| child.is(own, "extensions")).flat_map(Node::children);
         // Before there were extensions, clients put what was theirs beside the nick.
         let beside = conference.children().filter(|child| child.ns() != own);
+        let extensions: Option<Vec<Vec<u8>>> =
+            within.chain(beside).map(|child| child.to_standalone_within("", left)).collect();
         let autojoin = conference.attr("autojoin");
-        Bookmark {
+        Ok(Bookmark {
             room: room.to_owned(),
             name: conference.attr("name").map(|name| name.into_owned()),
             autojoin: autojoin.is_some_and(|value| matches!(value.trim(), "1" | "true")),
             nick: text("nick"),
             password: text("password"),
-            extensions: within.chain(beside).map(|child| child.to_standalone("")).collect(),
-        }
+            extensions: extensions.ok_or(Unread::TooLong)?,
+        })
     }
 
-    fn of_item(item: &Item) -> Option<Bookmark> {
-        let element = Element::parse(item.payload.clone(), ns::CLIENT).ok()?;
-        element.root().is(ns::BOOKMARKS, "conference").then(|| Bookmark::read(element.root(), &item.id))
+    fn of_item(item: &Item) -> Result<Bookmark, Unread> {
+        let element = Element::parse(item.payload.clone(), ns::CLIENT).map_err(|_| Unread::None)?;
+        if !element.root().is(ns::BOOKMARKS, "conference") {
+            return Err(Unread::None);
+        }
+        Bookmark::read(element.root(), &item.id, &mut most_of(&item.payload))
     }
 
     fn write(&self, w: &mut Writer, (namespace, jid): (Option<&str>, Option<&str>)) {
@@ -118,13 +157,13 @@ struct Storage {
 }
 
 impl Storage {
-    /// `None`: it is none.
-    fn read(payload: &[u8]) -> Option<Storage> {
-        let element = Element::parse(payload.to_vec(), ns::CLIENT).ok()?;
+    fn read(payload: &[u8]) -> Result<Storage, Unread> {
+        let element = Element::parse(payload.to_vec(), ns::CLIENT).map_err(|_| Unread::None)?;
         let root = element.root();
         if !root.is(ns::BOOKMARKS_LEGACY, "storage") {
-            return None;
+            return Err(Unread::None);
         }
+        let mut left = most_of(payload);
         let mut storage = Storage::default();
         let mut rooms = HashSet::new();
         for child in root.children() {
@@ -133,13 +172,16 @@ impl Storage {
             match jid.and_then(|jid| Jid::parse(&jid).ok()) {
                 // Twice in the list: the first counts.
                 Some(room) if rooms.insert(room.bare_str().to_owned()) => {
-                    storage.bookmarks.push(Bookmark::read(child, room.bare_str()));
+                    storage.bookmarks.push(Bookmark::read(child, room.bare_str(), &mut left)?);
                 }
                 Some(_) => {}
-                None => storage.others.push(child.to_standalone(ns::BOOKMARKS_LEGACY)),
+                None => {
+                    let other = child.to_standalone_within(ns::BOOKMARKS_LEGACY, &mut left);
+                    storage.others.push(other.ok_or(Unread::TooLong)?);
+                }
             }
         }
-        Some(storage)
+        Ok(storage)
     }
 
     fn write(&self) -> Vec<u8> {
@@ -174,8 +216,8 @@ async fn to_legacy(coming: Coming) -> Result<Vec<Also>, StanzaError> {
         Happened::Configured => return Ok(Vec::new()),
     }
     let legacy = items_of(&coming.desk, ns::BOOKMARKS_LEGACY).await?;
-    let before = legacy.last().and_then(|item| Storage::read(&item.payload)).unwrap_or_default();
-    let mut bookmarks: Vec<Bookmark> = items.iter().filter_map(Bookmark::of_item).collect();
+    let before = storage_of(legacy.last())?;
+    let mut bookmarks = bookmarks_of(&items)?;
     // In the order that the user knows, what is new at the end.
     bookmarks.sort_by_key(|bookmark| {
         before.bookmarks.iter().position(|old| old.room == bookmark.room).unwrap_or(usize::MAX)
@@ -197,16 +239,13 @@ async fn from_legacy(coming: Coming) -> Result<Vec<Also>, StanzaError> {
     let storage = match &coming.what {
         Happened::Published(items) => {
             let payload = items.last().map(|item| item.payload.clone()).unwrap_or_default();
-            Storage::read(&payload).ok_or_else(|| {
-                StanzaError::new(Condition::BadRequest)
-                    .text("This node takes <storage xmlns='storage:bookmarks'/>.")
-            })?
+            Storage::read(&payload)?
         }
         Happened::Retracted(ids) => {
             let left = items_of(&coming.desk, ns::BOOKMARKS_LEGACY).await?;
             // What was not there takes nothing with it.
             match left.iter().rev().find(|item| !ids.contains(&item.id)) {
-                Some(item) => Storage::read(&item.payload).unwrap_or_default(),
+                Some(item) => storage_of(Some(item))?,
                 None if left.is_empty() => return Ok(Vec::new()),
                 None => Storage::default(),
             }
@@ -220,7 +259,9 @@ async fn from_legacy(coming: Coming) -> Result<Vec<Also>, StanzaError> {
     let take: Vec<String> = take.map(|item| item.id.clone()).collect();
     let mut put = Vec::new();
     for bookmark in &storage.bookmarks {
-        let before = items.iter().find(|item| item.id == bookmark.room).and_then(Bookmark::of_item);
+        // What can't be written again is written anew.
+        let before = items.iter().find(|item| item.id == bookmark.room);
+        let before = before.and_then(|item| Bookmark::of_item(item).ok());
         let mut after = bookmark.clone();
         // Who does not know extensions has not meant to remove them.
         if let Some(before) = before.as_ref().filter(|_| after.extensions.is_empty()) {
@@ -243,6 +284,16 @@ async fn from_legacy(coming: Coming) -> Result<Vec<Also>, StanzaError> {
         })),
         Also::Rows(vec![old]),
     ])
+}
+
+/// What an item of XEP-0048 says; one that is none says nothing.
+fn storage_of(item: Option<&Item>) -> Result<Storage, Unread> {
+    let read = item.map(|item| known(Storage::read(&item.payload))).transpose()?;
+    Ok(read.flatten().unwrap_or_default())
+}
+
+fn bookmarks_of(items: &[Item]) -> Result<Vec<Bookmark>, Unread> {
+    items.iter().filter_map(|item| known(Bookmark::of_item(item)).transpose()).collect()
 }
 
 /// A node's items; none if it has gone elsewhere (XEP-0060 s.8.4.1).
@@ -290,12 +341,11 @@ pub async fn adopt(exchange: &Arc<Exchange>) -> Result<(), StoreError> {
 
 /// What is in PEP already wins.
 async fn take_over(desk: &Desk, old: &[u8]) -> Result<(), StanzaError> {
-    let old = Storage::read(old)
-        .ok_or_else(|| StanzaError::new(Condition::BadRequest).text("This is no <storage/>."))?;
+    let old = Storage::read(old)?;
     let legacy = items_of(desk, ns::BOOKMARKS_LEGACY).await?;
-    let mut storage = legacy.last().and_then(|item| Storage::read(&item.payload)).unwrap_or_default();
+    let mut storage = storage_of(legacy.last())?;
     let new = items_of(desk, ns::BOOKMARKS).await?;
-    for bookmark in new.iter().filter_map(Bookmark::of_item).chain(old.bookmarks) {
+    for bookmark in bookmarks_of(&new)?.into_iter().chain(old.bookmarks) {
         if !storage.bookmarks.iter().any(|known| known.room == bookmark.room) {
             storage.bookmarks.push(bookmark);
         }
@@ -335,12 +385,37 @@ mod tests {
         assert_eq!((bookmark.nick.as_deref(), bookmark.password.as_deref()), (Some("Puck"), Some("x")));
         assert_eq!(bookmark.extensions, vec![b"<mine xmlns='urn:mine' a='1'/>".to_vec()]);
         assert_eq!(storage.others.len(), 2);
-        assert_eq!(Storage::read(&storage.write()), Some(storage.clone()));
+        assert_eq!(Storage::read(&storage.write()), Ok(storage.clone()));
         let item = bookmark.to_item();
         let item =
             Item { id: item.id.unwrap(), payload: item.payload.into(), publisher: String::new(), at: 0 };
-        assert_eq!(Bookmark::of_item(&item).as_ref(), Some(bookmark));
-        assert_eq!(Storage::read(b"<storage xmlns='urn:other'/>"), None);
+        assert_eq!(Bookmark::of_item(&item).as_ref(), Ok(bookmark));
+        assert_eq!(Storage::read(b"<storage xmlns='urn:other'/>"), Err(Unread::None));
+    }
+
+    #[test]
+    fn what_is_declared_once_is_not_multiplied() {
+        let storage = |long: usize, child: &str| {
+            let (ns, children) = ("u".repeat(long), child.repeat(100));
+            let xml = format!("<storage xmlns='storage:bookmarks' xmlns:a='{ns}'>{children}</storage>");
+            Storage::read(xml.as_bytes())
+        };
+        for child in ["<a:x/>", "<conference jid='r@chat.example'><a:x/></conference>"] {
+            assert!(storage(10, child).is_ok());
+        }
+        assert_eq!(storage(10_000, "<a:x/>"), Err(Unread::TooLong));
+        let bookmark = |long: usize, child: &str| {
+            let (ns, children) = ("u".repeat(long), child.repeat(1000));
+            let xml =
+                format!("<conference xmlns='urn:xmpp:bookmarks:1' xmlns:a='{ns}'>{children}</conference>");
+            let item = Item { id: "r@x".into(), payload: xml.into(), publisher: String::new(), at: 0 };
+            Bookmark::of_item(&item).map(|bookmark| bookmark.extensions.len())
+        };
+        assert_eq!(bookmark(1, "<a:x/>"), Err(Unread::TooLong), "a few bytes a thousand times");
+        for child in ["<a:x/>", "<extensions><a:x/></extensions>"] {
+            assert_eq!(bookmark(10_000, child), Err(Unread::TooLong), "{child}");
+        }
+        assert_eq!(bookmark(10, "<a:x>0123456789</a:x>"), Ok(1000));
     }
 
     /// What was kept before goes where it is kept now, beside what is there, and once.
@@ -373,7 +448,7 @@ mod tests {
         b.publish(ns::BOOKMARKS, vec![newer, mine("z@chat.example", "z")], Terms::Any).await.unwrap();
         let names = async |desk: &Desk| -> Vec<String> {
             let items = desk.items(ns::BOOKMARKS).await.unwrap();
-            items.iter().filter_map(|item| Bookmark::of_item(item)?.name).collect()
+            items.iter().filter_map(|item| Bookmark::of_item(item).ok()?.name).collect()
         };
         for _ in 0..2 {
             adopt(exchange).await.unwrap();

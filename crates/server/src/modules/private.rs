@@ -82,6 +82,8 @@ async fn set(request: Request) -> Answer {
     }
     let mut batch = Batch::new(Lane::Inside);
     let most = request.exchange.config.load().limits.private_bytes;
+    // For all of them: what is declared around them is written with each.
+    let mut left = most;
     for element in query.children() {
         // s.3: the element has a namespace of its own.
         if element.ns().is_empty() || element.ns() == ns::PRIVATE || element.ns() == ns::CLIENT {
@@ -89,11 +91,10 @@ async fn set(request: Request) -> Answer {
                 StanzaError::new(Condition::NotAcceptable).text("The element needs a namespace of its own.")
             );
         }
-        let xml = element.to_standalone(ns::PRIVATE);
-        if xml.len() > most {
-            return Err(StanzaError::new(Condition::ResourceConstraint)
-                .text(format!("An element may have {most} bytes; this one has {}.", xml.len())));
-        }
+        let xml = element.to_standalone_within(ns::PRIVATE, &mut left).ok_or_else(|| {
+            StanzaError::new(Condition::ResourceConstraint)
+                .text(format!("An account may store {most} bytes all together; these elements have more."))
+        })?;
         let room = i64::try_from(most - xml.len()).unwrap_or(i64::MAX);
         batch.push(
             sql("INSERT INTO private_xml (account, ns, name, xml) SELECT ?1, ?2, ?3, ?4 \

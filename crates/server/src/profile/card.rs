@@ -4,10 +4,21 @@
 //! A property that was carried over before and is the same still stays as it was written on that side; what only one side
 //! knows stays there. So a client of one kind does not wear off what one of the other kind has written.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use trunkline_xml::{Element, Node, Writer};
 use trunkline_xmpp::ns;
+
+/// What declarations around the properties of a card may add to them, beside as much as it has bytes.
+const MOST_ADDED: usize = 4096;
+
+/// A card can't be written again: what is declared once in it would be written too many times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("With what is declared around them the properties of this card are too long.")]
+pub struct TooLong;
+
+/// The properties of a card, each with the elements that say it, in their order.
+type Known = HashMap<Property, VecDeque<Vec<u8>>>;
 
 /// One property, on both sides.
 struct Row {
@@ -97,7 +108,7 @@ const TYPES: &[(&str, &str)] = &[
 const VALUES: &[&str] = &["text", "uri", "date", "date-time", "date-and-or-time", "utc-offset"];
 
 /// A property as it means the same in both.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Property {
     /// Its name in a vCard4.
     name: &'static str,
@@ -284,10 +295,23 @@ fn text(node: Node<'_>) -> String {
     node.text().trim().to_owned()
 }
 
+/// Bytes that the elements of a card may have with all that is declared around them.
+fn most_of(card: Option<&Element>) -> usize {
+    card.map_or(0, |card| 2 * card.bytes().len() + MOST_ADDED)
+}
+
+fn taken(known: &mut Known, property: &Property) -> Option<Vec<u8>> {
+    known.get_mut(property)?.pop_front()
+}
+
 /// A card of XEP-0054 that says what the vCard4 says; what only `old` can say stays. `new`: `None` is an empty one.
-pub fn to_old(old: Option<&[u8]>, new: Option<&[u8]>) -> Vec<u8> {
+///
+/// # Errors
+/// `old` can't be written again.
+pub fn to_old(old: Option<&[u8]>, new: Option<&[u8]>) -> Result<Vec<u8>, TooLong> {
     let (old, new) = (parsed(old), parsed(new));
-    let mut before: Vec<(Property, Vec<u8>)> = Vec::new();
+    let mut left = most_of(old.as_ref());
+    let mut before = Known::new();
     let mut rest = Vec::new();
     let mut w = Writer::new();
     w.open("vCard").attr("xmlns", ns::VCARD);
@@ -297,18 +321,21 @@ pub fn to_old(old: Option<&[u8]>, new: Option<&[u8]>) -> Vec<u8> {
         }
         for child in old.root().children() {
             match Property::read_old(child) {
-                Some(property) => before.push((property, child.to_standalone(ns::VCARD))),
+                Some(property) => {
+                    let raw = child.to_standalone_within(ns::VCARD, &mut left).ok_or(TooLong)?;
+                    before.entry(property).or_default().push_back(raw);
+                }
                 // Known and empty.
                 None if TABLE.iter().any(|row| child.is(ns::VCARD, row.old)) => {}
-                None => rest.push(child.to_standalone(ns::VCARD)),
+                None => rest.push(child.to_standalone_within(ns::VCARD, &mut left).ok_or(TooLong)?),
             }
         }
     }
     for child in new.iter().flat_map(|new| new.root().children()) {
         let Some(property) = Property::read_new(child) else { continue };
-        match before.iter().position(|(known, _)| *known == property) {
-            Some(at) => {
-                w.raw(&before.remove(at).1);
+        match taken(&mut before, &property) {
+            Some(raw) => {
+                w.raw(&raw);
             }
             None => property.write_old(&mut w),
         }
@@ -317,19 +344,23 @@ pub fn to_old(old: Option<&[u8]>, new: Option<&[u8]>) -> Vec<u8> {
         w.raw(raw);
     });
     w.close();
-    w.finish()
+    Ok(w.finish())
 }
 
 /// A vCard4 that says what the card of XEP-0054 says; what only `new` can say stays. The picture is not in it: it has
 /// nodes of its own (XEP-0084).
-pub fn to_new(old: Option<&[u8]>, new: Option<&[u8]>) -> Vec<u8> {
+///
+/// # Errors
+/// `new` can't be written again.
+pub fn to_new(old: Option<&[u8]>, new: Option<&[u8]>) -> Result<Vec<u8>, TooLong> {
     let (old, new) = (parsed(old), parsed(new));
-    let mut before: Vec<(Property, Vec<u8>)> = Vec::new();
+    let mut left = most_of(new.as_ref());
+    let mut before = Known::new();
     let mut rest = Vec::new();
     for child in new.iter().flat_map(|new| new.root().children()) {
-        let raw = child.to_standalone(ns::VCARD4);
+        let raw = child.to_standalone_within(ns::VCARD4, &mut left).ok_or(TooLong)?;
         match Property::read_new(child) {
-            Some(property) => before.push((property, raw)),
+            Some(property) => before.entry(property).or_default().push_back(raw),
             None => rest.push(raw),
         }
     }
@@ -337,9 +368,9 @@ pub fn to_new(old: Option<&[u8]>, new: Option<&[u8]>) -> Vec<u8> {
     w.open("vcard").attr("xmlns", ns::VCARD4);
     for child in old.iter().flat_map(|old| old.root().children()) {
         let Some(property) = Property::read_old(child) else { continue };
-        match before.iter().position(|(known, _)| *known == property) {
-            Some(at) => {
-                w.raw(&before.remove(at).1);
+        match taken(&mut before, &property) {
+            Some(raw) => {
+                w.raw(&raw);
             }
             None => property.write_new(&mut w),
         }
@@ -348,16 +379,22 @@ pub fn to_new(old: Option<&[u8]>, new: Option<&[u8]>) -> Vec<u8> {
         w.raw(raw);
     });
     w.close();
-    w.finish()
+    Ok(w.finish())
 }
 
 /// The card with another picture, or with none.
-pub fn with_photo(old: Option<&[u8]>, photo: Option<&super::avatar::Image>) -> Vec<u8> {
+///
+/// # Errors
+/// It can't be written again.
+pub fn with_photo(old: Option<&[u8]>, photo: Option<&super::avatar::Image>) -> Result<Vec<u8>, TooLong> {
     rewritten(old, |child| !child.is(ns::VCARD, "PHOTO"), photo)
 }
 
 /// The card without what is not for everybody.
-pub fn shown(old: &[u8], (fields, photo): (bool, bool)) -> Vec<u8> {
+///
+/// # Errors
+/// It can't be written again.
+pub fn shown(old: &[u8], (fields, photo): (bool, bool)) -> Result<Vec<u8>, TooLong> {
     let keep = |child: Node<'_>| if child.is(ns::VCARD, "PHOTO") { photo } else { fields };
     rewritten(Some(old), keep, None)
 }
@@ -366,8 +403,9 @@ fn rewritten(
     old: Option<&[u8]>,
     keep: impl Fn(Node<'_>) -> bool,
     photo: Option<&super::avatar::Image>,
-) -> Vec<u8> {
+) -> Result<Vec<u8>, TooLong> {
     let old = parsed(old);
+    let mut left = most_of(old.as_ref());
     let mut w = Writer::new();
     w.open("vCard").attr("xmlns", ns::VCARD);
     if let Some(old) = &old {
@@ -375,7 +413,7 @@ fn rewritten(
             w.attr(attr.name(), &attr.value());
         }
         for child in old.root().children().filter(|child| keep(*child)) {
-            w.raw(&child.to_standalone(ns::VCARD));
+            w.raw(&child.to_standalone_within(ns::VCARD, &mut left).ok_or(TooLong)?);
         }
     }
     if let Some(photo) = photo {
@@ -385,7 +423,7 @@ fn rewritten(
             .close();
     }
     w.close();
-    w.finish()
+    Ok(w.finish())
 }
 
 /// There is something in the card.
@@ -430,30 +468,30 @@ mod tests {
 
     #[test]
     fn what_both_know_goes_both_ways() {
-        assert_eq!(str(to_new(Some(OLD.as_bytes()), None)), NEW);
-        let back = str(to_old(None, Some(NEW.as_bytes())));
+        assert_eq!(str(to_new(Some(OLD.as_bytes()), None).unwrap()), NEW);
+        let back = str(to_old(None, Some(NEW.as_bytes())).unwrap());
         // Every property of the table is in it, and comes back the same.
         for row in TABLE.iter().filter(|row| row.old != "DESC") {
             assert!(back.contains(&format!("<{}>", row.old)), "{} in {back}", row.old);
             assert!(NEW.contains(&format!("<{}>", row.new)), "{}", row.new);
         }
-        assert_eq!(str(to_new(Some(back.as_bytes()), None)), NEW);
+        assert_eq!(str(to_new(Some(back.as_bytes()), None).unwrap()), NEW);
     }
 
     #[test]
     fn what_one_side_knows_stays_there_as_it_was_written() {
         // As it was: MAILER, DESC and the empty part of the name too.
-        let same = str(to_old(Some(OLD.as_bytes()), Some(NEW.as_bytes())));
+        let same = str(to_old(Some(OLD.as_bytes()), Some(NEW.as_bytes())).unwrap());
         assert_eq!(same, OLD.replace("<FN/>", ""));
         let written = NEW
             .replace("<fn>", "<fn x='1'>")
             .replace("</vcard>", "<gender><sex>M</sex></gender><impp><uri>sip:p@x</uri></impp></vcard>");
         // What is the same still keeps its attribute; what only the vCard4 knows is at its end.
-        assert_eq!(str(to_new(Some(OLD.as_bytes()), Some(written.as_bytes()))), written);
+        assert_eq!(str(to_new(Some(OLD.as_bytes()), Some(written.as_bytes())).unwrap()), written);
         let other = OLD
             .replace("<FN>Peter Saint-Andre</FN>", "<FN>Peter</FN>")
             .replace("<TITLE>Director</TITLE>", "");
-        let carried = str(to_new(Some(other.as_bytes()), Some(written.as_bytes())));
+        let carried = str(to_new(Some(other.as_bytes()), Some(written.as_bytes())).unwrap());
         assert!(
             carried.contains("<fn><text>Peter</text></fn>") && !carried.contains("Director"),
             "{carried}"
@@ -464,20 +502,54 @@ mod tests {
     #[test]
     fn a_picture_is_put_in_taken_out_and_hidden() {
         let image = super::super::avatar::Image::read("R0lGODlhAQABAA==").unwrap();
-        let with = str(with_photo(
-            Some(b"<vCard xmlns='vcard-temp' version='3.0'><FN>x</FN><PHOTO/></vCard>"),
-            Some(&image),
-        ));
+        let before = b"<vCard xmlns='vcard-temp' version='3.0'><FN>x</FN><PHOTO/></vCard>";
+        let with = str(with_photo(Some(before), Some(&image)).unwrap());
         assert_eq!(
             with,
             "<vCard xmlns='vcard-temp' version='3.0'><FN>x</FN>\
              <PHOTO><TYPE>image/gif</TYPE><BINVAL>R0lGODlhAQABAA==</BINVAL></PHOTO></vCard>"
         );
         let without = "<vCard xmlns='vcard-temp' version='3.0'><FN>x</FN></vCard>";
-        assert_eq!(str(with_photo(Some(with.as_bytes()), None)), without);
-        assert_eq!(str(shown(with.as_bytes(), (true, false))), without);
-        assert!(!str(shown(with.as_bytes(), (false, true))).contains("<FN>"));
-        assert!(is_empty(&shown(with.as_bytes(), (false, false))) && !is_empty(with.as_bytes()));
+        assert_eq!(str(with_photo(Some(with.as_bytes()), None).unwrap()), without);
+        let shown = |what| shown(with.as_bytes(), what).unwrap();
+        assert_eq!(str(shown((true, false))), without);
+        assert!(!str(shown((false, true))).contains("<FN>"));
+        assert!(is_empty(&shown((false, false))) && !is_empty(with.as_bytes()));
+    }
+
+    #[test]
+    fn what_is_declared_once_is_not_multiplied() {
+        let card = |(root, ns): (&str, &str), long: usize, child: &str| {
+            let (long, children) = ("u".repeat(long), child.repeat(1000));
+            format!("<{root} xmlns='{ns}' xmlns:a='{long}'>{children}</{root}>").into_bytes()
+        };
+        let (old, new) = (("vCard", ns::VCARD), ("vcard", ns::VCARD4));
+        let texts = ["<a:x/>", "<FN a:x=''>x</FN>", "<fn a:x=''><text>x</text></fn>"];
+        let [own, of_old, of_new] = texts;
+        for child in [own, of_old] {
+            let bad = card(old, 10_000, child);
+            assert_eq!(to_old(Some(&bad), None), Err(TooLong), "{child}");
+            assert_eq!(with_photo(Some(&bad), None), Err(TooLong), "{child}");
+            assert_eq!(shown(&bad, (true, false)), Err(TooLong), "{child}");
+        }
+        for child in [own, of_new] {
+            assert_eq!(to_new(None, Some(&card(new, 10_000, child))), Err(TooLong), "{child}");
+        }
+        // What is not shown counts nothing, and a few declarations are none too many.
+        assert!(shown(&card(old, 10_000, own), (false, true)).is_ok());
+        assert!(to_new(None, Some(&card(new, 10, of_new))).is_ok());
+        assert!(to_old(Some(&card(old, 5, of_old)), None).is_ok());
+    }
+
+    #[test]
+    fn what_is_there_several_times_stays_in_its_order() {
+        let old = "<vCard xmlns='vcard-temp'><NOTE n='1'>x</NOTE><NOTE n='2'>x</NOTE></vCard>";
+        let new = "<vcard xmlns='urn:ietf:params:xml:ns:vcard-4.0'><note><text>x</text></note>\
+            <note><text>x</text></note><note><text>x</text></note></vcard>";
+        assert_eq!(
+            str(to_old(Some(old.as_bytes()), Some(new.as_bytes())).unwrap()),
+            old.replace("</vCard>", "<NOTE>x</NOTE></vCard>")
+        );
     }
 
     #[test]
@@ -485,7 +557,7 @@ mod tests {
         for text in ["", "<", "<vCard xmlns='vcard-temp'>", "\u{0}"] {
             assert!(is_empty(text.as_bytes()));
             assert_eq!(
-                str(to_new(Some(text.as_bytes()), None)),
+                str(to_new(Some(text.as_bytes()), None).unwrap()),
                 "<vcard xmlns='urn:ietf:params:xml:ns:vcard-4.0'/>"
             );
         }

@@ -20,6 +20,7 @@ use trunkline_xmpp::jid::Jid;
 use trunkline_xmpp::ns;
 
 use self::avatar::Image;
+use self::card::TooLong;
 use crate::exchange::Exchange;
 use crate::pubsub::along::{Also, Coming, Items, Take};
 use crate::pubsub::config::NodeConfig;
@@ -72,6 +73,12 @@ fn save_avatar(desk: &Desk, image: Option<&Image>) -> Statement {
         .bind(image.map_or("", |image| image.hash.as_str()))
 }
 
+impl From<TooLong> for StanzaError {
+    fn from(error: TooLong) -> StanzaError {
+        StanzaError::new(Condition::ResourceConstraint).text(error.to_string())
+    }
+}
+
 impl Exchange {
     /// A user's vCard (XEP-0054) becomes this one; what the nodes say follows (XEP-0398 s.3.2).
     ///
@@ -107,13 +114,16 @@ impl Exchange {
         if fields && photo {
             return Ok(Some(card));
         }
-        let shown = card::shown(&card, (fields, photo));
-        Ok((!card::is_empty(&shown)).then(|| shown.into()))
+        // A card that can't be written again is none for those who may not see all of it.
+        let shown = card::shown(&card, (fields, photo)).ok();
+        Ok(shown.filter(|shown| !card::is_empty(shown)).map(Bytes::from))
     }
 }
 
 /// What follows from a vCard of XEP-0054 that its user sets.
 async fn from_card(desk: Desk, card: Vec<u8>) -> Result<Vec<Also>, StanzaError> {
+    // What can't be written again is refused here, where its user sees it.
+    card::shown(&card, (true, true))?;
     let stored = Stored::read(&desk).await?;
     let element = Element::parse(card.clone(), ns::CLIENT).ok();
     // XEP-0398 s.3.2: "with a valid photo attached to it".
@@ -140,10 +150,10 @@ fn to_nodes(image: Option<&Image>) -> [Also; 2] {
 /// The vCard4, if it is to be another one.
 async fn to_vcard4(desk: &Desk, card: &[u8]) -> Result<Option<Also>, StanzaError> {
     let before = desk.newest(ns::VCARD4_NODE).await?;
-    let after = card::to_new(Some(card), before.as_ref().map(|item| &*item.payload));
+    let after = card::to_new(Some(card), before.as_ref().map(|item| &*item.payload))?;
     let same = match &before {
         Some(before) => before.payload == after,
-        None => after == card::to_new(None, None),
+        None => after == card::to_new(None, None)?,
     };
     if same {
         return Ok(None);
@@ -170,7 +180,7 @@ pub async fn from_vcard4(coming: Coming) -> Result<Vec<Also>, StanzaError> {
     check(&coming.what, (ns::VCARD4, "vcard"))?;
     let new = newest_after(&coming).await?;
     let stored = Stored::read(desk).await?;
-    let card = card::to_old(stored.card.as_deref(), new.as_deref());
+    let card = card::to_old(stored.card.as_deref(), new.as_deref())?;
     let limits = &desk.exchange.config.load().limits;
     // What an old client could never send, and a picture.
     let most = limits.vcard_bytes + limits.pubsub_item_bytes;
@@ -238,7 +248,7 @@ async fn follow(desk: &Desk, image: Option<Image>) -> Result<Vec<Also>, StanzaEr
     if image.as_ref().map_or("", |image| &image.hash) == stored.avatar {
         return Ok(Vec::new());
     }
-    let card = card::with_photo(stored.card.as_deref(), image.as_ref());
+    let card = card::with_photo(stored.card.as_deref(), image.as_ref())?;
     Ok(vec![Also::Rows(vec![save_card(desk, &card), save_avatar(desk, image.as_ref())])])
 }
 
@@ -320,10 +330,10 @@ async fn take_over(desk: Desk) -> Result<Vec<Also>, StanzaError> {
     }
     let mut card = stored.card.map(|card| card.to_vec());
     if shown.is_some() {
-        card = Some(card::with_photo(card.as_deref(), shown.as_ref()));
+        card = Some(card::with_photo(card.as_deref(), shown.as_ref())?);
     }
     match desk.newest(ns::VCARD4_NODE).await? {
-        Some(new) => card = Some(card::to_old(card.as_deref(), Some(&new.payload))),
+        Some(new) => card = Some(card::to_old(card.as_deref(), Some(&new.payload))?),
         None => {
             if let Some(card) = &card {
                 all.extend(to_vcard4(&desk, card).await?);

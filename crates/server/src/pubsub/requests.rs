@@ -203,12 +203,22 @@ fn read_set(desk: &Desk, pubsub: Xml<'_>) -> Result<Set, StanzaError> {
     })
 }
 
+/// What declarations around the payloads of a request may add to them, beside as much as it has bytes.
+const MOST_ADDED: usize = 65_536;
+
 /// What is published: at most one element in each item (s.7.1.3.5).
 fn new_items(publish: Xml<'_>) -> Result<Vec<NewItem>, StanzaError> {
     let mut items = Vec::new();
+    let mut room = 2 * publish.raw().len() + MOST_ADDED;
     for item in publish.children().filter(|item| item.is(ns::PUBSUB, "item")) {
         let mut children = item.children();
-        let payload = children.next().map(|child| child.to_standalone(""));
+        let within = |child: Xml<'_>| {
+            child.to_standalone_within("", &mut room).ok_or_else(|| {
+                errors::specific(Condition::NotAcceptable, "payload-too-big")
+                    .text("With what is declared around them these items are too long.")
+            })
+        };
+        let payload = children.next().map(within).transpose()?;
         if children.next().is_some() {
             return Err(errors::specific(Condition::BadRequest, "invalid-payload")
                 .text("An item has one element in it."));

@@ -136,7 +136,7 @@ pub(super) fn read(bytes: Bytes) -> Result<Body, Wrong> {
         |range: std::ops::Range<usize>| element.bytes()[range].iter().any(|byte| !byte.is_ascii_whitespace());
     // What stands on the <body/> is declared again on each element that uses it: bounded, because a long name declared
     // once can be used by thousands.
-    let most = 2 * element.bytes().len() + MOST_ADDED;
+    let mut room = 2 * element.bytes().len() + MOST_ADDED;
     let mut payload = Vec::new();
     let mut at = root.inner_range().start;
     for child in root.children() {
@@ -146,10 +146,8 @@ pub(super) fn read(bytes: Bytes) -> Result<Body, Wrong> {
         at = child.range().end;
         // XEP-0206 s.2: who leaves the declaration of `jabber:client` out inherits the body's, and means what the stream
         // has.
-        payload.extend_from_slice(&child.to_standalone(ns::BOSH));
-        if payload.len() > most {
-            return Err(Wrong::Declarations);
-        }
+        let child = child.to_standalone_within(ns::BOSH, &mut room).ok_or(Wrong::Declarations)?;
+        payload.extend_from_slice(&child);
     }
     if stray(at..root.inner_range().end) {
         return Err(Wrong::NoBody);
