@@ -3,7 +3,7 @@
 //!
 //! Private XML is no third copy: it reads and writes the item of XEP-0048.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use trunkline_store::{StoreError, sql};
@@ -17,7 +17,7 @@ use crate::exchange::Exchange;
 use crate::pubsub::along::{Also, Coming, Items, Take};
 use crate::pubsub::config::NodeConfig;
 use crate::pubsub::node::Item;
-use crate::pubsub::{Desk, Happened, NewItem, Terms};
+use crate::pubsub::{Desk, Happened, NewItem, Terms, errors};
 
 /// The one item of XEP-0048.
 const CURRENT: &str = "current";
@@ -44,7 +44,7 @@ pub fn module() -> Module {
 /// One bookmark, as it means the same in both.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Bookmark {
-    /// The room: the item's id.
+    /// The room, as addresses are compared: the item's id may be written otherwise.
     room: String,
     name: Option<String>,
     autojoin: bool,
@@ -76,9 +76,11 @@ impl Bookmark {
         }
     }
 
+    /// `None`: it is none, or its id is not a room's address (XEP-0402 s.3).
     fn of_item(item: &Item) -> Option<Bookmark> {
+        let room = room_of(&item.id)?;
         let element = Element::parse(item.payload.clone(), ns::CLIENT).ok()?;
-        element.root().is(ns::BOOKMARKS, "conference").then(|| Bookmark::read(element.root(), &item.id))
+        element.root().is(ns::BOOKMARKS, "conference").then(|| Bookmark::read(element.root(), &room))
     }
 
     fn write(&self, w: &mut Writer, (namespace, jid): (Option<&str>, Option<&str>)) {
@@ -102,11 +104,23 @@ impl Bookmark {
         w.close();
     }
 
-    fn to_item(&self) -> NewItem {
+    /// `id`: as the user wrote it.
+    fn to_item(&self, id: &str) -> NewItem {
         let mut w = Writer::new();
         self.write(&mut w, (Some(ns::BOOKMARKS), None));
-        NewItem { id: Some(self.room.clone()), payload: w.finish() }
+        NewItem { id: Some(id.to_owned()), payload: w.finish() }
     }
+}
+
+/// The room that an item's id names: an address without a resource.
+fn room_of(id: &str) -> Option<String> {
+    let room = Jid::parse(id).ok().filter(|room| room.resource().is_none())?;
+    Some(room.bare_str().to_owned())
+}
+
+/// XEP-0060 s.7.1.3.5
+fn invalid(text: &str) -> StanzaError {
+    errors::specific(Condition::BadRequest, "invalid-payload").text(text)
 }
 
 /// All of XEP-0048's `<storage/>`.
@@ -161,13 +175,16 @@ async fn to_legacy(coming: Coming) -> Result<Vec<Also>, StanzaError> {
     let mut items = items_of(&coming.desk, ns::BOOKMARKS).await?;
     match &coming.what {
         Happened::Published(new) => {
-            items.retain(|item| !coming.gone.contains(&item.id));
-            for item in new {
-                match items.iter_mut().find(|old| old.id == item.id) {
-                    Some(old) => *old = item.clone(),
-                    None => items.push(item.clone()),
-                }
+            // What the list can't show would be known to one kind of client only.
+            if !new.iter().all(|item| Bookmark::of_item(item).is_some()) {
+                return Err(invalid(
+                    "This node takes <conference xmlns='urn:xmpp:bookmarks:1'/>, with the room's address as the item's id.",
+                ));
             }
+            items.retain(|item| {
+                !coming.gone.contains(&item.id) && new.iter().all(|newer| newer.id != item.id)
+            });
+            items.extend(new.iter().cloned());
         }
         Happened::Retracted(ids) => items.retain(|item| !ids.contains(&item.id)),
         Happened::Purged | Happened::Deleted => items.clear(),
@@ -175,7 +192,12 @@ async fn to_legacy(coming: Coming) -> Result<Vec<Also>, StanzaError> {
     }
     let legacy = items_of(&coming.desk, ns::BOOKMARKS_LEGACY).await?;
     let before = legacy.last().and_then(|item| Storage::read(&item.payload)).unwrap_or_default();
-    let mut bookmarks: Vec<Bookmark> = items.iter().filter_map(Bookmark::of_item).collect();
+    // Ids that are one address, written in several ways: the newest counts.
+    let mut rooms = HashSet::new();
+    let newest = items.iter().rev().filter_map(Bookmark::of_item);
+    let mut bookmarks: Vec<Bookmark> =
+        newest.filter(|bookmark| rooms.insert(bookmark.room.clone())).collect();
+    bookmarks.reverse();
     // In the order that the user knows, what is new at the end.
     bookmarks.sort_by_key(|bookmark| {
         before.bookmarks.iter().position(|old| old.room == bookmark.room).unwrap_or(usize::MAX)
@@ -197,10 +219,8 @@ async fn from_legacy(coming: Coming) -> Result<Vec<Also>, StanzaError> {
     let storage = match &coming.what {
         Happened::Published(items) => {
             let payload = items.last().map(|item| item.payload.clone()).unwrap_or_default();
-            Storage::read(&payload).ok_or_else(|| {
-                StanzaError::new(Condition::BadRequest)
-                    .text("This node takes <storage xmlns='storage:bookmarks'/>.")
-            })?
+            Storage::read(&payload)
+                .ok_or_else(|| invalid("This node takes <storage xmlns='storage:bookmarks'/>."))?
         }
         Happened::Retracted(ids) => {
             let left = items_of(&coming.desk, ns::BOOKMARKS_LEGACY).await?;
@@ -215,19 +235,28 @@ async fn from_legacy(coming: Coming) -> Result<Vec<Also>, StanzaError> {
         Happened::Configured => return Ok(Vec::new()),
     };
     let items = items_of(&coming.desk, ns::BOOKMARKS).await?;
+    // The newest of those that are one room's, as in the list; what is no bookmark was never in the list.
+    let read: Vec<(&str, Bookmark)> =
+        items.iter().filter_map(|item| Some((item.id.as_str(), Bookmark::of_item(item)?))).collect();
+    let known: HashMap<&str, (&str, &Bookmark)> =
+        read.iter().map(|(id, bookmark)| (bookmark.room.as_str(), (*id, bookmark))).collect();
     let listed: HashSet<&str> = storage.bookmarks.iter().map(|bookmark| bookmark.room.as_str()).collect();
-    let take = items.iter().filter(|item| !listed.contains(item.id.as_str()));
-    let take: Vec<String> = take.map(|item| item.id.clone()).collect();
+    let stays = |id: &str, room: &str| {
+        listed.contains(room) && known.get(room).is_some_and(|(newest, _)| *newest == id)
+    };
+    let take = read.iter().filter(|(id, bookmark)| !stays(id, &bookmark.room));
+    let take: Vec<String> = take.map(|(id, _)| (*id).to_owned()).collect();
     let mut put = Vec::new();
     for bookmark in &storage.bookmarks {
-        let before = items.iter().find(|item| item.id == bookmark.room).and_then(Bookmark::of_item);
+        let before = known.get(bookmark.room.as_str());
+        let (id, before) = before.map_or((bookmark.room.as_str(), None), |(id, before)| (*id, Some(*before)));
         let mut after = bookmark.clone();
         // Who does not know extensions has not meant to remove them.
-        if let Some(before) = before.as_ref().filter(|_| after.extensions.is_empty()) {
+        if let Some(before) = before.filter(|_| after.extensions.is_empty()) {
             after.extensions.clone_from(&before.extensions);
         }
-        if before.as_ref() != Some(&after) {
-            put.push(after.to_item());
+        if before != Some(&after) {
+            put.push(after.to_item(id));
         }
     }
     // From before bookmarks were kept here.
@@ -246,7 +275,7 @@ async fn from_legacy(coming: Coming) -> Result<Vec<Also>, StanzaError> {
 }
 
 /// A node's items; none if it has gone elsewhere (XEP-0060 s.8.4.1).
-async fn items_of(desk: &Desk, node: &str) -> Result<Vec<Item>, StanzaError> {
+pub(super) async fn items_of(desk: &Desk, node: &str) -> Result<Vec<Item>, StanzaError> {
     match desk.items(node).await {
         Err(error) if error.condition == Condition::Gone => Ok(Vec::new()),
         other => other,
@@ -336,10 +365,13 @@ mod tests {
         assert_eq!(bookmark.extensions, vec![b"<mine xmlns='urn:mine' a='1'/>".to_vec()]);
         assert_eq!(storage.others.len(), 2);
         assert_eq!(Storage::read(&storage.write()), Some(storage.clone()));
-        let item = bookmark.to_item();
+        let item = bookmark.to_item("Coven@chat.example");
         let item =
             Item { id: item.id.unwrap(), payload: item.payload.into(), publisher: String::new(), at: 0 };
         assert_eq!(Bookmark::of_item(&item).as_ref(), Some(bookmark));
+        for id in ["coven@chat.example/nick", "no room", ""] {
+            assert_eq!(Bookmark::of_item(&Item { id: id.to_owned(), ..item.clone() }), None, "{id}");
+        }
         assert_eq!(Storage::read(b"<storage xmlns='urn:other'/>"), None);
     }
 
