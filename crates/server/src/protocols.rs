@@ -30,7 +30,10 @@ const CORE: &[Core] = &[
     core(
         124,
         "1.11.2",
-        Level::Partial("one stream a session; no script syntax, no content types but XML"),
+        Level::Partial(
+            "one stream a session; no script syntax, no content types but XML; no reports of missing responses \
+             (report, time), no compressed requests (accept), no charsets but UTF-8",
+        ),
         "http::bosh",
     ),
     core(147, "1.2", Level::Partial("the links of invitations"), "invites"),

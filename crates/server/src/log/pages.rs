@@ -483,7 +483,7 @@ mod tests {
             after,
             before: LogId(before * 10),
             with: with.map(|with| Jid::parse(with).unwrap()),
-            words: words.then(|| crate::log::search::query("rose").unwrap()),
+            words: words.then(|| crate::log::search::query("rose").unwrap().unwrap()),
             only,
         })
     }

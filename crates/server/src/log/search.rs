@@ -36,13 +36,27 @@ impl Searches {
     }
 }
 
+/// Why nothing is looked for. The user's fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QueryError {
+    /// More than [`MOST_WORDS`].
+    #[error("A search may have {MOST_WORDS} words; this one has {0}.")]
+    Words(usize),
+}
+
 /// What a user types, as a query to the index: every word has to be there, in any order. `None`: there is no word.
-pub fn query(text: &str) -> Option<String> {
+///
+/// # Errors
+/// Too many words.
+pub fn query(text: &str) -> Result<Option<String>, QueryError> {
     let words = text.split_whitespace().filter(|word| word.chars().any(char::is_alphanumeric));
+    let count = words.clone().count();
+    if count > MOST_WORDS {
+        return Err(QueryError::Words(count));
+    }
     // Quoted: nothing in it is an operator.
-    let quoted: Vec<String> =
-        words.take(MOST_WORDS).map(|word| format!("\"{}\"", word.replace('"', ""))).collect();
-    (!quoted.is_empty()).then(|| quoted.join(" AND "))
+    let quoted: Vec<String> = words.map(|word| format!("\"{}\"", word.replace('"', ""))).collect();
+    Ok((!quoted.is_empty()).then(|| quoted.join(" AND ")))
 }
 
 /// The query, limited to one account's messages: the index is one for all, and a word of its own in each message says
@@ -120,11 +134,12 @@ mod tests {
 
     #[test]
     fn what_people_type_is_no_program() {
-        assert_eq!(query("  "), None);
-        assert_eq!(query("\"\" * -"), None);
-        assert_eq!(query("rose OR (name*").as_deref(), Some("\"rose\" AND \"OR\" AND \"(name*\""));
-        assert_eq!(query("a\"b").as_deref(), Some("\"ab\""));
-        assert_eq!(query(&"w ".repeat(100)).unwrap().matches("AND").count(), MOST_WORDS - 1);
+        assert_eq!(query("  "), Ok(None));
+        assert_eq!(query("\"\" * -"), Ok(None));
+        assert_eq!(query("rose OR (name*"), Ok(Some("\"rose\" AND \"OR\" AND \"(name*\"".to_owned())));
+        assert_eq!(query("a\"b"), Ok(Some("\"ab\"".to_owned())));
+        assert_eq!(query(&"w - ".repeat(16)).unwrap().unwrap().matches("AND").count(), 15);
+        assert_eq!(query(&"w ".repeat(17)), Err(QueryError::Words(17)));
     }
 
     #[test]
@@ -146,7 +161,7 @@ mod tests {
     }
 
     async fn matches(db: &Db, account: i64, text: &str) -> Vec<i64> {
-        let words = within(account, &query(text).unwrap());
+        let words = within(account, &query(text).unwrap().unwrap());
         let rows = db
             .read(
                 sql("SELECT rowid FROM archive_words WHERE archive_words MATCH ?1 ORDER BY rowid")

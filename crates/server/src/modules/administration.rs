@@ -353,7 +353,7 @@ pub fn module() -> Module {
         "1.3.1",
         Level::Partial(
             "no lists of administrators and of blocked addresses (XMPP has the operations of its own for those), no rosters \
-             of others, no welcome message, no restart",
+             of others, no welcome message, no restart and no shutdown",
         ),
     );
     for row in TABLE {

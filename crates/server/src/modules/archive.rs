@@ -148,7 +148,9 @@ impl Wanted {
         if let Some(id) = page.before.as_deref().filter(|id| !id.is_empty()) {
             window.before = name(id)?;
         }
-        let words = query.words.as_ref().map(|text| search::query(text));
+        let words = query.words.as_ref().map(|text| search::query(text)).transpose();
+        let words =
+            words.map_err(|error| StanzaError::new(Condition::ResourceConstraint).text(error.to_string()))?;
         // Only signs and no word: nothing matches.
         let only = if words == Some(None) { Some(Vec::new()) } else { only };
         let filter = Filter { after, before, with: query.with.clone(), words: words.flatten(), only };

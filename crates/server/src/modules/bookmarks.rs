@@ -3,7 +3,7 @@
 //!
 //! Private XML is no third copy: it reads and writes the item of XEP-0048.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use trunkline_store::{StoreError, sql};
@@ -17,7 +17,7 @@ use crate::exchange::Exchange;
 use crate::pubsub::along::{Also, Coming, Items, Take};
 use crate::pubsub::config::NodeConfig;
 use crate::pubsub::node::Item;
-use crate::pubsub::{Desk, Happened, NewItem, Terms};
+use crate::pubsub::{Desk, Happened, NewItem, Terms, errors};
 
 /// The one item of XEP-0048.
 const CURRENT: &str = "current";
@@ -54,11 +54,10 @@ enum Unread {
 
 impl From<Unread> for StanzaError {
     fn from(error: Unread) -> StanzaError {
-        let condition = match error {
-            Unread::None => Condition::BadRequest,
-            Unread::TooLong => Condition::ResourceConstraint,
-        };
-        StanzaError::new(condition).text(error.to_string())
+        match error {
+            Unread::None => invalid(&error.to_string()),
+            Unread::TooLong => StanzaError::new(Condition::ResourceConstraint).text(error.to_string()),
+        }
     }
 }
 
@@ -78,7 +77,7 @@ fn most_of(payload: &[u8]) -> usize {
 /// One bookmark, as it means the same in both.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Bookmark {
-    /// The room: the item's id.
+    /// The room, as addresses are compared: the item's id may be written otherwise.
     room: String,
     name: Option<String>,
     autojoin: bool,
@@ -112,12 +111,14 @@ impl Bookmark {
         })
     }
 
+    /// [`Unread::None`] also where its id is not a room's address (XEP-0402 s.3).
     fn of_item(item: &Item) -> Result<Bookmark, Unread> {
+        let room = room_of(&item.id).ok_or(Unread::None)?;
         let element = Element::parse(item.payload.clone(), ns::CLIENT).map_err(|_| Unread::None)?;
         if !element.root().is(ns::BOOKMARKS, "conference") {
             return Err(Unread::None);
         }
-        Bookmark::read(element.root(), &item.id, &mut most_of(&item.payload))
+        Bookmark::read(element.root(), &room, &mut most_of(&item.payload))
     }
 
     fn write(&self, w: &mut Writer, (namespace, jid): (Option<&str>, Option<&str>)) {
@@ -141,11 +142,23 @@ impl Bookmark {
         w.close();
     }
 
-    fn to_item(&self) -> NewItem {
+    /// `id`: as the user wrote it.
+    fn to_item(&self, id: &str) -> NewItem {
         let mut w = Writer::new();
         self.write(&mut w, (Some(ns::BOOKMARKS), None));
-        NewItem { id: Some(self.room.clone()), payload: w.finish() }
+        NewItem { id: Some(id.to_owned()), payload: w.finish() }
     }
+}
+
+/// The room that an item's id names: an address without a resource.
+fn room_of(id: &str) -> Option<String> {
+    let room = Jid::parse(id).ok().filter(|room| room.resource().is_none())?;
+    Some(room.bare_str().to_owned())
+}
+
+/// XEP-0060 s.7.1.3.5
+fn invalid(text: &str) -> StanzaError {
+    errors::specific(Condition::BadRequest, "invalid-payload").text(text)
 }
 
 /// All of XEP-0048's `<storage/>`.
@@ -203,13 +216,19 @@ async fn to_legacy(coming: Coming) -> Result<Vec<Also>, StanzaError> {
     let mut items = items_of(&coming.desk, ns::BOOKMARKS).await?;
     match &coming.what {
         Happened::Published(new) => {
-            items.retain(|item| !coming.gone.contains(&item.id));
+            // What the list can't show would be known to one kind of client only.
             for item in new {
-                match items.iter_mut().find(|old| old.id == item.id) {
-                    Some(old) => *old = item.clone(),
-                    None => items.push(item.clone()),
-                }
+                Bookmark::of_item(item).map_err(|error| match error {
+                    Unread::None => invalid(
+                        "This node takes <conference xmlns='urn:xmpp:bookmarks:1'/>, with the room's address as the item's id.",
+                    ),
+                    error => error.into(),
+                })?;
             }
+            items.retain(|item| {
+                !coming.gone.contains(&item.id) && new.iter().all(|newer| newer.id != item.id)
+            });
+            items.extend(new.iter().cloned());
         }
         Happened::Retracted(ids) => items.retain(|item| !ids.contains(&item.id)),
         Happened::Purged | Happened::Deleted => items.clear(),
@@ -217,7 +236,12 @@ async fn to_legacy(coming: Coming) -> Result<Vec<Also>, StanzaError> {
     }
     let legacy = items_of(&coming.desk, ns::BOOKMARKS_LEGACY).await?;
     let before = storage_of(legacy.last())?;
-    let mut bookmarks = bookmarks_of(&items)?;
+    // Ids that are one address, written in several ways: the newest counts. What can't be read is in no list.
+    let mut rooms = HashSet::new();
+    let newest = items.iter().rev().filter_map(|item| Bookmark::of_item(item).ok());
+    let mut bookmarks: Vec<Bookmark> =
+        newest.filter(|bookmark| rooms.insert(bookmark.room.clone())).collect();
+    bookmarks.reverse();
     // In the order that the user knows, what is new at the end.
     bookmarks.sort_by_key(|bookmark| {
         before.bookmarks.iter().position(|old| old.room == bookmark.room).unwrap_or(usize::MAX)
@@ -254,21 +278,28 @@ async fn from_legacy(coming: Coming) -> Result<Vec<Also>, StanzaError> {
         Happened::Configured => return Ok(Vec::new()),
     };
     let items = items_of(&coming.desk, ns::BOOKMARKS).await?;
+    // The newest of those that are one room's, as in the list; what is no bookmark was never in the list.
+    let read: Vec<(&str, Bookmark)> =
+        items.iter().filter_map(|item| Some((item.id.as_str(), Bookmark::of_item(item).ok()?))).collect();
+    let known: HashMap<&str, (&str, &Bookmark)> =
+        read.iter().map(|(id, bookmark)| (bookmark.room.as_str(), (*id, bookmark))).collect();
     let listed: HashSet<&str> = storage.bookmarks.iter().map(|bookmark| bookmark.room.as_str()).collect();
-    let take = items.iter().filter(|item| !listed.contains(item.id.as_str()));
-    let take: Vec<String> = take.map(|item| item.id.clone()).collect();
+    let stays = |id: &str, room: &str| {
+        listed.contains(room) && known.get(room).is_some_and(|(newest, _)| *newest == id)
+    };
+    let take = read.iter().filter(|(id, bookmark)| !stays(id, &bookmark.room));
+    let take: Vec<String> = take.map(|(id, _)| (*id).to_owned()).collect();
     let mut put = Vec::new();
     for bookmark in &storage.bookmarks {
-        // What can't be written again is written anew.
-        let before = items.iter().find(|item| item.id == bookmark.room);
-        let before = before.and_then(|item| Bookmark::of_item(item).ok());
+        let before = known.get(bookmark.room.as_str());
+        let (id, before) = before.map_or((bookmark.room.as_str(), None), |(id, before)| (*id, Some(*before)));
         let mut after = bookmark.clone();
         // Who does not know extensions has not meant to remove them.
-        if let Some(before) = before.as_ref().filter(|_| after.extensions.is_empty()) {
+        if let Some(before) = before.filter(|_| after.extensions.is_empty()) {
             after.extensions.clone_from(&before.extensions);
         }
-        if before.as_ref() != Some(&after) {
-            put.push(after.to_item());
+        if before != Some(&after) {
+            put.push(after.to_item(id));
         }
     }
     // From before bookmarks were kept here.
@@ -292,12 +323,8 @@ fn storage_of(item: Option<&Item>) -> Result<Storage, Unread> {
     Ok(read.flatten().unwrap_or_default())
 }
 
-fn bookmarks_of(items: &[Item]) -> Result<Vec<Bookmark>, Unread> {
-    items.iter().filter_map(|item| known(Bookmark::of_item(item)).transpose()).collect()
-}
-
 /// A node's items; none if it has gone elsewhere (XEP-0060 s.8.4.1).
-async fn items_of(desk: &Desk, node: &str) -> Result<Vec<Item>, StanzaError> {
+pub(super) async fn items_of(desk: &Desk, node: &str) -> Result<Vec<Item>, StanzaError> {
     match desk.items(node).await {
         Err(error) if error.condition == Condition::Gone => Ok(Vec::new()),
         other => other,
@@ -345,7 +372,7 @@ async fn take_over(desk: &Desk, old: &[u8]) -> Result<(), StanzaError> {
     let legacy = items_of(desk, ns::BOOKMARKS_LEGACY).await?;
     let mut storage = storage_of(legacy.last())?;
     let new = items_of(desk, ns::BOOKMARKS).await?;
-    for bookmark in bookmarks_of(&new)?.into_iter().chain(old.bookmarks) {
+    for bookmark in new.iter().filter_map(|item| Bookmark::of_item(item).ok()).chain(old.bookmarks) {
         if !storage.bookmarks.iter().any(|known| known.room == bookmark.room) {
             storage.bookmarks.push(bookmark);
         }
@@ -386,10 +413,14 @@ mod tests {
         assert_eq!(bookmark.extensions, vec![b"<mine xmlns='urn:mine' a='1'/>".to_vec()]);
         assert_eq!(storage.others.len(), 2);
         assert_eq!(Storage::read(&storage.write()), Ok(storage.clone()));
-        let item = bookmark.to_item();
+        let item = bookmark.to_item("Coven@chat.example");
         let item =
             Item { id: item.id.unwrap(), payload: item.payload.into(), publisher: String::new(), at: 0 };
         assert_eq!(Bookmark::of_item(&item).as_ref(), Ok(bookmark));
+        for id in ["coven@chat.example/nick", "no room", ""] {
+            let item = Item { id: id.to_owned(), ..item.clone() };
+            assert_eq!(Bookmark::of_item(&item), Err(Unread::None), "{id}");
+        }
         assert_eq!(Storage::read(b"<storage xmlns='urn:other'/>"), Err(Unread::None));
     }
 

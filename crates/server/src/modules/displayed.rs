@@ -14,6 +14,7 @@ pub fn module() -> Module {
     Module::new("displayed", "Keep what was read in step between devices")
         .xep(490, "1.0.1", Level::Complete)
         .feature(Scope::Account, ns::DISPLAYED_ASSIST)
+        .made_as(ns::DISPLAYED_SYNC, NodeConfig::private)
         .on(Way::Sent, Step::Stamp, assist)
 }
 
@@ -34,9 +35,8 @@ fn assist(passage: &mut Passage<'_>) -> Flow {
     let desk = passage.exchange.pep(passage.account);
     passage.before = Some(Box::pin(async move {
         let item = NewItem { id: Some(chat.as_str().to_owned()), payload };
-        // s.5.2: a node that is made for it is private.
-        let terms = Terms::MadeAs(Box::new(NodeConfig::private()));
-        if let Err(error) = desk.publish(ns::DISPLAYED_SYNC, vec![item], terms).await {
+        // s.7: nobody else may read it, whoever made the node.
+        if let Err(error) = desk.publish(ns::DISPLAYED_SYNC, vec![item], Terms::Private).await {
             desk.exchange.metrics.refused("displayed-not-published");
             tracing::debug!(%error, "what was displayed could not be published");
         }

@@ -8,6 +8,7 @@ use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::IqType::{Get, Set};
 
+use super::bookmarks::items_of;
 use super::{Answer, Level, Module, Reply, Request, Scope};
 use crate::pubsub::{NewItem, Terms};
 use crate::route::account::Account;
@@ -38,7 +39,7 @@ async fn get(request: Request) -> Answer {
         return Err(StanzaError::new(Condition::BadRequest).text("Ask for one element at a time."));
     }
     if is_bookmarks(element) {
-        let items = request.exchange.pep(account).items(ns::BOOKMARKS_LEGACY).await?;
+        let items = items_of(&request.exchange.pep(account), ns::BOOKMARKS_LEGACY).await?;
         if let Some(item) = items.last() {
             let mut w = Writer::new();
             w.open("query").attr("xmlns", ns::PRIVATE).raw(&item.payload).close();

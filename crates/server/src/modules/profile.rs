@@ -44,16 +44,17 @@ async fn refresh(change: Change) {
 }
 
 async fn get(request: Request) -> Answer {
-    let Some(account) = &request.account else { return Err(StanzaError::new(Condition::ItemNotFound)) };
+    let Some(account) = &request.account else { return Err(StanzaError::new(Condition::ServiceUnavailable)) };
     match request.exchange.card_for(account, (&request.from, request.lane())).await? {
         Some(card) => Ok(Reply::Payload(card)),
-        // s.3.1: the own vCard is empty; somebody else's is not found.
+        // s.3.1: the own vCard is empty.
         None if request.from.same_bare(&account.jid) => {
             let mut w = Writer::new();
             w.open("vCard").attr("xmlns", ns::VCARD).close();
             Ok(w.finish().into())
         }
-        None => Err(StanzaError::new(Condition::ItemNotFound)),
+        // s.3.3: as if there were no such user, so that nobody finds out who there is.
+        None => Err(StanzaError::new(Condition::ServiceUnavailable)),
     }
 }
 

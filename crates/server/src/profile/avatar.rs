@@ -15,7 +15,7 @@ use crate::pubsub::config::{Access, NodeConfig};
 /// Bytes, and where they stand.
 type Marks = &'static [(usize, &'static [u8])];
 
-/// Kinds of pictures, by how they begin. XEP-0153 s.6: the picture itself counts, not what is said of it.
+/// Kinds of pictures, by how they begin.
 const KINDS: &[(&str, Marks)] = &[
     ("image/png", &[(0, b"\x89PNG\r\n\x1a\n")]),
     ("image/jpeg", &[(0, b"\xff\xd8\xff")]),
@@ -32,7 +32,7 @@ const KINDS: &[(&str, Marks)] = &[
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
     data: Vec<u8>,
-    /// `image/..`, by what it is.
+    /// `image/..`
     pub media_type: &'static str,
     /// SHA-1, 40 hexadecimal digits.
     pub hash: String,
@@ -57,10 +57,17 @@ impl Image {
         Some(Image { data, media_type, hash })
     }
 
-    /// The picture of a vCard (XEP-0054).
+    /// The picture of a vCard (XEP-0054), of the type that the card says (XEP-0398 s.3.2) if it is one of a picture.
     pub fn of_card(card: &Element) -> Option<Image> {
         let photo = card.root().child(ns::VCARD, "PHOTO")?;
-        Image::read(&photo.child(ns::VCARD, "BINVAL")?.text())
+        let mut image = Image::read(&photo.child(ns::VCARD, "BINVAL")?.text())?;
+        if let Some(said) = photo.child(ns::VCARD, "TYPE") {
+            let said = said.text();
+            if let Some((said, _)) = KINDS.iter().find(|(kind, _)| kind.eq_ignore_ascii_case(said.trim())) {
+                image.media_type = said;
+            }
+        }
+        Some(image)
     }
 
     /// It in Base64.
@@ -87,6 +94,13 @@ impl Image {
         w.close();
         NewItem { id: Some(self.hash.clone()), payload: w.finish() }
     }
+}
+
+/// Whether a vCard says that there is a picture, be it one that can't be shown at the nodes.
+pub fn has_photo(card: &Element) -> bool {
+    let photos = card.root().children().filter(|child| child.is(ns::VCARD, "PHOTO"));
+    let mut said = photos.flat_map(|photo| photo.children().filter(|child| !child.is(ns::VCARD, "TYPE")));
+    said.any(|value| !value.text().trim().is_empty())
 }
 
 /// Says that there is no picture (XEP-0084 s.3.5).

@@ -128,9 +128,14 @@ async fn from_card(desk: Desk, card: Vec<u8>) -> Result<Vec<Also>, StanzaError> 
     let element = Element::parse(card.clone(), ns::CLIENT).ok();
     // XEP-0398 s.3.2: "with a valid photo attached to it".
     let image = element.as_ref().and_then(Image::of_card);
-    let mut all = vec![Also::Rows(vec![save_card(&desk, &card), save_avatar(&desk, image.as_ref())])];
-    if image.as_ref().map_or("", |image| &image.hash) != stored.avatar {
-        all.extend(to_nodes(image.as_ref()));
+    let mut all = vec![Also::Rows(vec![save_card(&desk, &card)])];
+    // One that the nodes can't have takes nothing away there.
+    let other = image.is_none() && element.as_ref().is_some_and(avatar::has_photo);
+    if !other {
+        all.push(Also::Rows(vec![save_avatar(&desk, image.as_ref())]));
+        if image.as_ref().map_or("", |image| &image.hash) != stored.avatar {
+            all.extend(to_nodes(image.as_ref()));
+        }
     }
     all.extend(to_vcard4(&desk, &card).await?);
     Ok(all)

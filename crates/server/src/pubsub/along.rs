@@ -188,6 +188,9 @@ impl Desk {
                 stay + also.put.len()
             )));
         }
+        for item in &also.put {
+            self.fits(also.node, item, allowed.payload).await?;
+        }
         let publisher = self.who.bare_str().to_owned();
         let put: Vec<Item> = also
             .put
@@ -206,6 +209,25 @@ impl Desk {
             self.put_item(also.node, item, batch);
         }
         Ok(Some(Told { name: also.node, put, take }))
+    }
+
+    /// One item has a bound however it is written. What had more before may become less.
+    async fn fits(&self, node: &str, item: &NewItem, most: usize) -> Result<(), StanzaError> {
+        let new = item.payload.len();
+        if new <= most {
+            return Ok(());
+        }
+        let before = match &item.id {
+            Some(id) => self.item(node, id).await?.map_or(0, |item| item.payload.len()),
+            None => 0,
+        };
+        if new < before {
+            return Ok(());
+        }
+        let left = most.saturating_sub(before);
+        Err(StanzaError::new(Condition::ResourceConstraint).text(format!(
+            "An item of {node} may have {most} bytes; {left} are left, this would make it {new}."
+        )))
     }
 
     /// XEP-0411 s.5: nobody else may read what comes from a private place.

@@ -122,8 +122,6 @@ pub enum Terms {
     Any,
     /// As these options say (s.7.1.5): else the publication fails.
     Options(trunkline_xmpp::forms::Submission),
-    /// If it has to be made, it is made like this.
-    MadeAs(Box<NodeConfig>),
     /// What comes is nobody else's business: a node that others may read becomes private.
     Private,
 }

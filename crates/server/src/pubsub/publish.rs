@@ -124,7 +124,6 @@ impl Desk {
         let config = match terms {
             Terms::Any => self.config_of_new(name),
             Terms::Private => NodeConfig { access: Access::Whitelist, ..self.config_of_new(name) },
-            Terms::MadeAs(config) => (**config).clone(),
             Terms::Options(form) => {
                 self.config_of_new(name).demand(form, &self.allowed()).map_err(|error| {
                     errors::specific(Condition::Conflict, "precondition-not-met").text(error.to_string())
