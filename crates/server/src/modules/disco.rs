@@ -124,11 +124,21 @@ fn authorized(request: &Request) -> Result<(), StanzaError> {
     Err(StanzaError::new(Condition::ServiceUnavailable))
 }
 
+/// What is answered about a node that is not there or not for them: strangers get what they would get if there were no such
+/// person.
+fn veiled(request: &Request, error: StanzaError) -> StanzaError {
+    let barred = matches!(
+        error.condition,
+        Condition::ItemNotFound | Condition::NotAuthorized | Condition::NotAllowed | Condition::Forbidden
+    );
+    if barred { authorized(request).err().unwrap_or(error) } else { error }
+}
+
 async fn account_info(request: Request) -> Answer {
     let node = node(&request);
     if let (Some(name), Some(desk)) = (node.as_deref().filter(|node| !node.is_empty()), Desk::of(&request)) {
         let mut w = Writer::new();
-        desk.node_info(name).await?.write(&mut w, Some(name));
+        desk.node_info(name).await.map_err(|error| veiled(&request, error))?.write(&mut w, Some(name));
         return Ok(w.finish().into());
     }
     authorized(&request)?;
@@ -156,7 +166,7 @@ async fn account_items(request: Request) -> Answer {
     w.open("query").attr("xmlns", ns::DISCO_ITEMS);
     if let Some(name) = node(&request).filter(|node| !node.is_empty()) {
         w.attr("node", &name);
-        desk.list_items(&name, page, &mut w).await?;
+        desk.list_items(&name, page, &mut w).await.map_err(|error| veiled(&request, error))?;
         w.close();
         return Ok(w.finish().into());
     }

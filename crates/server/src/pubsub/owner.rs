@@ -308,8 +308,9 @@ impl Desk {
         let mut all = self.all_affiliations(&node).await?;
         let known = all.len();
         let unacceptable = |text: &str| StanzaError::new(Condition::NotAcceptable).text(text);
+        let subscribed = self.all_subscriptions(&node).await?;
         let mut batch = Batch::new(self.lane);
-        let mut changed = Vec::new();
+        let (mut changed, mut ended, mut approved) = (Vec::new(), Vec::new(), Vec::new());
         for (jid, affiliation) in wanted {
             let jid = jid.bare();
             let before = all.iter().position(|(known, _)| *known == jid);
@@ -336,13 +337,25 @@ impl Desk {
                 .bind(jid.as_str())
                 .bind(affiliation.name()),
             });
-            // s.8.9.2.1: who may not read is not subscribed.
-            if matches!(affiliation, Affiliation::Outcast | Affiliation::PublishOnly) {
-                batch.push(
-                    sql("DELETE FROM pubsub_subscriptions WHERE node = ?1 AND owner = ?2")
-                        .bind(node.id)
-                        .bind(jid.as_str()),
-                );
+            let own = subscribed.iter().filter(|it| it.jid.same_bare(&jid));
+            match affiliation {
+                // s.8.9.2.1: who may not read is not subscribed.
+                Affiliation::Outcast | Affiliation::PublishOnly => {
+                    batch.push(
+                        sql("DELETE FROM pubsub_subscriptions WHERE node = ?1 AND owner = ?2")
+                            .bind(node.id)
+                            .bind(jid.as_str()),
+                    );
+                    ended.extend(own.map(|it| &it.jid));
+                }
+                // s.4.1: who may subscribe whatever the access model does not wait for approval.
+                Affiliation::Owner | Affiliation::Publisher | Affiliation::Member => {
+                    for waiting in own.filter(|it| it.pending) {
+                        batch.push(subscribe::approve(&node, &waiting.jid));
+                        approved.push(waiting);
+                    }
+                }
+                Affiliation::None => {}
             }
             changed.push((jid, affiliation));
         }
@@ -356,8 +369,6 @@ impl Desk {
                 MOST_AFFILIATIONS.saturating_sub(known)
             )));
         }
-        // Before some of them go.
-        let subscribed = self.all_subscriptions(&node).await?;
         if !batch.is_empty() {
             self.exchange.db.run(batch).await.map_err(|error| store_trouble(&error))?;
         }
@@ -381,6 +392,14 @@ impl Desk {
                 w.close().close();
             })
             .await;
+        }
+        // s.8.8, "Notifying Subscribers": and of what became of their subscriptions.
+        for jid in ended {
+            self.tell_subscriber(&node, jid, "none").await;
+        }
+        for waiting in approved {
+            self.tell_subscriber(&node, &waiting.jid, "subscribed").await;
+            self.send_last_to(&node, waiting).await;
         }
         Ok(())
     }

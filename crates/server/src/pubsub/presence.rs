@@ -11,12 +11,13 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use trunkline_store::{Lane, Rows, Statement, StoreError, sql};
 use trunkline_xmpp::jid::Jid;
-use trunkline_xmpp::stanza::PresenceType;
+use trunkline_xmpp::stanza::{Kind, MessageType, PresenceType, Stanza};
 
 use super::Desk;
 use super::caps::{Interests, Shown};
 use super::config::{Access, SendLast};
 use super::node::{self, Affiliation, Opened, Place};
+use super::subscribe::write_state;
 use crate::exchange::Exchange;
 use crate::route::account::Account;
 use crate::route::{Mail, Session};
@@ -477,19 +478,38 @@ impl Exchange {
     }
 
     /// A contact sees the account's presence no more, hence no node that is for those who do: subscriptions to such
-    /// nodes end (s.12.16, XEP-0163 s.4.3.3).
+    /// nodes end (s.12.16, XEP-0163 s.4.3.3), and the subscribers are told.
     pub(crate) fn hide_nodes(self: &Arc<Self>, account: &Arc<Account>, contact: &Jid) {
         let ended = sql("DELETE FROM pubsub_subscriptions WHERE owner = ?2 AND node IN \
-             (SELECT id FROM pubsub_nodes WHERE place = ?1 AND json_extract(config, '$.access') = 'presence')")
+             (SELECT id FROM pubsub_nodes WHERE place = ?1 AND json_extract(config, '$.access') = 'presence') \
+             RETURNING jid, (SELECT name FROM pubsub_nodes WHERE id = node)")
         .bind(format!("#{}", account.id))
         .bind(contact.bare_str());
         let batch = trunkline_store::Batch::new(Lane::Inside).with(ended);
-        self.db.submit(batch, |result| {
-            // They get nothing anyway: that they may read is asked again each time.
-            if let Err(error) = result {
-                tracing::warn!(%error, "subscriptions to nodes could not be ended");
+        let (exchange, from) = (Arc::clone(self), account.jid.clone());
+        self.db.submit(batch, move |result| match result {
+            Ok(ended) if ended.iter().any(|rows| !rows.is_empty()) => {
+                let telling = Arc::clone(&exchange);
+                exchange.spawn(async move { telling.tell_of_ends(&from, &ended) });
             }
+            Ok(_) => {}
+            // They get nothing anyway: that they may read is asked again each time.
+            Err(error) => tracing::warn!(%error, "subscriptions to nodes could not be ended"),
         });
+    }
+
+    /// Tells subscribers, rows of an address and a node's name, that their subscriptions have ended.
+    fn tell_of_ends(self: &Arc<Self>, from: &Jid, ended: &[Rows]) {
+        for row in ended.iter().flat_map(Rows::iter) {
+            let Ok(to) = Jid::parse(row.text(0)) else { continue };
+            let stanza = Stanza::build(Kind::Message(MessageType::Headline))
+                .from(from.clone())
+                .to(to)
+                .id(self.ids.short())
+                .body(|w| write_state(w, row.text(1), row.text(0), "none"))
+                .done();
+            self.answer_with(stanza);
+        }
     }
 }
 

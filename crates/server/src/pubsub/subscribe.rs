@@ -193,7 +193,7 @@ impl Desk {
     }
 
     /// s.6.1.7: a new subscriber gets the last item.
-    async fn send_last_to(&self, node: &Node, subscription: &Subscription) {
+    pub(super) async fn send_last_to(&self, node: &Node, subscription: &Subscription) {
         if node.config.send_last == SendLast::Never || !subscription.options.deliver || !node.config.notify {
             return;
         }
@@ -489,7 +489,7 @@ pub(crate) async fn keep(exchange: Arc<Exchange>) {
 }
 
 /// A subscription has another state now ("Notification of Subscription State Changes").
-fn write_state(w: &mut Writer, node: &str, jid: &str, state: &str) {
+pub(super) fn write_state(w: &mut Writer, node: &str, jid: &str, state: &str) {
     w.open("event").attr("xmlns", ns::PUBSUB_EVENT);
     w.open("subscription").attr("node", node).attr("jid", jid).attr("subscription", state).close();
     w.close();
