@@ -213,7 +213,7 @@ impl Storage {
 
 /// The bookmarks of XEP-0402 change: the item of XEP-0048 is written anew.
 async fn to_legacy(coming: Coming) -> Result<Vec<Also>, StanzaError> {
-    let mut items = items_of(&coming.desk, ns::BOOKMARKS).await?;
+    let mut items = coming.desk.items_here(ns::BOOKMARKS).await?;
     match &coming.what {
         Happened::Published(new) => {
             // What the list can't show would be known to one kind of client only.
@@ -234,7 +234,7 @@ async fn to_legacy(coming: Coming) -> Result<Vec<Also>, StanzaError> {
         Happened::Purged | Happened::Deleted => items.clear(),
         Happened::Configured => return Ok(Vec::new()),
     }
-    let legacy = items_of(&coming.desk, ns::BOOKMARKS_LEGACY).await?;
+    let legacy = coming.desk.items_here(ns::BOOKMARKS_LEGACY).await?;
     let before = storage_of(legacy.last())?;
     // Ids that are one address, written in several ways: the newest counts. What can't be read is in no list.
     let mut rooms = HashSet::new();
@@ -266,7 +266,7 @@ async fn from_legacy(coming: Coming) -> Result<Vec<Also>, StanzaError> {
             Storage::read(&payload)?
         }
         Happened::Retracted(ids) => {
-            let left = items_of(&coming.desk, ns::BOOKMARKS_LEGACY).await?;
+            let left = coming.desk.items_here(ns::BOOKMARKS_LEGACY).await?;
             // What was not there takes nothing with it.
             match left.iter().rev().find(|item| !ids.contains(&item.id)) {
                 Some(item) => storage_of(Some(item))?,
@@ -277,7 +277,7 @@ async fn from_legacy(coming: Coming) -> Result<Vec<Also>, StanzaError> {
         Happened::Purged | Happened::Deleted => Storage::default(),
         Happened::Configured => return Ok(Vec::new()),
     };
-    let items = items_of(&coming.desk, ns::BOOKMARKS).await?;
+    let items = coming.desk.items_here(ns::BOOKMARKS).await?;
     // The newest of those that are one room's, as in the list; what is no bookmark was never in the list.
     let read: Vec<(&str, Bookmark)> =
         items.iter().filter_map(|item| Some((item.id.as_str(), Bookmark::of_item(item).ok()?))).collect();
@@ -323,14 +323,6 @@ fn storage_of(item: Option<&Item>) -> Result<Storage, Unread> {
     Ok(read.flatten().unwrap_or_default())
 }
 
-/// A node's items; none if it has gone elsewhere (XEP-0060 s.8.4.1).
-pub(super) async fn items_of(desk: &Desk, node: &str) -> Result<Vec<Item>, StanzaError> {
-    match desk.items(node).await {
-        Err(error) if error.condition == Condition::Gone => Ok(Vec::new()),
-        other => other,
-    }
-}
-
 /// Bookmarks of the time when private XML was kept as it came go where they are kept now, before anybody signs in
 /// (XEP-0411 s.4). What can't be taken over stays where it is.
 ///
@@ -369,9 +361,9 @@ pub async fn adopt(exchange: &Arc<Exchange>) -> Result<(), StoreError> {
 /// What is in PEP already wins.
 async fn take_over(desk: &Desk, old: &[u8]) -> Result<(), StanzaError> {
     let old = Storage::read(old)?;
-    let legacy = items_of(desk, ns::BOOKMARKS_LEGACY).await?;
+    let legacy = desk.items_here(ns::BOOKMARKS_LEGACY).await?;
     let mut storage = storage_of(legacy.last())?;
-    let new = items_of(desk, ns::BOOKMARKS).await?;
+    let new = desk.items_here(ns::BOOKMARKS).await?;
     for bookmark in new.iter().filter_map(|item| Bookmark::of_item(item).ok()).chain(old.bookmarks) {
         if !storage.bookmarks.iter().any(|known| known.room == bookmark.room) {
             storage.bookmarks.push(bookmark);

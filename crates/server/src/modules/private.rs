@@ -8,7 +8,6 @@ use trunkline_xmpp::error::{Condition, StanzaError};
 use trunkline_xmpp::ns;
 use trunkline_xmpp::stanza::IqType::{Get, Set};
 
-use super::bookmarks::items_of;
 use super::{Answer, Level, Module, Reply, Request, Scope};
 use crate::pubsub::{NewItem, Terms};
 use crate::route::account::Account;
@@ -39,7 +38,7 @@ async fn get(request: Request) -> Answer {
         return Err(StanzaError::new(Condition::BadRequest).text("Ask for one element at a time."));
     }
     if is_bookmarks(element) {
-        let items = items_of(&request.exchange.pep(account), ns::BOOKMARKS_LEGACY).await?;
+        let items = request.exchange.pep(account).items_here(ns::BOOKMARKS_LEGACY).await?;
         if let Some(item) = items.last() {
             let mut w = Writer::new();
             w.open("query").attr("xmlns", ns::PRIVATE).raw(&item.payload).close();

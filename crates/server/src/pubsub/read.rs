@@ -71,6 +71,17 @@ impl Desk {
         Ok(rows.into_iter().map(|(item, _)| item).collect())
     }
 
+    /// The same; none if the node has gone elsewhere (XEP-0060 s.8.4.1).
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn items_here(&self, name: &str) -> Result<Vec<Item>, StanzaError> {
+        match self.items(name).await {
+            Err(error) if error.condition == Condition::Gone => Ok(Vec::new()),
+            other => other,
+        }
+    }
+
     /// One item.
     ///
     /// # Errors
