@@ -489,6 +489,16 @@ mod tests {
         assert_eq!(ids, ["<stanza-id xmlns='urn:xmpp:sid:0' by='juliet@here.example' id='s1'/>"]);
     }
 
+    /// Message number `n`, and its retraction, which is not carried out yet.
+    async fn said_and_taken_back(db: &Db, n: i64) {
+        let said =
+            format!("<message from='romeo@there.example/x' id='m{n}' type='chat'><body>x</body></message>");
+        add(db, n, ("romeo@there.example", 0), &said).await;
+        add(db, 1000 + n, ("romeo@there.example", 0), "<message id='r'/>").await;
+        let retraction = Retraction { id: LogId(1000 + n), ..by("romeo@there.example/x", &format!("m{n}")) };
+        db.run(Batch::new(Lane::Inside).with(retraction.waits(1))).await.unwrap();
+    }
+
     /// What the store can't do keeps nothing else waiting, and is given up in the end.
     #[tokio::test]
     async fn one_that_cannot_be_done_does_not_block_the_others() {
@@ -498,14 +508,7 @@ mod tests {
                           BEGIN SELECT RAISE(ABORT, 'no'); END");
         db.run(Batch::new(Lane::Inside).with(second).with(refuse)).await.unwrap();
         for n in 1..=12 {
-            let said = format!(
-                "<message from='romeo@there.example/x' id='m{n}' type='chat'><body>x</body></message>"
-            );
-            add(&db, n, ("romeo@there.example", 0), &said).await;
-            add(&db, 1000 + n, ("romeo@there.example", 0), "<message id='r'/>").await;
-            let retraction =
-                Retraction { id: LogId(1000 + n), ..by("romeo@there.example/x", &format!("m{n}")) };
-            db.run(Batch::new(Lane::Inside).with(retraction.waits(1))).await.unwrap();
+            said_and_taken_back(&db, n).await;
         }
         let left = || async { db.read(sql("SELECT id FROM retractions ORDER BY id")).await.unwrap().len() };
         let mut tries = Tries::new();
@@ -531,14 +534,7 @@ mod tests {
                           BEGIN SELECT RAISE(ABORT, 'no'); END");
         db.run(Batch::new(Lane::Inside).with(refuse)).await.unwrap();
         for n in 1..=11 {
-            let said = format!(
-                "<message from='romeo@there.example/x' id='m{n}' type='chat'><body>x</body></message>"
-            );
-            add(&db, n, ("romeo@there.example", 0), &said).await;
-            add(&db, 1000 + n, ("romeo@there.example", 0), "<message id='r'/>").await;
-            let retraction =
-                Retraction { id: LogId(1000 + n), ..by("romeo@there.example/x", &format!("m{n}")) };
-            db.run(Batch::new(Lane::Inside).with(retraction.waits(1))).await.unwrap();
+            said_and_taken_back(&db, n).await;
         }
         let mut tries = Tries::new();
         let mut rounds = 0;

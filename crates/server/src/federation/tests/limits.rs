@@ -203,14 +203,20 @@ async fn one_account_does_not_call_all_the_world() {
     assert!(places.take(account, most).is_ok());
 }
 
-/// A stream that goes both ways and is not acknowledged yet, with messages of some 20 kB each on their way to a rogue that
-/// does not read.
-async fn bytes_wait(world: &World, here: &Site, romeo: &mut Person) -> Rogue {
+/// A stream that goes both ways, proved, and not acknowledged yet.
+async fn unacknowledged(world: &World, here: &Site) -> Rogue {
     let certs = world.certs("rogue", &leaf("rogue.example"));
     let mut rogue = Rogue::connect(world, here, &certs, ME).await;
     assert!(rogue.next().await.unwrap().contains("EXTERNAL"));
     rogue.send("<bidi xmlns='urn:xmpp:bidi'/>").await;
     rogue.external(ME.0, ME.1).await;
+    rogue
+}
+
+/// A stream that goes both ways and is not acknowledged yet, with messages of some 20 kB each on their way to a rogue that
+/// does not read.
+async fn bytes_wait(world: &World, here: &Site, romeo: &mut Person) -> Rogue {
+    let rogue = unacknowledged(world, here).await;
     // Longer than anybody waits for acknowledgements to be enabled.
     tokio::time::sleep(ENABLES).await;
     long_messages(romeo, 0..20).await;
@@ -252,12 +258,8 @@ async fn what_waits_is_not_sent_between_the_proof_and_the_acknowledgements() {
     let mut romeo = here.person("romeo@here.example/a").await;
     romeo.send(TO_ROGUE).await;
     settle().await;
-    let certs = world.certs("rogue", &leaf("rogue.example"));
     // It dies before it could enable them.
-    let mut rogue = Rogue::connect(&world, &here, &certs, ME).await;
-    assert!(rogue.next().await.unwrap().contains("EXTERNAL"));
-    rogue.send("<bidi xmlns='urn:xmpp:bidi'/>").await;
-    rogue.external(ME.0, ME.1).await;
+    let mut rogue = unacknowledged(&world, &here).await;
     let early = tokio::time::timeout(ENABLES / 2, message(&mut rogue)).await;
     assert!(early.is_err(), "{early:?}");
     drop(rogue);
@@ -276,11 +278,7 @@ async fn who_sends_stanzas_instead_of_enabling_acknowledgements_gets_what_waits(
     let mut romeo = here.person("romeo@here.example/a").await;
     romeo.send(TO_ROGUE).await;
     settle().await;
-    let certs = world.certs("rogue", &leaf("rogue.example"));
-    let mut rogue = Rogue::connect(&world, &here, &certs, ME).await;
-    assert!(rogue.next().await.unwrap().contains("EXTERNAL"));
-    rogue.send("<bidi xmlns='urn:xmpp:bidi'/>").await;
-    rogue.external(ME.0, ME.1).await;
+    let mut rogue = unacknowledged(&world, &here).await;
     rogue.send(FROM_ROGUE).await;
     let soon = tokio::time::timeout(ENABLES / 2, message(&mut rogue)).await;
     assert!(soon.is_ok_and(|message| message.contains("m1")));
@@ -335,11 +333,7 @@ async fn who_asks_and_takes_no_answers_is_read_no_further_and_misses_none() {
     const MANY: usize = 4000;
     let world = World::new(NAMES);
     let here = world.site("here.example", &["federation.preset=careful", "limits.enabled=false"]).await;
-    let certs = world.certs("rogue", &leaf("rogue.example"));
-    let mut rogue = Rogue::connect(&world, &here, &certs, ME).await;
-    assert!(rogue.next().await.unwrap().contains("EXTERNAL"));
-    rogue.send("<bidi xmlns='urn:xmpp:bidi'/>").await;
-    rogue.external(ME.0, ME.1).await;
+    let rogue = unacknowledged(&world, &here).await;
     let questions: String = (0..MANY).map(question).collect();
     let (mut reads, mut writes) = tokio::io::split(rogue.wire.transport);
     let asking = tokio::spawn(async move {
